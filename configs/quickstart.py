@@ -1,0 +1,140 @@
+"""The quickstart model: 64 pixels, 8 views, rendered heads, small enough for a CPU.
+
+Command:   python -m spinmeround_jax.train --config=configs/quickstart.py
+Hardware:  2 CPU cores
+Expected:  the autoencoder, then the diffusion model; sample grids in runs/quickstart/samples
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """A complete `spinmeround_jax.config.Config`."""
+    config = ConfigDict()
+    config.name = "quickstart"
+    config.seed = 0
+    config.init_from = ""
+    config.train_identity_encoder = True  # one small layer, learnt with the UNet
+    config.compute_dtype = "float32"
+
+    config.model = ConfigDict()
+    config.model.image_size = 64
+    config.model.views = 8
+    config.model.rays = "true"
+    config.model.unet = ConfigDict(
+        dict(
+            in_channels=153,
+            out_channels=8,
+            model_channels=96,
+            channel_mult=(1, 2, 2),
+            res_blocks=1,
+            attention_levels=(0, 1, 2),
+            joint_levels=(0, 1, 2),  # 8x8 latents: joint attention is cheap at every level
+            heads=4,
+            transformer_depth=1,
+            context_dim=512,
+            norm_groups=16,
+        )
+    )
+    config.model.autoencoder = ConfigDict(
+        dict(
+            channels=16,
+            channel_mult=(1, 2, 4, 4),
+            res_blocks=1,
+            latent_channels=4,
+            scale_factor=1.0,  # the statistics are folded into the weights
+            norm_groups=8,
+        )
+    )
+    config.model.identity = ConfigDict(
+        dict(
+            vocab_size=7,
+            width=512,
+            layers=1,
+            heads=8,
+            mlp_width=512,
+            context_length=8,
+            prompt_ids=(0, 1, 2, 3, 4, 5, 6),
+            empty_ids=(0, 6),
+            id_token=4,
+            pad_id=6,
+        )
+    )
+
+    config.data = ConfigDict(
+        dict(
+            directory="data/heads64",
+            max_frontal_yaw=35.0,
+            max_frontal_pitch=25.0,
+            random_background=0.5,
+            guidance_dropout=0.15,
+            relative_cameras=True,
+            skip_corrupt=False,
+            workers=0,
+            prefetch=2,
+        )
+    )
+
+    # ln sigma ~ N(mean + ln(targets) / 2, std^2); small latents need less noise than 64x64 ones.
+    config.noise = ConfigDict(dict(mean=-0.4, std=1.5))
+
+    config.optimizer = ConfigDict(
+        dict(
+            learning_rate=1e-3,
+            warmup_steps=200,
+            schedule="cosine",
+            weight_decay=0.01,
+            beta1=0.9,
+            beta2=0.99,
+            max_gradient_norm=1.0,
+            ema_decay=0.999,
+            batch_size=16,
+        )
+    )
+    config.stages = (
+        ConfigDict(dict(steps=3000, observed=(1,))),
+        ConfigDict(dict(steps=3000, observed=(0, 1, 3))),
+    )
+
+    config.autoencoder_training = ConfigDict(
+        dict(
+            steps=4000,
+            lpips_weight=0.5,
+            kl_weight=1e-4,
+            optimizer=ConfigDict(
+                dict(
+                    learning_rate=2e-3,
+                    warmup_steps=100,
+                    schedule="cosine",
+                    weight_decay=0.0,
+                    beta1=0.9,
+                    beta2=0.99,
+                    max_gradient_norm=1.0,
+                    ema_decay=0.998,
+                    batch_size=8,  # single views, of image and normals: 16 pictures
+                )
+            ),
+        )
+    )
+
+    config.ablation = ConfigDict(dict(no_identity=False, no_normals=False, no_image=False))
+
+    config.sampling = ConfigDict(
+        dict(
+            steps=50,
+            sampler="euler",
+            sigma_min=0.002,
+            sigma_max=80.0,
+            rho=7.0,
+            guidance_scale=2.0,
+            shared_noise=False,
+            normals_steps=50,
+            normals_guidance=1.0,
+        )
+    )
+
+    config.log_every = 50
+    config.sample_every = 500
+    config.checkpoint_every = 250
+    config.keep_checkpoints = 2
+    return config

@@ -1,0 +1,339 @@
+"""What a run leaves on disk, through Orbax: checkpoints to resume from, and finished models.
+
+A training checkpoint holds the whole `TrainState`, the loader's position and the config. A model
+folder holds `model.json` (what the networks are, and where they come from) and `weights/`. Nothing
+is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from spinmeround_jax import models, parameters
+from spinmeround_jax.config import ModelConfig, from_mapping
+from spinmeround_jax.models import Autoencoder, AutoencoderConfig, Model
+
+SCHEMA_VERSION = 1
+
+Path = str | os.PathLike[str]
+
+# Changing these leaves the course of training as it is, so a run may be resumed with other values.
+FREE_FIELDS = (
+    "name",
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "sampling",
+    "data.directory",
+    "data.workers",
+    "data.prefetch",
+)
+
+
+class CheckpointError(ValueError):
+    """Something on disk cannot be used; the message names the file and what to do."""
+
+
+class Loader(Protocol):
+    """What checkpoints ask of a data iterator, as Grain's; states are JSON values or bytes."""
+
+    def get_state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
+
+
+# --------------------------------------------------------------------------------------------------
+# Training checkpoints
+
+
+class Checkpoints:
+    """The checkpoints of one run: `directory/<step>/`, written in the background, the newest kept.
+
+    A step's folder gets its name only when complete, so a kill while writing costs that step.
+    """
+
+    def __init__(self, directory: Path, *, keep: int, config: Any):
+        """`config`: the run's frozen dataclass; a run with another one is not resumed."""
+        self.directory = pathlib.Path(directory).absolute()
+        self._config = dataclasses.asdict(config)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=True, enable_async_checkpointing=True
+            ),
+            item_names=("state", "config", _loader_item()),
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, loader: Loader) -> None:
+        """Copy the state now, write it in the background; a step already on disk is left alone."""
+        if step == self.latest():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                config=ocp.args.JsonSave(self._config),
+                **{_loader_item(): ocp.args.JsonSave({"state": _to_json(loader.get_state())})},
+            ),
+            force=True,
+        )
+
+    def restore(self, abstract_state: Any, loader: Loader) -> Any:
+        """The newest state, placed as `abstract_state` says; `loader` is moved to where it stood.
+
+        Args:
+            abstract_state: ShapeDtypeStructs with shardings.
+
+        Raises:
+            CheckpointError: the config differs, or the files cannot be read.
+        """
+        step = self.latest()
+        folder = self.directory / str(step)
+        try:
+            saved = self._manager.restore(
+                step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
+            )
+        except Exception as error:  # Orbax, tensorstore and JSON each have their own
+            raise CheckpointError(f"{folder}: {_REMOVE} ({error})") from error
+        if changes := config_changes(saved["config"], self._config):
+            raise CheckpointError(
+                f"{folder} was written with another config: {'; '.join(changes)}. Set these back, "
+                "or start a new run with another --workdir"
+            )
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract_state),
+                    **{_loader_item(): ocp.args.JsonRestore()},
+                ),
+            )
+        except Exception as error:
+            raise CheckpointError(f"{folder}: {_REMOVE} ({error})") from error
+        loader.set_state(_from_json(restored[_loader_item()]["state"]))
+        return restored["state"]
+
+    def should_stop(self, step: int) -> bool:
+        """Whether a process of a multi-process run was told to end (JAX's preemption service)."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+    def wait(self) -> None:
+        """Return when everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+_REMOVE = "the checkpoint cannot be read; delete this folder to resume from the one before"
+
+
+def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Fields outside FREE_FIELDS whose values differ, as "name: saved -> current"."""
+    before, after = _flat(saved), _flat(json.loads(json.dumps(current)))
+    return [
+        f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+        and not any(name == free or name.startswith(free + ".") for free in FREE_FIELDS)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _loader_item() -> str:
+    """Each process reads its own examples, so each has a position of its own."""
+    return f"loader_{jax.process_index()}"
+
+
+def _to_json(state: Any) -> Any:
+    return {"bytes": state.decode("latin-1")} if isinstance(state, bytes) else {"json": state}
+
+
+def _from_json(stored: Mapping[str, Any]) -> Any:
+    return stored["bytes"].encode("latin-1") if "bytes" in stored else stored["json"]
+
+
+# --------------------------------------------------------------------------------------------------
+# Finished models
+
+
+def save_model(
+    directory: Path, model: Model, provenance: Mapping[str, Any], dtype: Any = np.float16
+) -> None:
+    """Write `directory/model.json` and `directory/weights/`.
+
+    Args:
+        provenance: where the weights come from (command, seed, steps, date, hardware, data); JSON.
+        dtype: of the stored weights.
+
+    Raises:
+        ValueError: a weight that is not finite in `dtype`.
+    """
+    _write(directory, "model", dataclasses.asdict(model.config), provenance, _weights(model), dtype)
+
+
+def load_model(directory: Path, dtype: Any = jnp.float32) -> Model:
+    """The model in `directory`, with float32 parameters, computing in `dtype`.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit the others.
+    """
+    config = _read_config(directory, "model", ModelConfig)
+    model = nnx.eval_shape(lambda: _networks(models.build(config, dtype=dtype, rngs=nnx.Rngs(0))))
+    return Model(config, **_read_weights(directory, model))
+
+
+def save_autoencoder(
+    directory: Path, autoencoder: Autoencoder, provenance: Mapping[str, Any]
+) -> None:
+    """As `save_model`, for an autoencoder alone, in float32."""
+    _write(
+        directory,
+        "autoencoder",
+        dataclasses.asdict(autoencoder.config),
+        provenance,
+        {"autoencoder": parameters.split(autoencoder)[1]},
+        np.float32,
+    )
+
+
+def load_autoencoder(directory: Path, dtype: Any = jnp.float32) -> Autoencoder:
+    """As `load_model`, for `save_autoencoder`."""
+    config = _read_config(directory, "autoencoder", AutoencoderConfig)
+    module = nnx.eval_shape(lambda: Autoencoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    return _read_weights(directory, {"autoencoder": module})["autoencoder"]
+
+
+def read_provenance(directory: Path) -> dict[str, Any]:
+    """Where a model's weights come from, as given to `save_model`."""
+    return _read_json(directory)["provenance"]
+
+
+def _networks(model: Model) -> dict[str, nnx.Module]:
+    return {"unet": model.unet, "autoencoder": model.autoencoder, "identity": model.identity}
+
+
+def _weights(model: Model) -> dict[str, parameters.Parameters]:
+    return {name: parameters.split(module)[1] for name, module in _networks(model).items()}
+
+
+def _write(
+    directory: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    weights: dict[str, parameters.Parameters],
+    dtype: Any,
+) -> None:
+    directory = pathlib.Path(directory).absolute()
+    weights = jax.tree.map(lambda x: x.astype(dtype), weights)
+    for network, tensors in weights.items():
+        for name, value in tensors.items():
+            if not bool(jnp.isfinite(value).all()):
+                raise ValueError(f"{network}/{name} is not finite as {np.dtype(dtype).name}")
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "config": config,
+        "provenance": dict(provenance),
+    }
+    text = json.dumps(description, indent=2) + "\n"  # before anything is written: may raise
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory / "weights", weights, force=True)
+    if jax.process_index() == 0:
+        # Last, so that a folder with a model.json is complete.
+        temporary = directory / "model.json.tmp"
+        temporary.write_text(text)
+        temporary.replace(directory / "model.json")
+
+
+def _read_json(directory: Path) -> dict[str, Any]:
+    path = pathlib.Path(directory) / "model.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such file; give a folder written by training (<workdir>/model) or by "
+            "spinmeround_jax.convert"
+        )
+    try:
+        description = json.loads(path.read_text())
+        version = description["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged, restore it from a copy ({error!r})") from error
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: schema version {version!r}, this code reads {SCHEMA_VERSION}; convert the "
+            "weights again, or use the code that wrote them"
+        )
+    for missing in ("kind", "config", "provenance"):
+        if missing not in description:
+            raise CheckpointError(f"{path}: damaged, {missing!r} is missing")
+    return description
+
+
+def _read_config(directory: Path, kind: str, cls: type) -> Any:
+    path = pathlib.Path(directory) / "model.json"
+    description = _read_json(directory)
+    if description["kind"] != kind:
+        raise CheckpointError(f"{path}: holds {description['kind']!r}, expected {kind!r}")
+    try:
+        return from_mapping(cls, description["config"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _read_weights(directory: Path, networks: dict[str, nnx.Module]) -> dict[str, nnx.Module]:
+    path = pathlib.Path(directory).absolute() / "weights"
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder, though model.json is there; copy it too")
+    graphs, expected = {}, {}
+    for name, module in networks.items():
+        graphs[name], expected[name] = parameters.split(module)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            found = checkpointer.metadata(path).item_metadata
+            found = {name: dict(found[name]) for name in found}
+        except Exception as error:
+            raise CheckpointError(f"{path}: damaged, restore it from a copy ({error})") from error
+        problems = [
+            f"{name}: {problem}"
+            for name in sorted(expected.keys() | found.keys())
+            for problem in parameters.mismatches(expected.get(name, {}), found.get(name, {}))
+        ]
+        if problems:
+            raise CheckpointError(
+                f"{path} does not fit the config in model.json: {'; '.join(problems)}"
+            )
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=here), expected
+        )
+        try:
+            weights = checkpointer.restore(path, target)
+        except Exception as error:
+            raise CheckpointError(f"{path}: damaged, restore it from a copy ({error})") from error
+    return {name: parameters.merge(graphs[name], weights[name]) for name in networks}

@@ -1,0 +1,169 @@
+"""The whole experiment as frozen dataclasses; a ConfigDict from `configs/` becomes one here, once.
+
+Below this boundary nobody sees ml_collections. Every field must be given in the config file: a config
+is complete and tells what it does; a missing, unknown or mistyped field is an error naming it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from spinmeround_jax.models.autoencoder import AutoencoderConfig
+from spinmeround_jax.models.identity import IdentityEncoderConfig
+from spinmeround_jax.models.unet import UNetConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides which tensors exist and what they mean; saved beside the weights."""
+
+    image_size: int  # pixels; the latent size is image_size / autoencoder.downsampling
+    views: int  # P = M + K of the paper, views denoised jointly
+    rays: str  # "true" | "released", see cameras.raymap
+    unet: UNetConfig
+    autoencoder: AutoencoderConfig
+    identity: IdentityEncoderConfig
+
+    @property
+    def latent_size(self) -> int:
+        return self.image_size // self.autoencoder.downsampling
+
+    @property
+    def latent_channels(self) -> int:
+        return 2 * self.autoencoder.latent_channels  # RGB and normals
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    directory: str  # holds manifest.json and the TFRecord shards
+    max_frontal_yaw: float  # degrees; an observed view within counts as showing the face
+    max_frontal_pitch: float
+    random_background: float  # probability of a random colour instead of white
+    guidance_dropout: float  # probability that identity and observed images are dropped
+    relative_cameras: bool  # cameras in the frame of the first observed view
+    skip_corrupt: bool  # count and skip unreadable records instead of stopping
+    workers: int  # Grain worker processes; 0 decodes in the training process
+    prefetch: int  # batches held ready
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """A stretch of training with one way of drawing observed views (SPEC section 3)."""
+
+    steps: int
+    observed: tuple[int, ...]  # number of observed views, drawn uniformly from these
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    learning_rate: float
+    warmup_steps: int
+    schedule: str  # "constant" | "cosine" (to zero at the last step)
+    weight_decay: float
+    beta1: float
+    beta2: float
+    max_gradient_norm: float
+    ema_decay: float
+    batch_size: int  # examples over all devices
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseConfig:
+    """ln sigma ~ N(mean + ln(targets) / 2, std^2); open in the paper, our choice."""
+
+    mean: float
+    std: float
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderTrainingConfig:
+    """Training of the autoencoder itself; steps = 0 where pretrained weights are loaded."""
+
+    steps: int
+    lpips_weight: float
+    kl_weight: float
+    optimizer: OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class AblationConfig:
+    """The paper's ablations: what the model is denied, in training and in sampling alike."""
+
+    no_identity: bool
+    no_normals: bool
+    no_image: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """Defaults of `sample` and of the grids drawn while training (SPEC section 4)."""
+
+    steps: int
+    sampler: str  # "euler" | "heun"
+    sigma_min: float
+    sigma_max: float
+    rho: float
+    guidance_scale: float
+    shared_noise: bool  # one noise map for all target views of a sample, as released
+    normals_steps: int
+    normals_guidance: float  # x0 <- x0 - normals_guidance (x0 - known) on visible channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str
+    seed: int
+    model: ModelConfig
+    init_from: str  # directory written by `convert`, or "" to start from scratch
+    train_identity_encoder: bool
+    compute_dtype: str  # "float32" | "bfloat16"; master weights are float32
+    data: DataConfig
+    noise: NoiseConfig
+    optimizer: OptimizerConfig
+    stages: tuple[StageConfig, ...]
+    autoencoder_training: AutoencoderTrainingConfig
+    ablation: AblationConfig
+    sampling: SamplingConfig
+    log_every: int
+    sample_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+
+
+def from_mapping(cls: type, values: Mapping[str, Any], where: str = "config") -> Any:
+    """Build the dataclass `cls` (nested) from a mapping such as a ConfigDict or parsed JSON.
+
+    Raises:
+        ValueError: naming the field, when one is missing, unknown or of the wrong type.
+    """
+    if not isinstance(values, Mapping) and not hasattr(values, "items"):
+        raise ValueError(f"{where}: expected a mapping of fields, got {values!r}")
+    values = dict(values.items())
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    if missing := [name for name in names if name not in values]:
+        raise ValueError(f"{where}: missing {', '.join(missing)}")
+    if unknown := [name for name in values if name not in names]:
+        raise ValueError(f"{where}: unknown {', '.join(map(str, unknown))}")
+    return cls(**{name: _convert(hints[name], values[name], f"{where}.{name}") for name in names})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(hint, value, where)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+            raise ValueError(f"{where}: expected a sequence, got {value!r}")
+        element = typing.get_args(hint)[0]
+        return tuple(_convert(element, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        raise TypeError(f"{where}: config fields have one type")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,490 @@
+"""Training batches from TFRecord shards (Grain), and whole held-out subjects for evaluation.
+
+Example n of a run is a pure function of (data set, seed, n): which subject, which views, which
+background. Batches therefore depend neither on the number of worker processes nor on where a run
+was interrupted, and the processes of a multi-host run together see what one would have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from spinmeround_jax import cameras, records
+
+if TYPE_CHECKING:  # the config imports the models, which worker processes can do without
+    from spinmeround_jax.config import DataConfig, StageConfig
+
+_MAX_SUBSTITUTES = 20
+_logger = logging.getLogger(__name__)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """b examples of v views of one subject each, numpy arrays, channels last.
+
+    images: (b, v, h, w, 3) float32 in [-1, 1], composited on the example's background.
+    normals: (b, v, h, w, 3) float32 in [-1, 1], in the head's frame; 0 on the background.
+    observed: (b, v) bool, True first; if any view is observed, view 0 is and shows the face.
+    dropped: (b,) bool, guidance dropout: train without identity and observed images.
+    id_embedding: (b, 512) float32, unit length.
+    world_to_camera: (b, v, 4, 4) float32; relative to view 0 where configured and it is observed.
+    """
+
+    images: np.ndarray
+    normals: np.ndarray
+    observed: np.ndarray
+    dropped: np.ndarray
+    id_embedding: np.ndarray
+    world_to_camera: np.ndarray
+
+
+# --------------------------------------------------------------------------------------------------
+# Subjects
+
+
+class SubjectSource:
+    """Random access to the subjects of a split: element i is (index of its shard, row in it).
+
+    Raises:
+        records.RecordError: no manifest, no such split, a missing or empty shard, a shard that
+            disagrees with the manifest, one without usable index that is not sound when scanned.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, split: str):
+        self.directory, self.split = pathlib.Path(directory), split
+        manifest = records.read_manifest(directory)
+        self.image_size: int = manifest["image_size"]
+        self.views: int = manifest["views"]
+        shards = manifest["splits"].get(split)
+        if not shards:
+            raise records.RecordError(
+                f"{self.directory / 'manifest.json'}: no shards in split {split!r}; "
+                f"it has {', '.join(manifest['splits']) or 'no splits'}"
+            )
+        self.indexes = [records.read_index(self.directory / shard["file"]) for shard in shards]
+        for shard, index in zip(shards, self.indexes, strict=True):
+            if index.offsets.shape != (shard["subjects"], self.views):
+                raise records.RecordError(
+                    f"{index.path}: holds (subjects, views) {index.offsets.shape}, manifest.json "
+                    f"says {(shard['subjects'], self.views)}; write shard and manifest again"
+                )
+        self._ends = np.cumsum([len(index.subjects) for index in self.indexes])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SubjectSource, (self.directory, self.split)  # worker processes read the indexes anew
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, i: int) -> tuple[records.ShardIndex, int]:
+        i = range(len(self))[i]
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        return self.indexes[shard], i - (int(self._ends[shard - 1]) if shard else 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """All (or chosen) views of one subject, decoded; v views."""
+
+    subject: str
+    images: np.ndarray  # (v, h, w, 3) float32 in [-1, 1], on white
+    normals: np.ndarray  # (v, h, w, 3) float32 in [-1, 1], head's frame, 0 on the background
+    alpha: np.ndarray  # (v, h, w) float32 in [0, 1]
+    world_to_camera: np.ndarray  # (v, 4, 4) float32, head's frame
+    yaw: np.ndarray  # (v,) float32 degrees
+    pitch: np.ndarray  # (v,) float32 degrees
+    id_embedding: np.ndarray  # (512,) float32, unit length
+
+
+class HeldOut:
+    """The subjects of a split in storage order, for evaluation: `HeldOut(directory)[i]`."""
+
+    def __init__(self, directory: str | pathlib.Path, split: str = "held_out"):
+        self.source = SubjectSource(directory, split)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> Subject:
+        return self.load(i)
+
+    def load(self, i: int, views: Sequence[int] | None = None) -> Subject:
+        """Subject `i`, with the listed views in that order, or all of them.
+
+        Raises:
+            IndexError: no such subject or view.
+            records.RecordError: the stored data is damaged.
+        """
+        index, row = self.source[i]
+        wanted = range(self.source.views) if views is None else views
+        chosen = [range(self.source.views)[view] for view in wanted]
+        found, rgba, normals = _read(index, row, chosen, self.source.image_size)
+        images, alpha = composite(rgba, np.ones(3))
+        return Subject(
+            subject=found[0].subject,
+            images=images,
+            normals=normals,
+            alpha=alpha,
+            world_to_camera=np.stack([record.world_to_camera for record in found]),
+            yaw=np.array([record.yaw for record in found], np.float32),
+            pitch=np.array([record.pitch for record in found], np.float32),
+            id_embedding=found[0].id_embedding,
+        )
+
+
+def load_subject(directory: str | pathlib.Path, split: str, i: int) -> Subject:
+    """All views of subject `i` of a split; see `HeldOut` to read several."""
+    return HeldOut(directory, split)[i]
+
+
+def _read(
+    index: records.ShardIndex, row: int, views: Sequence[int], size: int
+) -> tuple[list[records.ViewRecord], np.ndarray, np.ndarray]:
+    """Records, (v, h, w, 4) uint8 RGBA and (v, h, w, 3) float32 normals of some views."""
+    found = index.read_views(row, views)
+    rgba = np.empty((len(found), size, size, 4), np.uint8)
+    normals = np.empty((len(found), size, size, 3), np.float32)
+    for i, record in enumerate(found):
+        where = index.where(row, record.view)
+        rgba[i] = records.decode_image(record.image, size, where)
+        normals[i] = records.decode_normals(record.normals, size, where)
+    return found, rgba, normals
+
+
+def composite(rgba: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lay straight-alpha images on one colour: rgb a + background (1 - a).
+
+    Args:
+        rgba: (..., 4) uint8.
+        background: (3,) in [0, 1].
+
+    Returns:
+        (..., 3) float32 images in [-1, 1] and (...) float32 alpha in [0, 1].
+    """
+    alpha = rgba[..., 3] * np.float32(1.0 / 255.0)
+    images = np.empty((*alpha.shape, 3), np.float32)
+    for channel, colour in enumerate(background * 2.0 - 1.0):
+        # c + a (x - c), plane by plane: four times faster than broadcasting over the last axis.
+        plane = rgba[..., channel] * np.float32(2.0 / 255.0)
+        plane -= np.float32(1.0 + colour)
+        plane *= alpha
+        plane += np.float32(colour)
+        images[..., channel] = plane
+    return np.clip(images, -1.0, 1.0, out=images), alpha
+
+
+# --------------------------------------------------------------------------------------------------
+# Examples
+
+
+def draw_views(
+    rng: np.random.Generator, frontal: np.ndarray, observed: int, views: int
+) -> np.ndarray:
+    """Choose `views` distinct views, the observed ones first and a frontal one before all (SPEC 3).
+
+    Args:
+        frontal: (V,) bool, the views which show the face.
+        observed: number of observed views; with 0, all are drawn alike.
+    """
+    if not observed:
+        return rng.choice(len(frontal), views, replace=False)
+    first = rng.choice(np.flatnonzero(frontal))
+    others = np.delete(np.arange(len(frontal)), first)
+    return np.concatenate([[first], rng.choice(others, views - 1, replace=False)])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sampler:
+    """Example number -> arrays of one example. Plain fields only: it goes to worker processes."""
+
+    source: SubjectSource
+    stage_ends: tuple[int, ...]  # examples, cumulative
+    stage_observed: tuple[tuple[int, ...], ...]
+    views: int
+    seed: int
+    max_frontal_yaw: float
+    max_frontal_pitch: float
+    random_background: float
+    guidance_dropout: float
+    relative_cameras: bool
+    skip_corrupt: bool
+
+    def __call__(self, n: int, subject: tuple[records.ShardIndex, int]) -> dict[str, Any]:
+        faults: list[str] = []
+        while True:
+            rng = np.random.default_rng([self.seed, n, len(faults)])
+            if faults:
+                subject = self.source[int(rng.integers(len(self.source)))]
+            try:
+                return {**self._example(n, subject, rng), "faults": faults}
+            except records.RecordError as error:
+                if not self.skip_corrupt:
+                    raise
+                faults.append(str(error))
+                if len(faults) == _MAX_SUBSTITUTES:
+                    raise records.RecordError(
+                        f"{len(faults)} unreadable subjects in a row, the last: {error}"
+                    ) from error
+
+    def frontal(self, world_to_camera: np.ndarray) -> np.ndarray:
+        """(..., 4, 4) poses in the head's frame -> (...) bool, whether the camera sees the face."""
+        yaw, pitch = cameras.yaw_pitch(world_to_camera)
+        return (abs(yaw) <= self.max_frontal_yaw) & (abs(pitch) <= self.max_frontal_pitch)
+
+    def _example(
+        self, n: int, subject: tuple[records.ShardIndex, int], rng: np.random.Generator
+    ) -> dict[str, Any]:
+        index, row = subject
+        stage = int(np.searchsorted(self.stage_ends, n, side="right"))
+        observed = int(rng.choice(self.stage_observed[stage]))
+        chosen = draw_views(rng, self.frontal(index.world_to_camera[row]), observed, self.views)
+        random_background = rng.random() < self.random_background
+        colour = rng.random(3)
+        dropped = rng.random() < self.guidance_dropout
+
+        found, rgba, normals = _read(index, row, chosen.tolist(), self.source.image_size)
+        world_to_camera = np.stack([record.world_to_camera for record in found])
+        if self.relative_cameras and observed:
+            world_to_camera = cameras.relative_to(world_to_camera[0], world_to_camera)
+        return {
+            "images": composite(rgba, colour if random_background else np.ones(3))[0],
+            "normals": normals,
+            "observed": np.arange(self.views) < observed,
+            "dropped": np.bool_(dropped),
+            "id_embedding": found[0].id_embedding,
+            "world_to_camera": world_to_camera,
+        }
+
+
+def _stack(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    batch = {
+        field.name: np.stack([example[field.name] for example in examples])
+        for field in dataclasses.fields(Batch)
+    }
+    return {**batch, "faults": [fault for example in examples for fault in example["faults"]]}
+
+
+# --------------------------------------------------------------------------------------------------
+# Loader
+
+
+class Loader(grain.DatasetIterator[Batch]):
+    """Iterator over a run's batches; `get_state` and `set_state` as in Grain, which Orbax saves.
+
+    The state is the number of batches already returned (and the skips counted): it can be restored
+    with another number of workers or processes, and after appending steps to the stages. Close the
+    loader (`close()` or `with contextlib.closing(loader)`) to end its worker processes.
+    """
+
+    def __init__(
+        self,
+        batches: grain.MapDataset,
+        identity: dict[str, Any],
+        workers: int,
+        prefetch: int,
+        image_size: int,
+    ):
+        super().__init__()
+        self._batches, self._identity = batches, identity
+        self._workers, self._prefetch = workers, prefetch
+        self._iterator: grain.DatasetIterator | None = None
+        self._logged: set[str] = set()
+        self.image_size = image_size  # pixels, of the stored images
+        self.step = 0  # batches returned so far
+        self.skipped = 0  # unreadable subjects replaced so far, in this process's share
+
+    def __len__(self) -> int:
+        """Batches of the whole run."""
+        return len(self._batches)
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            StopIteration: after the steps of all stages.
+            records.RecordError: a damaged record; the same one again if called again.
+        """
+        self._assert_not_closed()
+        if self.step >= len(self):
+            self._stop()
+            raise StopIteration
+        try:
+            element = next(self._start())
+        except StopIteration as error:  # must not pass for the end of the run
+            self._stop()
+            raise RuntimeError(f"the loader ended at step {self.step} of {len(self)}") from error
+        except BaseException:
+            self._stop()  # Grain's iterators are not consistent after an error
+            raise
+        self.step += 1
+        for fault in element.pop("faults"):
+            self.skipped += 1
+            if fault not in self._logged:
+                self._logged.add(fault)
+                _logger.warning("skipped, another subject takes its place: %s", fault)
+        return Batch(**element)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"step": self.step, "skipped": self.skipped, "loader": dict(self._identity)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue after the batches returned when `state` was taken.
+
+        Raises:
+            ValueError: naming what differs, if the state is of a loader with other batches.
+        """
+        if changed := [
+            f"{name} was {state['loader'].get(name)!r}, is {value!r}"
+            for name, value in self._identity.items()
+            if state["loader"].get(name) != value
+        ]:
+            raise ValueError(f"cannot resume the data loader: {'; '.join(changed)}")
+        self._stop()
+        self.step, self.skipped = int(state["step"]), int(state["skipped"])
+
+    def start_prefetch(self) -> None:
+        self._assert_not_closed()
+        if self.step < len(self):
+            self._start().start_prefetch()
+
+    def close(self) -> None:
+        super().close()
+        self._stop()
+
+    def _start(self) -> grain.DatasetIterator:
+        if self._iterator is None:
+            rest = self._batches.slice(slice(self.step, None))
+            if self._workers:
+                _default_profiling_flag()
+                # Elements are whole batches: only the queue of each worker holds some in advance.
+                dataset = rest.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(
+                    grain.MultiprocessingOptions(
+                        num_workers=self._workers,
+                        per_worker_buffer_size=max(1, -(-self._prefetch // self._workers)),
+                    ),
+                    worker_init_fn=_keep_off_accelerators,
+                )
+            else:
+                threads = min(self._prefetch, 2)  # more only contend for the GIL
+                dataset = rest.to_iter_dataset(grain.ReadOptions(threads, self._prefetch))
+            self._iterator = iter(dataset)
+        return self._iterator
+
+    def _stop(self) -> None:
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def _default_profiling_flag() -> None:
+    """Grain 0.2.18 reads this flag unguarded: an error where absl parses no flags (grain#1355)."""
+    name = "grain_enable_multiprocess_worker_profiling"
+    if name in flags.FLAGS and not flags.FLAGS.is_parsed():
+        flags.FLAGS[name].present = True
+
+
+def _keep_off_accelerators(worker: int, workers: int) -> None:
+    """Workers import JAX with the package: never let them take the trainer's device."""
+    jax.config.update("jax_platforms", "cpu")
+
+
+def make_loader(
+    config: DataConfig,
+    stages: Sequence[StageConfig],
+    batch_size: int,
+    views: int,
+    seed: int,
+    split: str = "train",
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Loader:
+    """Batches of `views` views for all steps of all stages, in order (SPEC section 3).
+
+    Args:
+        batch_size: examples over all processes; each process yields its contiguous share of every
+            batch, so that shares in process order are the batch of a single process.
+        seed: in [0, 2^32).
+
+    Raises:
+        ValueError: arguments that contradict each other or the data, naming them.
+        records.RecordError: no usable data in `config.directory`.
+    """
+    if not 0 <= process_index < process_count or batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} must divide evenly over {process_count} processes, "
+            f"and process_index {process_index} be one of them"
+        )
+    if min(config.workers, config.prefetch) < 0:
+        raise ValueError(
+            f"data.workers {config.workers} and prefetch {config.prefetch} must be >= 0"
+        )
+    for name in ("random_background", "guidance_dropout"):
+        if not 0.0 <= getattr(config, name) <= 1.0:
+            raise ValueError(f"data.{name} must be a probability, got {getattr(config, name)}")
+    for stage in stages:
+        if stage.steps < 0 or not stage.observed:
+            raise ValueError(f"{stage}: needs steps >= 0 and at least one number of observed views")
+        if not 0 <= min(stage.observed) <= max(stage.observed) < views:
+            raise ValueError(f"{stage}: of {views} views, 0 to {views - 1} can be observed")
+    source = SubjectSource(config.directory, split)
+    if not 0 < views <= source.views:
+        raise ValueError(f"views must be in 1..{source.views} (stored per subject), got {views}")
+    stage_ends = tuple(int(end) for end in np.cumsum([s.steps for s in stages]) * batch_size)
+    if not stage_ends or not stage_ends[-1]:
+        raise ValueError("the stages have no steps")
+    sampler = _Sampler(
+        source=source,
+        stage_ends=stage_ends,
+        stage_observed=tuple(stage.observed for stage in stages),
+        views=views,
+        seed=seed,
+        max_frontal_yaw=config.max_frontal_yaw,
+        max_frontal_pitch=config.max_frontal_pitch,
+        random_background=config.random_background,
+        guidance_dropout=config.guidance_dropout,
+        relative_cameras=config.relative_cameras,
+        skip_corrupt=config.skip_corrupt,
+    )
+    if any(any(stage.observed) for stage in stages):
+        _require_frontal_views(sampler)
+
+    share = batch_size // process_count
+    batches = (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()  # anew in each epoch
+        .repeat()
+        .map_with_index(sampler)  # before slicing: n counts over all processes
+        .slice(slice(0, stage_ends[-1]))
+        .batch(share, batch_fn=_stack)
+        .slice(slice(process_index, None, process_count))
+    )
+    identity = {
+        "split": split,
+        "seed": seed,
+        "batch_size": batch_size,
+        "views": views,
+        "subjects": len(source),
+    }
+    return Loader(batches, identity, config.workers, config.prefetch, source.image_size)
+
+
+def _require_frontal_views(sampler: _Sampler) -> None:
+    for index in sampler.source.indexes:
+        lacking = index.subjects[~sampler.frontal(index.world_to_camera).any(axis=1)]
+        if len(lacking):
+            raise ValueError(
+                f"{index.path}: no view within data.max_frontal_yaw {sampler.max_frontal_yaw} and "
+                f"max_frontal_pitch {sampler.max_frontal_pitch} for {', '.join(lacking[:5])}"
+                f"{' ...' if len(lacking) > 5 else ''}; widen the limits or render frontal views"
+            )

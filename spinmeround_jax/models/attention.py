@@ -1,0 +1,172 @@
+"""Attention inside views, over all views of an example, and to the identity context."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from spinmeround_jax.models.layers import ZEROS, conv, group_norm, linear
+
+
+# Logits of one call beyond which the CPU path goes through the examples one by one, so that they stay in
+# the cache: 5 times faster at 4 heads and 512 tokens.
+_CPU_LOGITS_BYTES = 2**24
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False) -> jax.Array:
+    """Softmax attention, q (n, s, heads, d), k and v (n, t, heads, d) -> (n, s, heads, d).
+
+    Every attention of this package passes here. Logits and softmax are float32 whatever the inputs are.
+    The backward pass computes the (s, t) probabilities again instead of storing them.
+    """
+
+    @jax.checkpoint
+    def platform_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return jax.lax.platform_dependent(
+            q,
+            k,
+            v,
+            cpu=functools.partial(attention_on_cpu, causal=causal),
+            default=functools.partial(jax.nn.dot_product_attention, is_causal=causal),
+        )
+
+    return platform_attention(q, k, v)
+
+
+def attention_on_cpu(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
+    """As `attention`, from plain matrix products: XLA's CPU backend is slow at the general einsums."""
+
+    def one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """(..., heads, s, d), (..., heads, t, d) twice -> (..., heads, s, d)."""
+        logits = (q * q.shape[-1] ** -0.5 @ jnp.swapaxes(k, -1, -2)).astype(jnp.float32)
+        if causal:
+            logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, -jnp.inf)
+        return nnx.softmax(logits, axis=-1).astype(v.dtype) @ v
+
+    q, k, v = (jnp.swapaxes(tokens, 1, 2) for tokens in (q, k, v))
+    if 4 * math.prod(q.shape[:3]) * k.shape[2] > _CPU_LOGITS_BYTES and q.shape[0] > 1:
+        out = jax.lax.map(jax.checkpoint(lambda example: one(*example)), (q, k, v))
+    else:
+        out = one(q, k, v)
+    return jnp.swapaxes(out, 1, 2)
+
+
+class MultiHeadAttention(nnx.Module):
+    """Queries from `x`, keys and values from `context`; no mask."""
+
+    def __init__(
+        self, width: int, context_width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.heads = heads
+        self.query = linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.key = linear(context_width, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.value = linear(context_width, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.out = linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """x (n, s, width), context (n, t, context_width) -> (n, s, width)."""
+        q, k, v = (
+            rearrange(tokens, "n s (heads d) -> n s heads d", heads=self.heads)
+            for tokens in (self.query(x), self.key(context), self.value(context))
+        )
+        return self.out(rearrange(attention(q, k, v), "n s heads d -> n s (heads d)"))
+
+
+class GatedFeedForward(nnx.Module):
+    """GEGLU (Shazeer, arXiv 2002.05202) with a 4x hidden layer; the second half of `project` is the gate."""
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.project = linear(width, 8 * width, dtype=dtype, rngs=rngs)
+        self.out = linear(4 * width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden, gate = jnp.split(self.project(x), 2, axis=-1)
+        return self.out(hidden * nnx.gelu(gate, approximate=False))
+
+
+class TransformerBlock(nnx.Module):
+    """Self-attention (inside each view, or jointly over all of them), cross-attention, feed-forward."""
+
+    def __init__(
+        self,
+        width: int,
+        context_dim: int,
+        heads: int,
+        *,
+        joint: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.joint = joint
+        common = {"dtype": dtype, "rngs": rngs}
+        self.norm_1 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, **common)
+        self.self_attention = MultiHeadAttention(width, width, heads, **common)
+        self.norm_2 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, **common)
+        self.cross_attention = MultiHeadAttention(width, context_dim, heads, **common)
+        self.norm_3 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, **common)
+        self.feed_forward = GatedFeedForward(width, **common)
+
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """x (b, v, n, width), context (b, t, d) or (b, v, t, d) -> (b, v, n, width)."""
+        views = x.shape[1]
+        x = x + self._self_attention(self.norm_1(x), views)
+        x = x + self._cross_attention(self.norm_2(x), context, views)
+        return x + self.feed_forward(self.norm_3(x))
+
+    def _self_attention(self, x: jax.Array, views: int) -> jax.Array:
+        if self.joint:
+            x = rearrange(x, "b v n c -> b (v n) c")
+            return rearrange(self.self_attention(x, x), "b (v n) c -> b v n c", v=views)
+        x = rearrange(x, "b v n c -> (b v) n c")
+        return rearrange(self.self_attention(x, x), "(b v) n c -> b v n c", v=views)
+
+    def _cross_attention(self, x: jax.Array, context: jax.Array, views: int) -> jax.Array:
+        if context.ndim == 3:
+            # One context per example: its keys and values serve the queries of all views at once.
+            x = rearrange(x, "b v n c -> b (v n) c")
+            return rearrange(self.cross_attention(x, context), "b (v n) c -> b v n c", v=views)
+        x = rearrange(x, "b v n c -> (b v) n c")
+        context = rearrange(context, "b v t d -> (b v) t d")
+        return rearrange(self.cross_attention(x, context), "(b v) n c -> b v n c", v=views)
+
+
+class ViewTransformer(nnx.Module):
+    """Transformer blocks on the feature maps of all views, added to their input.
+
+    The output projection starts at zero, so that a new transformer is the identity.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        context_dim: int,
+        heads: int,
+        depth: int,
+        *,
+        joint: bool,
+        norm_groups: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        common = {"dtype": dtype, "rngs": rngs}
+        self.norm = group_norm(channels, norm_groups, 1e-6, **common)
+        self.project_in = conv(channels, channels, 1, **common)
+        self.blocks = nnx.List(
+            TransformerBlock(channels, context_dim, heads, joint=joint, **common)
+            for _ in range(depth)
+        )
+        self.project_out = conv(channels, channels, 1, kernel_init=ZEROS, **common)
+
+    def __call__(self, x: jax.Array, context: jax.Array, views: int) -> jax.Array:
+        """x (b v, h, w, channels), context (b, t, d) or (b, v, t, d) -> (b v, h, w, channels)."""
+        height = x.shape[1]
+        tokens = rearrange(self.project_in(self.norm(x)), "(b v) h w c -> b v (h w) c", v=views)
+        for block in self.blocks:
+            tokens = block(tokens, context)
+        tokens = rearrange(tokens, "b v (h w) c -> (b v) h w c", h=height)
+        return x + self.project_out(tokens)

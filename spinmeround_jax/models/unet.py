@@ -1,0 +1,210 @@
+"""The multi-view denoising UNet: Stable Diffusion 1.5's, with self-attention across views (SPEC section 2)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from spinmeround_jax.models.attention import ViewTransformer
+from spinmeround_jax.models.layers import (
+    ZEROS,
+    ResidualBlock,
+    TimeEmbedding,
+    conv,
+    group_norm,
+    upsample_nearest,
+)
+
+NORM_EPSILON = 1e-5  # of residual blocks and the output; the transformers' norm has 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Shape of the UNet. Level l works at 1 / 2^l of the latent resolution.
+
+    Raises:
+        ValueError: when widths, groups, heads and levels do not fit together.
+    """
+
+    in_channels: int = 153  # noisy latents 8 + raymap 144 + mask 1
+    out_channels: int = 8
+    model_channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2  # per level on the way down; one more on the way up
+    attention_levels: tuple[int, ...] = (0, 1, 2)  # levels with transformers; the middle has one
+    joint_levels: tuple[int, ...] = (1, 2)  # of these, self-attention over all views
+    heads: int = 8
+    transformer_depth: int = 1
+    context_dim: int = 768
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if self.model_channels % 2:
+            raise ValueError(f"model_channels must be even, got {self.model_channels}")
+        for width in self.widths:
+            if width % self.norm_groups:
+                raise ValueError(f"norm_groups {self.norm_groups} does not divide width {width}")
+        for level in {*self.attention_levels, len(self.channel_mult) - 1}:
+            if not 0 <= level < len(self.channel_mult):
+                raise ValueError(f"attention_levels: no level {level} in {self.channel_mult}")
+            if self.widths[level] % self.heads:
+                raise ValueError(f"heads {self.heads} does not divide width {self.widths[level]}")
+        if extra := set(self.joint_levels) - set(self.attention_levels):
+            raise ValueError(f"joint_levels {sorted(extra)} are not among attention_levels")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.model_channels * multiple for multiple in self.channel_mult)
+
+    @property
+    def time_width(self) -> int:
+        return 4 * self.model_channels
+
+
+class Level(nnx.Module):
+    """Residual blocks of one resolution, each followed by a transformer where the level has attention."""
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        level: int,
+        widths_in: list[int],
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        width = config.widths[level]
+        self.blocks = nnx.List(
+            _residual_block(config, width_in, width, dtype, rngs) for width_in in widths_in
+        )
+        joint = level in config.joint_levels
+        self.transformers = nnx.List(
+            _transformer(config, width, joint, dtype, rngs)
+            for _ in widths_in
+            if level in config.attention_levels
+        )
+
+    def apply(
+        self, index: int, x: jax.Array, time: jax.Array, context: jax.Array, views: int
+    ) -> jax.Array:
+        """Residual block `index` and its transformer, if any."""
+        x = self.blocks[index](x, time)
+        if self.transformers:
+            x = self.transformers[index](x, context, views)
+        return x
+
+
+class MultiViewUNet(nnx.Module):
+    """F(x; c_noise, context) for all views of an example together."""
+
+    def __init__(self, config: UNetConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        common = {"dtype": dtype, "rngs": rngs}
+        widths = config.widths
+        last = len(widths) - 1
+
+        self.time_embedding = TimeEmbedding(config.model_channels, config.time_width, **common)
+        self.conv_in = conv(config.in_channels, config.model_channels, 3, **common)
+
+        # `skips` follows the stack of activations the way down leaves for the way up.
+        width, skips = config.model_channels, [config.model_channels]
+        self.down, self.downsamples = nnx.List(), nnx.List()
+        for level, level_width in enumerate(widths):
+            widths_in = [width] + [level_width] * (config.res_blocks - 1)
+            self.down.append(Level(config, level, widths_in, **common))
+            width = level_width
+            skips += [width] * config.res_blocks
+            if level != last:
+                self.downsamples.append(conv(width, width, 3, strides=2, **common))
+                skips.append(width)
+
+        self.middle_1 = _residual_block(config, width, width, dtype, rngs)
+        self.middle_transformer = _transformer(config, width, True, dtype, rngs)
+        self.middle_2 = _residual_block(config, width, width, dtype, rngs)
+
+        # In order of execution: the coarsest level first.
+        self.up, self.upsamples = nnx.List(), nnx.List()
+        for level in reversed(range(len(widths))):
+            widths_in = []
+            for _ in range(config.res_blocks + 1):
+                widths_in.append(width + skips.pop())
+                width = widths[level]
+            self.up.append(Level(config, level, widths_in, **common))
+            if level:
+                self.upsamples.append(conv(width, width, 3, **common))
+
+        self.norm_out = group_norm(width, config.norm_groups, NORM_EPSILON, **common)
+        self.conv_out = conv(width, config.out_channels, 3, kernel_init=ZEROS, **common)
+
+    def __call__(self, x: jax.Array, c_noise: jax.Array, context: jax.Array) -> jax.Array:
+        """Network output before preconditioning.
+
+        Args:
+            x: (b, v, h, w, in_channels); h and w divisible by 2^(levels - 1).
+            c_noise: (b,), or (b, v) for a noise level per view.
+            context: (b, t, context_dim) shared by the views, or (b, v, t, context_dim).
+
+        Returns:
+            (b, v, h, w, out_channels) float32.
+        """
+        batch, views = x.shape[:2]
+        c_noise = jnp.broadcast_to(c_noise.reshape(batch, -1), (batch, views))
+        time = self.time_embedding(rearrange(c_noise, "b v -> (b v)"))
+
+        x = self.conv_in(rearrange(x, "b v h w c -> (b v) h w c"))
+        skips = [x]
+        for level, stage in enumerate(self.down):
+            for index in range(len(stage.blocks)):
+                x = stage.apply(index, x, time, context, views)
+                skips.append(x)
+            if level < len(self.downsamples):
+                x = self.downsamples[level](x)
+                skips.append(x)
+
+        x = self.middle_1(x, time)
+        x = self.middle_transformer(x, context, views)
+        x = self.middle_2(x, time)
+
+        for step, stage in enumerate(self.up):
+            for index in range(len(stage.blocks)):
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = stage.apply(index, x, time, context, views)
+            if step < len(self.upsamples):
+                x = self.upsamples[step](upsample_nearest(x))
+
+        x = self.conv_out(nnx.silu(self.norm_out(x)))
+        return rearrange(x, "(b v) h w c -> b v h w c", v=views).astype(jnp.float32)
+
+
+def _residual_block(
+    config: UNetConfig, width_in: int, width: int, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> ResidualBlock:
+    return ResidualBlock(
+        width_in,
+        width,
+        time_width=config.time_width,
+        norm_groups=config.norm_groups,
+        norm_epsilon=NORM_EPSILON,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def _transformer(
+    config: UNetConfig, width: int, joint: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> ViewTransformer:
+    return ViewTransformer(
+        width,
+        config.context_dim,
+        config.heads,
+        config.transformer_depth,
+        joint=joint,
+        norm_groups=config.norm_groups,
+        dtype=dtype,
+        rngs=rngs,
+    )

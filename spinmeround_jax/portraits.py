@@ -1,0 +1,205 @@
+"""Reading what a user gives: square portraits on a plain background, with identities beside them.
+
+    alice.png          the portrait; transparent parts become white
+    alice.npy          its ArcFace embedding, float (512,); or
+    alice.json         {"id_embedding": [512 numbers]}
+    alice.truth.png    optional, for rendered heads: known views in a row, their normals in a second
+                       row; alice.json then holds "truth": [{"yaw": 45, "pitch": 0}, ...]
+
+Every problem is a `PortraitError` that names the file and says what to do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+TRUTH_SUFFIX = ".truth.png"
+ID_SIZE = 512
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, MemoryError)
+
+
+class PortraitError(ValueError):
+    """An input cannot be used; the message names the file and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """Known views of the head: angles (n, 2); images and normals (n, S, S, 3) uint8."""
+
+    angles: np.ndarray
+    images: np.ndarray
+    normals: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Portrait:
+    """One input: image (S, S, 3) float32 in [-1, 1] on white, id_embedding (512,) unit float32."""
+
+    name: str
+    path: pathlib.Path
+    image: np.ndarray
+    id_embedding: np.ndarray
+    truth: Truth | None
+
+
+def find(paths: list[pathlib.Path]) -> list[pathlib.Path]:
+    """The portraits among files and folders (not their subfolders), in order of name.
+
+    Raises:
+        PortraitError: when a folder holds none, or two portraits have the same name.
+    """
+    found: list[pathlib.Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.iterdir() if _is_portrait(p))
+        if not inside:
+            raise PortraitError(
+                f"{path}: no portraits in this folder; put {', '.join(IMAGE_SUFFIXES)} files there"
+            )
+        found += inside
+    found = list(dict.fromkeys(found))
+    names: dict[str, pathlib.Path] = {}
+    for path in found:
+        other = names.setdefault(path.stem, path)
+        if other != path:
+            raise PortraitError(
+                f"{path}: would be written to the same folder as {other}; rename one of them"
+            )
+    return found
+
+
+def _is_portrait(path: pathlib.Path) -> bool:
+    return (
+        path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.name.startswith(".")
+        and not path.name.lower().endswith(TRUTH_SUFFIX)
+        and path.is_file()
+    )
+
+
+def read(path: pathlib.Path, size: int) -> Portrait:
+    """Portrait, identity and known views, if any.
+
+    Args:
+        size: pixels the model wants; larger squares are averaged down to it.
+
+    Raises:
+        PortraitError: see the module.
+    """
+    image = read_image(path, size)
+    return Portrait(path.stem, path, image, read_identity(path), _read_truth(path, size))
+
+
+def read_image(path: pathlib.Path, size: int) -> np.ndarray:
+    """(size, size, 3) float32 in [-1, 1], composited on white, averaged over pixel areas."""
+    rgba = _open(path, "RGBA")
+    height, width = rgba.shape[:2]
+    if height != width:
+        raise PortraitError(
+            f"{path}: {width} x {height} pixels; crop it to a square around the head"
+        )
+    if height < size:
+        raise PortraitError(
+            f"{path}: {width} x {height} pixels are too few; this model needs {size} x {size}"
+        )
+    rgb = rgba[..., :3] * rgba[..., 3:] + 1.0 - rgba[..., 3:]
+    if height != size:
+        planes = [
+            Image.fromarray(np.ascontiguousarray(rgb[..., c])).resize(
+                (size, size), Image.Resampling.BOX
+            )
+            for c in range(3)
+        ]
+        rgb = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    return (2.0 * rgb - 1.0).astype(np.float32)
+
+
+def read_identity(path: pathlib.Path) -> np.ndarray:
+    """(512,) unit float32 of a portrait (its .npy, else its .json), or of such a file itself."""
+    for candidate in (path.with_suffix(".npy"), path.with_suffix(".json")):
+        if candidate.is_file() and (path.suffix.lower() in IMAGE_SUFFIXES or candidate == path):
+            return _read_identity_file(candidate)
+    if not path.exists():
+        raise PortraitError(f"{path}: no such file; check the path")
+    raise PortraitError(
+        f"{path}: no identity beside it; put the ArcFace embedding (512 numbers) in "
+        f'{path.stem}.npy, or in {path.stem}.json as {{"id_embedding": [...]}}'
+    )
+
+
+def _read_identity_file(path: pathlib.Path) -> np.ndarray:
+    wanted = f"expected an ArcFace embedding of {ID_SIZE} finite numbers, not all zero"
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        else:
+            values = np.array(json.loads(path.read_text())["id_embedding"], np.float64)
+        if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
+            raise ValueError("not an array of floating-point numbers")
+        if values.shape != (ID_SIZE,):
+            raise ValueError(f"its shape is {values.shape}")
+        norm = float(np.linalg.norm(values.astype(np.float64)))
+        if not np.isfinite(norm) or norm < 1e-6:
+            raise ValueError(f"its length is {norm:g}")
+    except _UNREADABLE as error:
+        raise PortraitError(f"{path}: {wanted} ({_reason(error)})") from error
+    return (values / norm).astype(np.float32)
+
+
+def _read_truth(path: pathlib.Path, size: int) -> Truth | None:
+    sheet_path, json_path = path.with_suffix(TRUTH_SUFFIX), path.with_suffix(".json")
+    if not sheet_path.is_file():
+        return None
+    wanted = f'{sheet_path}: the angles of its views belong in {json_path.name} as "truth": [...]'
+    try:
+        views = json.loads(json_path.read_text())["truth"]
+        angles = np.array([(view["yaw"], view.get("pitch", 0.0)) for view in views], np.float32)
+        if not angles.size or not np.isfinite(angles).all():
+            raise ValueError("no views, or angles that are not finite")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PortraitError(f"{wanted} ({_reason(error)})") from error
+    sheet = np.rint(255.0 * _open(sheet_path, "RGB")).astype(np.uint8)
+    tile, rest = divmod(sheet.shape[1], len(angles))
+    if rest or sheet.shape[0] not in (tile, 2 * tile):
+        raise PortraitError(
+            f"{sheet_path}: {sheet.shape[1]} x {sheet.shape[0]} pixels are not one or two rows of "
+            f"{len(angles)} square views"
+        )
+    tiles = sheet.reshape(-1, tile, len(angles), tile, 3).swapaxes(1, 2)
+    return Truth(angles, tiles[0], tiles[1] if len(tiles) == 2 else None)
+
+
+def _open(path: pathlib.Path, mode: str) -> np.ndarray:
+    """(h, w, channels of `mode`) float32 in [0, 1]."""
+    if not path.is_file():
+        raise PortraitError(f"{path}: no such file; check the path")
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise PortraitError(f"{path}: not one of {', '.join(IMAGE_SUFFIXES)}; convert it")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(f"pixels of type {image.mode}; save it with 8 bits a channel")
+                image = ImageOps.exif_transpose(image).convert(mode)
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise PortraitError(
+            f"{path}: not a readable image; save it again ({_reason(error)})"
+        ) from error
+    return np.asarray(image, np.float32) / 255.0
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"no {error} in it"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,156 @@
+"""What training shows of itself: pictures of held-out subjects, as PNG files and in TensorBoard."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from spinmeround_jax import cameras, data, parameters, records, schedules
+from spinmeround_jax.config import Config, DataConfig
+from spinmeround_jax.denoiser import condition, unconditional
+from spinmeround_jax.sampling_steps import sample_jointly
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+SAMPLING_STEPS = 16
+
+
+def held_out(config: DataConfig, count: int) -> list[data.Subject]:
+    """The first subjects of the test split (where there is none, of the training split)."""
+    splits = records.read_manifest(config.directory)["splits"]
+    subjects = data.HeldOut(config.directory, "test" if splits.get("test") else "train")
+    return [subjects[i] for i in range(min(count, len(subjects)))]
+
+
+def most_frontal(subject: data.Subject) -> int:
+    """Index of the view nearest to the front."""
+    return int(np.argmax(np.cos(np.deg2rad(subject.yaw)) * np.cos(np.deg2rad(subject.pitch))))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(
+    graphdef: nnx.GraphDef, params: parameters.Parameters, images: jax.Array
+) -> jax.Array:
+    autoencoder = parameters.merge(graphdef, params)
+    return autoencoder.decode(autoencoder.encode(images))
+
+
+def reconstructions(
+    graphdef: nnx.GraphDef,
+    params: parameters.Parameters,
+    subjects: list[data.Subject],
+    views: int = 8,
+) -> np.ndarray:
+    """For each subject rows of images, their reconstructions, normals, and theirs: uint8."""
+    rows = []
+    for subject in subjects:
+        chosen = np.linspace(0, len(subject.images) - 1, views).astype(int)
+        for originals in (subject.images[chosen], subject.normals[chosen]):
+            rows += [originals, np.asarray(_reconstruct(graphdef, params, originals))]
+    return grid(np.stack(rows))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sample(
+    graphdefs: tuple[tuple[str, nnx.GraphDef], ...],
+    config: Config,
+    params: dict[str, parameters.Parameters],
+    empty_latent: jax.Array,
+    images: jax.Array,
+    normals: jax.Array,
+    id_embedding: jax.Array,
+    world_to_camera: jax.Array,
+) -> jax.Array:
+    """(b, 2, v, H, W, 3): images and normals of one observed view and those sampled around."""
+    networks = {name: parameters.merge(graph, params[name]) for name, graph in graphdefs}
+    autoencoder, identity = networks["autoencoder"], networks["identity"]
+    b, v = world_to_camera.shape[:2]
+    seen = jnp.concatenate([autoencoder.encode(images), autoencoder.encode(normals)], axis=-1)
+    z = config.model.autoencoder.latent_channels
+    has_normals = jnp.where(jnp.arange(2 * z) < z, 1.0, 0.0 if config.ablation.no_normals else 1.0)
+    seen = (empty_latent if config.ablation.no_image else seen) * has_normals
+    latents = jnp.zeros((b, v, *seen.shape[-3:])).at[:, 0].set(seen)
+    context = identity.empty() if config.ablation.no_identity else identity(id_embedding)
+    conditional = condition(
+        jnp.broadcast_to(context, (b, *context.shape[1:])),
+        jnp.broadcast_to(jnp.arange(v) == 0, (b, v)),
+        latents,
+        world_to_camera,
+        config.model.rays,
+    )
+    sampling = config.sampling
+    sigmas = jnp.asarray(
+        schedules.karras_sigmas(
+            SAMPLING_STEPS, sampling.sigma_min, sampling.sigma_max, sampling.rho
+        )
+    )
+    shape = (b, 1 if sampling.shared_noise else v, *latents.shape[2:])
+    latents = sample_jointly(
+        networks["unet"],
+        jnp.broadcast_to(jax.random.normal(jax.random.key(0), shape), latents.shape),
+        conditional,
+        unconditional(conditional, identity.empty(), empty_latent * has_normals),
+        sigmas,
+        sampling.guidance_scale,
+        sampling.sampler,
+    )
+    halves = jnp.stack(jnp.split(latents, 2, axis=-1), axis=1)
+    decoded = autoencoder.decode(halves.reshape(-1, *halves.shape[3:]))
+    return decoded.reshape(b, 2, v, *decoded.shape[1:])
+
+
+def anchors(
+    graphdefs: dict[str, nnx.GraphDef],
+    params: dict[str, parameters.Parameters],
+    empty_latent: jax.Array,
+    config: Config,
+    subjects: list[data.Subject],
+) -> np.ndarray:
+    """For each subject a row of images and one of normals: the given view, then those around it."""
+    fronts = [most_frontal(subject) for subject in subjects]
+    pairs = list(zip(subjects, fronts, strict=True))
+    ring = cameras.turntable(config.model.views)
+    if config.data.relative_cameras:
+        angles = np.repeat(ring[None], len(pairs), axis=0)
+    else:
+        given = np.array([(s.yaw[i], s.pitch[i]) for s, i in pairs], np.float32)
+        angles = ring + given[:, None]
+    pictures = _sample(
+        tuple(graphdefs.items()),
+        config,
+        params,
+        empty_latent,
+        np.stack([s.images[i] for s, i in pairs]),
+        np.stack([s.normals[i] for s, i in pairs]),
+        np.stack([s.id_embedding for s, _ in pairs]),
+        cameras.orbit(angles[..., 0], angles[..., 1]),
+    )
+    pictures = np.asarray(pictures)
+    return grid(pictures.reshape(-1, *pictures.shape[2:]))
+
+
+def grid(images: np.ndarray) -> np.ndarray:
+    """(rows, columns, h, w, 3) in [-1, 1] -> (rows h, columns w, 3) uint8."""
+    rows, columns, height, width, channels = images.shape
+    joined = images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+    return np.rint((np.clip(np.nan_to_num(joined), -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def write(
+    picture: np.ndarray, name: str, step: int, workdir: pathlib.Path, writer: SummaryWriter | None
+) -> None:
+    """Write a uint8 picture to `workdir/samples/<name>_<step>.png`, in the first process only."""
+    if writer is None:
+        return
+    folder = workdir / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(folder / f"{name}_{step:07d}.png")
+    writer.add_image(name, picture, step, dataformats="HWC")

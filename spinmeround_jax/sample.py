@@ -1,0 +1,413 @@
+"""Turn portraits into views all around the head: `python -m spinmeround_jax.sample --help`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import spinmeround_jax
+from spinmeround_jax import cameras, checkpoints, outputs, page, portraits
+from spinmeround_jax.config import SamplingConfig
+from spinmeround_jax.models import Model
+from spinmeround_jax.pipeline import OBSERVED_COUNTS, Pipeline, slerp
+from spinmeround_jax.portraits import PortraitError
+from spinmeround_jax.samplers import SAMPLERS
+
+DESCRIPTION = """Views all around a head, with normals, from one portrait and its identity.
+
+A portrait is a square image of an upright head on a plain (or transparent: white) background,
+with its ArcFace embedding beside it: alice.png and alice.npy (512 floats), or alice.json holding
+{"id_embedding": [512 numbers]}. Angles are in degrees; the portrait is yaw 0, pitch 0, positive
+yaw is towards the subject's left ear, positive pitch is up."""
+
+EXAMPLES = """examples:
+  # 48 views of every portrait in a folder, and a page to look at
+  python -m spinmeround_jax.sample --checkpoint weights/quickstart --input portraits/ --out out/
+
+  # chosen views; normals in each camera's space
+  python -m spinmeround_jax.sample --checkpoint weights/quickstart --input alice.png \\
+      --yaw-pitch "30,10 -30,10" --normals camera
+
+  # 88 views; an ellipse before the face; a path of your own: [{"yaw": 30, "pitch": 10}, ...]
+  ... --views 88        ... --trajectory sweep        ... --trajectory path.json
+
+  # people who do not exist; and between two identities
+  python -m spinmeround_jax.sample --checkpoint weights/quickstart --unconditional 4
+  python -m spinmeround_jax.sample --checkpoint weights/quickstart --interpolate a.npy b.npy
+
+  # three photos of one person
+  python -m spinmeround_jax.sample --checkpoint weights/quickstart \\
+      --observed front.png:0:0 left.png:45:0 right.png:-45:0
+
+exit code: 0 all done, 1 some inputs failed (the others are done), 2 wrong usage"""
+
+TURNTABLE_VIEWS, SWEEP_VIEWS = 48, 24
+
+
+class UsageError(ValueError):
+    """The command cannot be carried out as given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A head to make from `images` (m, S, S, 3), m may be 0; `source` goes to its settings."""
+
+    name: str
+    images: np.ndarray
+    id_embedding: np.ndarray | None
+    seed: int
+    source: dict[str, Any]
+    truth: portraits.Truth | None = None
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spinmeround_jax.sample",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    path = pathlib.Path
+    parser.add_argument("--checkpoint", type=path, required=True, help="folder with model.json")
+    parser.add_argument("--out", type=path, default=path("out"), help="folder to write (out)")
+
+    what = parser.add_argument_group("what to sample (one of these)")
+    what = what.add_mutually_exclusive_group(required=True)
+    what.add_argument("--input", type=path, nargs="+", help="portraits, or folders of them")
+    what.add_argument(
+        "--observed", nargs="+", metavar="FILE:YAW:PITCH",
+        help="1 or 3 views of one person, the first at 0:0; the identity is the first's",
+    )  # fmt: skip
+    what.add_argument("--unconditional", type=_positive, metavar="N", help="N new people")
+    what.add_argument(
+        "--interpolate", type=path, nargs=2, metavar=("A", "B"),
+        help="from one identity to another (.npy, .json, or portraits with one beside them)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--steps-between", type=_not_negative, default=3, metavar="N",
+        help="with --interpolate: identities between A and B (3)",
+    )  # fmt: skip
+
+    views = parser.add_argument_group("which views")
+    views.add_argument("--views", type=_positive, help="how many: 48, 88 or any number (48)")
+    views.add_argument("--trajectory", metavar="turntable|sweep|FILE.json", help="(turntable)")
+    views.add_argument("--yaw-pitch", metavar='"YAW,PITCH ..."', help="these views only")
+
+    how = parser.add_argument_group("how; the checkpoint knows its own defaults")
+    how.add_argument("--steps", type=_positive, help="noise levels, at least 2")
+    how.add_argument("--sampler", choices=sorted(SAMPLERS))
+    how.add_argument("--guidance-scale", type=float, help="1 is no guidance, and twice as fast")
+    how.add_argument("--seed", type=_not_negative, default=0, help="same seed, same result (0)")
+    how.add_argument("--normals", choices=("world", "camera"), default="world", help="(world)")
+    how.add_argument(
+        "--max-batch", type=_positive, default=8, metavar="N",
+        help="joint samples at once; lower it when memory runs out (8)",
+    )  # fmt: skip
+    how.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32",
+        help="of the networks; bfloat16 for GPUs and TPUs (float32)",
+    )  # fmt: skip
+    how.add_argument("--overwrite", action="store_true", help="make finished heads again")
+    how.add_argument(
+        "--no-compilation-cache", action="store_true",
+        help="do not keep compiled programs for the next start",
+    )  # fmt: skip
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 to {2**31 - 1}")
+    return value
+
+
+def parse_trajectory(args: argparse.Namespace) -> np.ndarray:
+    """(n, 2) angles of the views asked for.
+
+    Raises:
+        UsageError: options that exclude each other, or angles that cannot be read.
+    """
+    if args.yaw_pitch is not None:
+        if args.trajectory or args.views:
+            raise UsageError("--yaw-pitch says it all; leave out --trajectory and --views")
+        try:
+            pairs = [pair.split(",") for pair in args.yaw_pitch.split()]
+            return _checked_angles([(float(yaw), float(pitch)) for yaw, pitch in pairs])
+        except ValueError as error:
+            raise UsageError(
+                f'--yaw-pitch {args.yaw_pitch!r}: expected "YAW,PITCH YAW,PITCH ..." in degrees, '
+                "pitch -90 to 90"
+            ) from error
+    if args.trajectory in (None, "turntable"):
+        return cameras.turntable(args.views or TURNTABLE_VIEWS)
+    if args.trajectory == "sweep":
+        return cameras.sweep(args.views or SWEEP_VIEWS)
+    if not args.trajectory.endswith(".json"):
+        raise UsageError(
+            f"--trajectory {args.trajectory}: expected turntable, sweep or a .json file"
+        )
+    if args.views:
+        raise UsageError("--views: a trajectory file has its own number of views; leave it out")
+    try:
+        return cameras.load_trajectory(args.trajectory)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--trajectory {error}") from error
+
+
+def parse_observed(items: list[str]) -> tuple[list[pathlib.Path], np.ndarray]:
+    """Files and (m, 2) angles from FILE:YAW:PITCH.
+
+    Raises:
+        UsageError: naming the item.
+    """
+    if len(items) not in OBSERVED_COUNTS:
+        raise UsageError(f"--observed: expected 1 or 3 views, got {len(items)}")
+    files, angles = [], []
+    for item in items:
+        try:
+            file, yaw, pitch = item.rsplit(":", 2)
+            angles.append(_checked_angles([(float(yaw), float(pitch))])[0])
+        except ValueError as error:
+            raise UsageError(
+                f"--observed {item}: expected FILE:YAW:PITCH in degrees, such as left.png:45:0"
+            ) from error
+        files.append(pathlib.Path(file))
+    if angles[0].any():
+        raise UsageError(
+            f"--observed {items[0]}: the first view is the reference; give it as :0:0, and the "
+            "others relative to it"
+        )
+    return files, np.array(angles, np.float32)
+
+
+def _checked_angles(pairs: list[tuple[float, float]]) -> np.ndarray:
+    angles = np.array(pairs, np.float32)
+    if not angles.size or not np.isfinite(angles).all() or (abs(angles[:, 1]) > 90).any():
+        raise ValueError("angles out of range")
+    return angles
+
+
+# --------------------------------------------------------------------------------------------------
+# What to do
+
+
+def plan(args: argparse.Namespace, size: int) -> tuple[dict[str, Callable[[], Job]], np.ndarray]:
+    """For each head its name and how to load it, and the (m, 2) angles observed.
+
+    Raises:
+        UsageError, PortraitError: the command as a whole cannot be carried out.
+    """
+    nothing, front = np.zeros((0, size, size, 3), np.float32), np.zeros((1, 2), np.float32)
+    if args.unconditional:
+        seeds = [args.seed + i for i in range(args.unconditional)]
+        jobs = [Job(f"new_{seed:04d}", nothing, None, seed, {}) for seed in seeds]
+        return {job.name: partial(_same, job) for job in jobs}, front[:0]
+    if args.interpolate:
+        jobs = _interpolated(args, nothing)
+        return {job.name: partial(_same, job) for job in jobs}, front[:0]
+    if args.observed:
+        files, angles = parse_observed(args.observed)
+        return {files[0].stem: partial(_observed, files, args.seed, size)}, angles
+    paths = portraits.find(args.input)
+    return {path.stem: partial(_portrait, path, args.seed, size) for path in paths}, front
+
+
+def _same(job: Job) -> Job:
+    return job
+
+
+def _portrait(path: pathlib.Path, seed: int, size: int) -> Job:
+    portrait = portraits.read(path, size)
+    source = {"input": str(path)}
+    images = portrait.image[None]
+    return Job(portrait.name, images, portrait.id_embedding, seed, source, portrait.truth)
+
+
+def _observed(files: list[pathlib.Path], seed: int, size: int) -> Job:
+    images = np.stack([portraits.read_image(file, size) for file in files])
+    source = {"observed": [str(file) for file in files]}
+    return Job(files[0].stem, images, portraits.read_identity(files[0]), seed, source)
+
+
+def _interpolated(args: argparse.Namespace, nothing: np.ndarray) -> list[Job]:
+    first, second = args.interpolate
+    ends = [portraits.read_identity(path) for path in args.interpolate]
+    try:
+        arc = slerp(*ends, args.steps_between)
+    except ValueError as error:
+        raise UsageError(f"--interpolate {first} {second}: {error}") from error
+    jobs = []
+    for i, identity in enumerate(arc):
+        fraction = i / (len(arc) - 1)
+        source = {"from": str(first), "to": str(second), "fraction": round(fraction, 4)}
+        name = f"{first.stem}_to_{second.stem}_{i:02d}"
+        # One seed for all: only the identity changes along the way.
+        jobs.append(Job(name, nothing, identity, args.seed, source))
+    return jobs
+
+
+def sampling_settings(args: argparse.Namespace, sampling: SamplingConfig) -> SamplingConfig:
+    """The checkpoint's own, with what the command line changes."""
+    names = ("steps", "sampler", "guidance_scale")
+    changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return dataclasses.replace(sampling, **changed)
+
+
+def settings_of(
+    args: argparse.Namespace, model: Model, sampling: SamplingConfig, argv: list[str]
+) -> dict[str, Any]:
+    """What is common to all heads of a run, for settings.json."""
+    return {
+        "command": shlex.join(["python", "-m", "spinmeround_jax.sample", *argv]),
+        "image_size": model.config.image_size,
+        "sampling": dataclasses.asdict(sampling),
+        "dtype": args.dtype,
+        "max_batch": args.max_batch,
+        "device": f"{jax.devices()[0].platform} ({jax.devices()[0].device_kind})",
+        "versions": {"spinmeround_jax": spinmeround_jax.__version__, "jax": jax.__version__},
+        "checkpoint": {
+            "path": str(args.checkpoint),
+            "provenance": {
+                name: value
+                for name, value in checkpoints.read_provenance(args.checkpoint).items()
+                if name != "config"
+            },
+        },
+    }
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between starts, in the user's cache folder."""
+    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(root / "spinmeround_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+# --------------------------------------------------------------------------------------------------
+# The run
+
+
+def run(args: argparse.Namespace, argv: list[str]) -> int:
+    """Carry out the command; returns the exit code.
+
+    Raises:
+        UsageError, PortraitError, CheckpointError: before anything is done.
+    """
+    trajectory = parse_trajectory(args)
+    if args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out {args.out}: a file is in the way; choose a folder")
+    model = checkpoints.load_model(args.checkpoint, dtype=jnp.dtype(args.dtype))
+    sampling, ablation = checkpoints.sampling_defaults(args.checkpoint)
+    sampling = sampling_settings(args, sampling)
+    heads, observed_angles = plan(args, model.config.image_size)
+
+    wanted = [name for name in heads if args.overwrite or not outputs.is_finished(args.out / name)]
+    jobs, failed = [], 0
+    for name in wanted:
+        try:
+            jobs.append(heads[name]())
+        except PortraitError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+
+    if jobs:
+        args.out.mkdir(parents=True, exist_ok=True)
+        common = settings_of(args, model, sampling, argv)
+        with tqdm(desc="starting", unit="eval", smoothing=0.05, dynamic_ncols=True) as bar:
+
+            def progress(step: str, evaluations: int) -> None:
+                bar.set_description(step, refresh=False)
+                bar.update(evaluations)
+
+            try:
+                pipeline = Pipeline(model, sampling, ablation, args.max_batch, progress)
+            except ValueError as error:
+                raise UsageError(str(error)) from error
+            identity = jobs[0].id_embedding is not None
+            bar.reset(pipeline.evaluations(len(jobs), trajectory, observed_angles, identity))
+            for start in range(0, len(jobs), args.max_batch):
+                batch = jobs[start : start + args.max_batch]
+                failed += make(pipeline, batch, trajectory, observed_angles, common, args)
+
+    skipped = len(heads) - len(wanted)
+    print(f"{len(wanted) - failed} written, {skipped} skipped, {failed} failed")
+    if skipped:
+        print(f"skipped: already in {args.out}; --overwrite makes them again")
+    if args.out.is_dir():
+        print(f"Open {page.write_page(args.out).resolve()}")
+    return 1 if failed else 0
+
+
+def make(
+    pipeline: Pipeline,
+    batch: list[Job],
+    trajectory: np.ndarray,
+    observed_angles: np.ndarray,
+    common: dict[str, Any],
+    args: argparse.Namespace,
+) -> int:
+    """Sample a batch of heads and write each; returns how many could not be written."""
+    identities = [job.id_embedding for job in batch]
+    began = time.monotonic()
+    heads = pipeline.spin(
+        np.stack([job.images for job in batch]) if len(observed_angles) else None,
+        None if identities[0] is None else np.stack(identities),
+        trajectory,
+        np.array([job.seed for job in batch]),
+        observed_angles,
+    )
+    seconds = round((time.monotonic() - began) / len(batch), 1)
+    failed = 0
+    for i, job in enumerate(batch):
+        settings = {"source": job.source, "seed": job.seed, "seconds": seconds, **common}
+        folder = args.out / job.name
+        try:
+            outputs.write_head(folder, outputs.select(heads, i), settings, args.normals, job.truth)
+        except (outputs.OutputError, OSError) as error:
+            failed += 1
+            tqdm.write(f"error: {error}", file=sys.stderr)
+    return failed
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(argv)
+    if not args.no_compilation_cache:
+        use_compilation_cache()
+    try:
+        return run(args, argv)
+    except (UsageError, PortraitError, checkpoints.CheckpointError, outputs.OutputError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the heads written so far are complete", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The jitted programs of sampling, with the loop over sigmas inside (SPEC section 4).
+
+Networks come as (graphdef, state) of `nnx.split`: the state is an argument and the graphdef static, so
+that all `Pipeline`s of one architecture share their compiled programs.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from spinmeround_jax import denoiser as multiview
+from spinmeround_jax import guidance, samplers
+from spinmeround_jax.cameras import Rays
+from spinmeround_jax.denoiser import Conditioning, Network
+
+
+def sample_jointly(
+    network: Network,
+    noise: jax.Array,
+    conditional: Conditioning,
+    unconditional: Conditioning | None,
+    sigmas: jax.Array,
+    guidance_scale: jax.Array,
+    sampler: str,
+) -> jax.Array:
+    """Clean latents (b, v, h, w, c) of all views, the observed ones as given (steps 2 and 3).
+
+    Args:
+        noise: (b, v, h, w, c) unit normal.
+        unconditional: the other branch of guidance; None samples without guidance at half the cost.
+        sampler: a key of `samplers.SAMPLERS`.
+    """
+    denoise = functools.partial(multiview.denoise, network)
+    if unconditional is None:
+        guided = functools.partial(_with_conditioning, denoise, conditional)
+    else:
+        guided = guidance.classifier_free(denoise, conditional, unconditional, guidance_scale)
+    latents = samplers.SAMPLERS[sampler](guided, samplers.initial_noise(noise, sigmas), sigmas)
+    return multiview.place_observed(latents, conditional)
+
+
+def sample_normals(
+    network: Network,
+    noise: jax.Array,
+    conditioning: Conditioning,
+    image_latents: jax.Array,
+    sigmas: jax.Array,
+    strength: jax.Array,
+) -> jax.Array:
+    """Image and normal latents of single views whose image is known, by in-painting (step 1).
+
+    Args:
+        noise: (b, 1, h, w, 2z) unit normal.
+        conditioning: one unobserved view.
+        image_latents: (b, 1, h, w, z).
+        strength: see `guidance.inpaint_channels`.
+    """
+    known = jnp.concatenate([image_latents, jnp.zeros_like(image_latents)], axis=-1)
+    visible = jnp.arange(known.shape[-1]) < image_latents.shape[-1]
+    denoise = functools.partial(multiview.denoise, network)
+    one_view = functools.partial(_with_conditioning, denoise, conditioning)
+    inpaint = guidance.inpaint_channels(one_view, known, visible, strength)
+    return samplers.euler(inpaint, samplers.initial_noise(noise, sigmas), sigmas)
+
+
+def _with_conditioning(denoise, conditioning, x, sigma):
+    return denoise(x, sigma, conditioning)
+
+
+def _noise(seeds, streams, shape, shared: bool) -> jax.Array:
+    """(b, *shape) unit normal from (b,) integer seeds and (b, 2) streams (step, group) of each.
+
+    Shared: all views of an example start from the same map, as released.
+    """
+
+    def one(seed, stream):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream[0]), stream[1])
+        return jnp.broadcast_to(
+            jax.random.normal(key, (1, *shape[1:]) if shared else shape, jnp.float32), shape
+        )
+
+    return jax.vmap(one)(seeds, streams)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("graphdef", "rays", "sampler", "guided", "shared_noise")
+)
+def joint_views(
+    state: nnx.State,
+    batch: dict[str, jax.Array],
+    empty_context: jax.Array,
+    empty_latent: jax.Array,
+    sigmas: jax.Array,
+    guidance_scale: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    rays: Rays,
+    sampler: str,
+    guided: bool,
+    shared_noise: bool,
+) -> jax.Array:
+    """`sample_jointly` from poses and seeds; observed views first or not, as `observed` tells.
+
+    Args:
+        state, graphdef: of the UNet.
+        batch: context (b, t, d), observed (b, v) bool, observed_latents (b, v, h, w, c),
+            world_to_camera (b, v, 4, 4), seed (b,) and stream (b, 2) integers.
+        empty_context, empty_latent: (1, t, d) and (h, w, c), for guidance.
+        guided: False leaves the unconditional branch out.
+    """
+    names = ("context", "observed", "observed_latents", "world_to_camera")
+    conditional = multiview.condition(*(batch[name] for name in names), rays)
+    without = multiview.unconditional(conditional, empty_context, empty_latent) if guided else None
+    shape = batch["observed_latents"].shape[1:]
+    noise = _noise(batch["seed"], batch["stream"], shape, shared_noise)
+    network = nnx.merge(graphdef, state)
+    return sample_jointly(network, noise, conditional, without, sigmas, guidance_scale, sampler)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "rays"))
+def normals(
+    state: nnx.State,
+    batch: dict[str, jax.Array],
+    sigmas: jax.Array,
+    strength: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    rays: Rays,
+) -> jax.Array:
+    """`sample_normals` from poses and seeds: (n, h, w, 2z).
+
+    Args:
+        state, graphdef: of the UNet.
+        batch: context (n, t, d), image_latents (n, h, w, z), world_to_camera (n, 4, 4), seed (n,)
+            and stream (n, 2) integers.
+    """
+    image_latents = batch["image_latents"][:, None]
+    nothing = jnp.concatenate([jnp.zeros_like(image_latents)] * 2, axis=-1)
+    unobserved = jnp.zeros(nothing.shape[:2], bool)
+    poses = batch["world_to_camera"][:, None]
+    conditioning = multiview.condition(batch["context"], unobserved, nothing, poses, rays)
+    noise = _noise(batch["seed"], batch["stream"], nothing.shape[1:], False)
+    network = nnx.merge(graphdef, state)
+    return sample_normals(network, noise, conditioning, image_latents, sigmas, strength)[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def contexts(state, batch, *, graphdef):
+    return nnx.merge(graphdef, state)(batch["id_embedding"])
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def empty_context(state, *, graphdef):
+    return nnx.merge(graphdef, state).empty()
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def encode(state, batch, *, graphdef):
+    return nnx.merge(graphdef, state).encode(batch["images"])
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def decode(state, batch, *, graphdef):
+    return jnp.clip(nnx.merge(graphdef, state).decode(batch["latents"]), -1.0, 1.0)

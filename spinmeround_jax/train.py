@@ -1,0 +1,388 @@
+"""Train SpinMeRound: `python -m spinmeround_jax.train --config=configs/quickstart.py`.
+
+Examples:
+  # The small model, on one CPU or GPU, into runs/quickstart:
+  python -m spinmeround_jax.train --config=configs/quickstart.py
+
+  # Any value of the config can be overridden:
+  python -m spinmeround_jax.train --config=configs/quickstart.py --workdir=/tmp/run \\
+      --config.optimizer.batch_size=4 --config.ablation.no_normals=True
+
+SIGTERM or Ctrl-C finishes the step, writes a checkpoint and exits with 0; the same command resumes.
+The finished model is in <workdir>/model, pictures in <workdir>/samples, curves for
+`tensorboard --logdir <workdir>/tensorboard`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import pathlib
+import platform
+import shlex
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import config_flags
+from tensorboardX import SummaryWriter
+
+from spinmeround_jax import (
+    checkpoints,
+    data,
+    loop,
+    models,
+    optim,
+    parameters,
+    previews,
+    records,
+    schedules,
+    sharding,
+)
+from spinmeround_jax.autoencoder_training import image_latents, train_autoencoder
+from spinmeround_jax.config import Config, from_mapping
+from spinmeround_jax.denoiser import condition, drop
+from spinmeround_jax.losses import diffusion_loss
+from spinmeround_jax.models import Autoencoder, Model
+
+Tree = Any
+Metrics = dict[str, jax.Array]
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/; --config.<field>=<value> overrides a field."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; resumed if it holds one. Default: runs/<config.name>."
+)
+_FSDP = flags.DEFINE_bool(
+    "fsdp", False, "Split large parameters and their optimizer state over the devices."
+)
+
+
+# --------------------------------------------------------------------------------------------------
+# The run
+
+
+def train(config: Config, workdir: pathlib.Path, *, fsdp: bool = False) -> pathlib.Path:
+    """Train, or resume training, as `config` says.
+
+    Returns:
+        The folder of the finished model, for `checkpoints.load_model`.
+
+    Raises:
+        loop.Preempted: after SIGTERM or SIGINT; call again to resume.
+        loop.NotFiniteError: the loss is NaN or infinite.
+        ValueError: the config contradicts itself, the data or the run in `workdir`.
+    """
+    # -- Devices
+    mesh = sharding.make_mesh()
+    main_process = jax.process_index() == 0
+    check(config, mesh)
+    workdir.mkdir(parents=True, exist_ok=True)
+    writer = SummaryWriter(str(workdir / "tensorboard")) if main_process else None
+
+    # -- Data
+    steps = sum(stage.steps for stage in config.stages)
+    loader = data.make_loader(
+        config.data,
+        config.stages,
+        config.optimizer.batch_size,
+        config.model.views,
+        config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    if loader.image_size != config.model.image_size:
+        raise ValueError(
+            f"config.model.image_size is {config.model.image_size}, the images in "
+            f"{config.data.directory} have {loader.image_size} pixels"
+        )
+
+    # -- Networks: pretrained, or an autoencoder trained here and the others new
+    pretrained = load_pretrained(config) if config.init_from else None
+    autoencoder = (
+        pretrained.autoencoder if pretrained else train_autoencoder(config, workdir, mesh, writer)
+    )
+    graphdefs, frozen = freeze(config, autoencoder, pretrained, mesh)
+
+    # -- State: shapes first, then where each array lives, then the values
+    transform = optim.optimizer(config.optimizer, steps)
+
+    def init(params: Tree = None) -> optim.TrainState:
+        return optim.init(new_parameters(config) if params is None else params, transform)
+
+    abstract = jax.eval_shape(init)
+    placement = sharding.state_shardings(mesh, abstract, fsdp=fsdp)
+    saved = checkpoints.Checkpoints(
+        workdir / "checkpoints", keep=config.keep_checkpoints, config=config
+    )
+    if saved.latest() is not None:
+        state = saved.restore(sharding.abstract(abstract, placement), loader)
+    elif pretrained:
+        state = jax.jit(init, out_shardings=placement)(trained_part(config, pretrained))
+    else:
+        state = jax.jit(init, out_shardings=placement)()
+    del pretrained
+    if main_process:
+        print(describe(config, state, mesh), flush=True)
+
+    # -- Step
+    step_fn = jax.jit(
+        make_step(config, graphdefs, transform), donate_argnums=0, out_shardings=(placement, None)
+    )
+
+    # -- Pictures
+    subjects = previews.held_out(config.data, count=4)
+
+    def on_sample(state: optim.TrainState, step: int) -> None:
+        params = {**frozen["networks"], **state.ema}
+        grid = previews.anchors(graphdefs, params, frozen["empty_latent"], config, subjects)
+        previews.write(grid, "anchors", step, workdir, writer)
+
+    # -- Loop
+    with contextlib.closing(loader):
+        state = loop.run(
+            "diffusion",
+            lambda state, batch: step_fn(state, frozen, batch),
+            state,
+            loader,
+            saved,
+            mesh=mesh,
+            steps=steps,
+            batch_size=config.optimizer.batch_size,
+            cadence=loop.Cadence(config.log_every, config.sample_every, config.checkpoint_every),
+            writer=writer,
+            on_sample=on_sample,
+        )
+    saved.close()
+
+    # -- The model, with averaged weights
+    params = {**frozen["networks"], **state.ema}
+    networks = {name: parameters.merge(graphdefs[name], params[name]) for name in graphdefs}
+    checkpoints.save_model(
+        workdir / "model", Model(config.model, **networks), provenance(config, steps)
+    )
+    if writer:
+        writer.close()
+        print(f"The model is in {workdir / 'model'}")
+    return workdir / "model"
+
+
+# --------------------------------------------------------------------------------------------------
+# Networks
+
+
+def check(config: Config, mesh: Mesh) -> None:
+    """Raises ValueError where the config contradicts itself."""
+    sharding.check_batch_size(mesh, config.optimizer.batch_size)
+    trains_autoencoder = config.autoencoder_training.steps > 0
+    if bool(config.init_from) == trains_autoencoder:
+        raise ValueError(
+            "either config.init_from names a folder with pretrained weights, or "
+            "config.autoencoder_training.steps is positive: "
+            f"got {config.init_from!r} and {config.autoencoder_training.steps}"
+        )
+    if not config.init_from and not config.train_identity_encoder:
+        raise ValueError("train_identity_encoder = False needs pretrained weights in init_from")
+    if config.ablation.no_image and config.ablation.no_identity:
+        raise ValueError("ablation: no_image and no_identity together leave nothing to be given")
+
+
+def load_pretrained(config: Config) -> Model:
+    """The model of `config.init_from`; ValueError where its networks are not the config's."""
+    model = checkpoints.load_model(config.init_from, jnp.dtype(config.compute_dtype))
+    for part in ("unet", "autoencoder", "identity"):
+        found, expected = getattr(model.config, part), getattr(config.model, part)
+        if found != expected:
+            raise ValueError(f"{config.init_from}: {part} is {found}, the config says {expected}")
+    return model
+
+
+def new_model(config: Config) -> Model:
+    dtype = jnp.dtype(config.compute_dtype)
+    return models.build(config.model, dtype=dtype, rngs=nnx.Rngs(config.seed))
+
+
+def new_parameters(config: Config) -> dict[str, parameters.Parameters]:
+    """Random values of the networks that are trained."""
+    return trained_part(config, new_model(config))
+
+
+def trained_part(config: Config, model: Model) -> dict[str, parameters.Parameters]:
+    trained = {"unet": model.unet}
+    if config.train_identity_encoder:
+        trained["identity"] = model.identity
+    return {name: parameters.split(module)[1] for name, module in trained.items()}
+
+
+def freeze(
+    config: Config, autoencoder: Autoencoder, pretrained: Model | None, mesh: Mesh
+) -> tuple[dict[str, nnx.GraphDef], Tree]:
+    """The structure of all networks, and what the step reads but does not train.
+
+    The latter is {"networks": parameters by network, "empty_latent": (h, w, 2 z) of a zero image}.
+    """
+    graphdefs = nnx.eval_shape(lambda: _all_networks(new_model(config)))
+    graphdefs = {name: parameters.split(module)[0] for name, module in graphdefs.items()}
+    fixed = {"autoencoder": autoencoder}
+    if not config.train_identity_encoder:
+        assert pretrained is not None  # see `check`
+        fixed["identity"] = pretrained.identity
+    size = config.model.image_size
+    grey = autoencoder.encode(jnp.zeros((1, size, size, 3)))[0]
+    normals = jnp.zeros_like(grey) if config.ablation.no_normals else grey
+    frozen = {
+        "networks": {name: parameters.split(module)[1] for name, module in fixed.items()},
+        "empty_latent": jnp.concatenate([grey, normals], axis=-1),
+    }
+    return graphdefs, jax.device_put(frozen, sharding.replicated(mesh))
+
+
+def _all_networks(model: Model) -> dict[str, nnx.Module]:
+    return {"unet": model.unet, "autoencoder": model.autoencoder, "identity": model.identity}
+
+
+# --------------------------------------------------------------------------------------------------
+# Step
+
+
+def make_step(config: Config, graphdefs: dict[str, nnx.GraphDef], transform):
+    """(state, frozen, batch) -> (state, metrics): one update on one global batch."""
+
+    def step(
+        state: optim.TrainState, frozen: Tree, batch: data.Batch
+    ) -> tuple[optim.TrainState, Metrics]:
+        # The key depends on the step alone, so that a resumed run draws the same noise.
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        latents = image_latents(graphdefs["autoencoder"], frozen["networks"]["autoencoder"], batch)
+
+        def loss_fn(params: Tree) -> tuple[jax.Array, Metrics]:
+            return batch_loss(
+                config, graphdefs, {**frozen["networks"], **params},
+                frozen["empty_latent"], latents, batch, key,
+            )  # fmt: skip
+
+        (loss, shares), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        state, norm = optim.update(state, loss, gradients, transform, config.optimizer.ema_decay)
+        return state, {"loss": loss, **shares, "gradient_norm": norm}
+
+    return step
+
+
+def batch_loss(
+    config: Config,
+    graphdefs: dict[str, nnx.GraphDef],
+    params: Tree,
+    empty_latent: jax.Array,
+    latents: jax.Array,
+    batch: data.Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, Metrics]:
+    """The diffusion loss of a batch: noise, dropout for guidance, and ablations (SPEC section 3).
+
+    Args:
+        params: of "unet" and "identity".
+        empty_latent: (h, w, c).
+        latents: (b, v, h, w, c) of all views.
+    """
+    z = config.model.autoencoder.latent_channels
+    channel_weights = jnp.ones(2 * z)
+    if config.ablation.no_normals:
+        channel_weights = jnp.where(jnp.arange(2 * z) < z, 1.0, 0.0)
+        latents = latents * channel_weights
+
+    identity = parameters.merge(graphdefs["identity"], params["identity"])
+    empty_context = identity.empty()
+    if config.ablation.no_identity:
+        context = jnp.broadcast_to(empty_context, (len(latents), *empty_context.shape[1:]))
+    else:
+        context = identity(batch.id_embedding)
+
+    given = latents
+    if config.ablation.no_image:
+        given = jnp.broadcast_to(empty_latent, latents.shape)
+    conditioning = condition(
+        context, batch.observed, given, batch.world_to_camera, config.model.rays
+    )
+    conditioning = drop(conditioning, batch.dropped, empty_context, empty_latent)
+
+    sigma_key, noise_key = jax.random.split(key)
+    targets = jnp.sum(~batch.observed, axis=1)
+    sigma = schedules.lognormal_sigmas(
+        sigma_key, targets.shape, config.noise.mean, config.noise.std, targets
+    )
+    noise = jax.random.normal(noise_key, latents.shape)
+    unet = parameters.merge(graphdefs["unet"], params["unet"])
+    return diffusion_loss(unet, latents, sigma, noise, conditioning, channel_weights)
+
+
+# --------------------------------------------------------------------------------------------------
+# Words
+
+
+def describe(config: Config, state: optim.TrainState, mesh: Mesh) -> str:
+    counts = ", ".join(
+        f"{name} {parameters.count(params):,}" for name, params in state.params.items()
+    )
+    return (
+        f"{config.name}: training {counts} parameters in {config.compute_dtype} on {hardware()}, "
+        f"batch {config.optimizer.batch_size} x {config.model.views} views over "
+        f"{mesh.devices.size} device(s), from step {int(state.step)}"
+    )
+
+
+def hardware() -> str:
+    device = jax.devices()[0]
+    kind = (
+        platform.processor() or platform.machine()
+        if device.platform == "cpu"
+        else device.device_kind
+    )
+    return f"{jax.device_count()} x {device.platform} ({kind})"
+
+
+def provenance(config: Config, steps: int) -> dict[str, Any]:
+    """Where the weights come from; saved beside them."""
+    manifest = records.read_manifest(config.data.directory)
+    return {
+        "command": shlex.join(["python", "-m", "spinmeround_jax.train", *sys.argv[1:]]),
+        "seed": config.seed,
+        "steps": steps,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "hardware": hardware(),
+        "data": {
+            name: manifest[name] for name in ("source", "license", "seed", "image_size", "views")
+        },
+        "sampling": dataclasses.asdict(config.sampling),
+        "ablation": dataclasses.asdict(config.ablation),
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of its work
+    try:
+        config = from_mapping(Config, _CONFIG.value)
+        train(config, pathlib.Path(_WORKDIR.value or f"runs/{config.name}"), fsdp=_FSDP.value)
+    except loop.Preempted as message:
+        print(f"{message}. The same command resumes.")
+    except (ValueError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

@@ -1,0 +1,89 @@
+"""Which views are sampled together: anchors of step 2, groups of step 3 (SPEC section 4).
+
+Angles are (yaw, pitch) in degrees relative to the first observed view, which is yaw 0, pitch 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from spinmeround_jax import cameras
+
+IN_GROUP = 3  # views that a group of step 3 observes
+SAME_VIEW = 0.05  # degrees; a target this close to a known view is that view
+
+
+def anchor_angles(observed_angles: np.ndarray, views: int) -> np.ndarray:
+    """Angles of the `views - m` anchors sampled next to m observed views (step 2).
+
+    With one observed view these are the paper's: the other `views - 1` of an even turntable. Every
+    further observed view takes the place of the anchor nearest to it, since it is known better.
+    With no observed view the whole turntable is sampled.
+    """
+    ring = cameras.turntable(views)
+    for angles in observed_angles:
+        ring = np.delete(ring, np.argmin(angular_distance(ring, angles)), axis=0)
+    return ring
+
+
+def angular_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Degrees between the directions (..., 2) of two cameras."""
+    towards = [cameras.orbit(x[..., 0], x[..., 1])[..., 2, :3].astype(np.float64) for x in (a, b)]
+    chord = np.linalg.norm(towards[0] - towards[1], axis=-1)
+    return np.rad2deg(2.0 * np.arcsin(np.clip(chord / 2.0, 0.0, 1.0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How step 3 makes a trajectory from known views; indices into `known` and the trajectory.
+
+    Attributes:
+        reused: (n,) index of the known view that a target is, -1 where it must be sampled.
+        triplets: (g, 3) the known views that each group observes: the input, then two anchors.
+        targets: (g, size) the views that it samples. A group with fewer repeats its last target;
+            the copy is a view like any other to the network, and is discarded.
+    """
+
+    reused: np.ndarray
+    triplets: np.ndarray
+    targets: np.ndarray
+
+
+def plan_views(known: np.ndarray, trajectory: np.ndarray, size: int) -> Plan:
+    """Group targets that observe the same three known views (step 3).
+
+    The three are the input, `known[0]`, and the two anchors between whose yaws the target lies.
+    Outside of the front these are the two nearest; the front sector, from the last anchor over the
+    input to the first, is observed with both of these and the input between. So 48 turntable views
+    are 8 known ones and 8 groups of 5. Targets of a sector are spread evenly over its groups, in
+    order of yaw.
+
+    Args:
+        known: (r, 2) angles, r >= 3.
+        trajectory: (n, 2) angles.
+        size: targets of a group.
+    """
+    distance = angular_distance(trajectory[:, None], known[None])
+    reused = np.where(distance.min(1) < SAME_VIEW, distance.argmin(1), -1)
+
+    order = 1 + np.argsort(known[1:, 0] % 360.0, kind="stable")
+    yaws = known[order, 0] % 360.0
+    sector = np.searchsorted(yaws, trajectory[:, 0] % 360.0, side="right") % len(order)
+    past_last = (trajectory[:, 0] - known[order[-1], 0]) % 360.0
+
+    triplets, targets = [], []
+    for index in np.unique(sector[reused < 0]):
+        members = np.flatnonzero((sector == index) & (reused < 0))
+        # The sector that wraps around 360 is the front: order it from its own beginning.
+        along = past_last if index == 0 else trajectory[:, 0] % 360.0
+        members = members[np.argsort(along[members], kind="stable")]
+        for group in np.array_split(members, -(-len(members) // size)):
+            triplets.append([0, order[index - 1], order[index]])
+            targets.append(np.pad(group, (0, size - len(group)), mode="edge"))
+    return Plan(
+        reused=reused,
+        triplets=np.array(triplets, int).reshape(-1, IN_GROUP),
+        targets=np.array(targets, int).reshape(-1, size),
+    )

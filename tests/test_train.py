@@ -1,0 +1,414 @@
+"""Training as a whole, on a micro model: resuming, losses, ablations, broken runs, configs."""
+
+import dataclasses
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from synthetic_shards import write_dataset
+
+from spinmeround_jax import checkpoints, data, loop, models, optim, parameters, sharding, train
+from spinmeround_jax.config import Config, OptimizerConfig, from_mapping
+
+MICRO = {
+    "image_size": 16,
+    "views": 4,
+    "unet": {
+        "model_channels": 16, "channel_mult": (1,), "attention_levels": (), "joint_levels": (),
+        "heads": 2, "norm_groups": 8,
+    },
+    "autoencoder": {"channels": 8, "channel_mult": (1, 4), "norm_groups": 8},
+    "identity": {"heads": 4, "mlp_width": 32},
+}  # fmt: skip
+
+
+def micro_config(directory, **overrides) -> Config:
+    """configs/quickstart.py, shrunk."""
+    values = importlib.import_module("configs.quickstart").get_config()
+    values.model.update(MICRO)
+    values.data.directory = str(directory)
+    values.optimizer.batch_size = 2
+    values.optimizer.warmup_steps = 2
+    values.stages = ({"steps": 3, "observed": (1,)}, {"steps": 3, "observed": (0, 1, 3)})
+    values.autoencoder_training.steps = 4
+    values.autoencoder_training.lpips_weight = 0.0
+    values.autoencoder_training.optimizer.batch_size = 2
+    values.update({"log_every": 2, "sample_every": 100, "checkpoint_every": 3})
+    values.update_from_flattened_dict(overrides)
+    return from_mapping(Config, values)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_dataset(folder, subjects=4)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation(tmp_path_factory):
+    """Nearly all the time goes into compiling, and a resumed run compiles its programs again."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "xla"),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+# --------------------------------------------------------------------------------------------------
+# Whole runs
+
+
+def final_state(workdir, config):
+    """Arrays and loader state of the newest checkpoint of the diffusion model."""
+    transform = optim.optimizer(config.optimizer, 6)
+    abstract = jax.eval_shape(lambda: optim.init(train.new_parameters(config), transform))
+    placement = sharding.replicated(sharding.make_mesh())
+    saved = checkpoints.Checkpoints(workdir / "checkpoints", keep=2, config=config)
+    recorder = Recorder()
+    state = saved.restore(sharding.abstract(abstract, placement), recorder)
+    saved.close()
+    return state, recorder.state
+
+
+class Recorder:
+    def set_state(self, state):
+        self.state = state
+
+
+def test_interrupted_run_ends_as_the_uninterrupted_one_bit_for_bit(
+    directory, tmp_path, monkeypatch, capsys
+):
+    config = micro_config(directory)
+    place, batches = sharding.global_batch, []
+
+    def global_batch(mesh, batch):
+        batches.append(batch)
+        if len(batches) in interrupt_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return place(mesh, batch)
+
+    monkeypatch.setattr(sharding, "global_batch", global_batch)
+
+    interrupt_at = ()
+    model = train.train(config, tmp_path / "whole")
+    whole, batches = batches, []
+
+    interrupt_at = (2, 8)  # in the autoencoder's training, and at step 4 of 6 of the other
+    for message in ("autoencoder: stopped at step 2 of 4", "diffusion: stopped at step 4 of 6"):
+        with pytest.raises(loop.Preempted, match=message):
+            train.train(config, tmp_path / "parts")
+    train.train(config, tmp_path / "parts")
+
+    assert len(batches) == len(whole) == 10
+    jax.tree.map(np.testing.assert_array_equal, whole, batches)
+    expected, found = (final_state(tmp_path / name, config) for name in ("whole", "parts"))
+    assert int(found[0].step) == 6
+    jax.tree.map(np.testing.assert_array_equal, expected, found)
+
+    # What a run leaves behind.
+    loaded = checkpoints.load_model(model)
+    ema = expected[0].ema["unet"]
+    for name, value in parameters.split(loaded.unet)[1].items():
+        np.testing.assert_array_equal(value, np.asarray(ema[name], np.float16))
+    assert checkpoints.read_provenance(model)["data"]["license"] == "CC0-1.0"
+    samples = sorted(path.name for path in (tmp_path / "parts" / "samples").iterdir())
+    assert samples == ["anchors_0000006.png", "autoencoder_0000004.png"]
+    assert list((tmp_path / "whole" / "tensorboard").glob("events*"))
+    assert "diffusion 6/6" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_sigterm_exits_cleanly_and_the_same_command_resumes(directory, tmp_path):
+    command = [
+        sys.executable, "-m", "spinmeround_jax.train", "--config=configs/quickstart.py",
+        f"--workdir={tmp_path}", f"--config.data.directory={directory}",
+        "--config.autoencoder_training.steps=2", "--config.autoencoder_training.lpips_weight=0.0",
+        "--config.model.image_size=16", "--config.model.views=4",
+        "--config.model.unet.model_channels=16", "--config.model.unet.channel_mult=(1,)",
+        "--config.model.unet.attention_levels=()", "--config.model.unet.joint_levels=()",
+        "--config.optimizer.batch_size=2", "--config.stages[0].steps=40",
+        "--config.stages[1].steps=40", "--config.log_every=5",
+    ]  # fmt: skip
+    root = os.path.dirname(os.path.dirname(__file__))
+    run = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+    for line in run.stdout:
+        if line.startswith("diffusion 5/80"):
+            break
+    run.send_signal(signal.SIGTERM)
+    out = run.communicate(timeout=300)[0]
+    assert run.returncode == 0 and "The same command resumes" in out
+    again = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stderr
+    assert "from step 0" not in again.stdout and "diffusion 80/80" in again.stdout
+    assert checkpoints.load_model(tmp_path / "model").config.image_size == 16
+
+    broken = [*command, "--config.optimizer.learning_rate=1.0"]
+    refused = subprocess.run(broken, cwd=root, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 1
+    assert "optimizer.learning_rate: 0.001 -> 1.0" in refused.stderr
+
+
+# --------------------------------------------------------------------------------------------------
+# Step
+
+
+@pytest.fixture(scope="module")
+def setting(directory):
+    """Everything a step needs, with networks moved away from their zero-initialised outputs."""
+    config = micro_config(directory)
+
+    def networks():
+        model = train.new_model(config)
+        return {name: getattr(model, name) for name in ("unet", "autoencoder", "identity")}
+
+    def values():
+        params = {name: parameters.split(module)[1] for name, module in networks().items()}
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(0), len(leaves))
+        noisy = [
+            x + 0.05 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(tree, noisy)
+
+    abstract = nnx.eval_shape(networks)
+    graphdefs = {name: parameters.split(module)[0] for name, module in abstract.items()}
+    params = jax.jit(values)()
+    empty_latent = jnp.full((8, 8, 8), 0.3)
+    with data.make_loader(config.data, config.stages, 4, 4, 0) as loader:
+        batch = next(loader)
+    return config, graphdefs, params, empty_latent, batch
+
+
+def test_loss_falls_on_a_repeated_batch(setting):
+    config, graphdefs, params, empty_latent, batch = setting
+    optimizer = dataclasses.replace(config.optimizer, schedule="constant", learning_rate=3e-3)
+    config = dataclasses.replace(config, optimizer=optimizer)
+    transform = optim.optimizer(optimizer, 100)
+    state = optim.init({name: params[name] for name in ("unet", "identity")}, transform)
+    frozen = {"networks": {"autoencoder": params["autoencoder"]}, "empty_latent": empty_latent}
+    step = jax.jit(train.make_step(config, graphdefs, transform))
+    losses = []
+    for _ in range(60):
+        state, metrics = step(state, frozen, batch)
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+    assert int(state.step) == 60 and int(state.bad_step) == -1
+
+
+@pytest.fixture(scope="module")
+def loss_of(setting):
+    """batch_loss for an ablation and changes to latents and batch."""
+    config, graphdefs, params, empty_latent, batch = setting
+    random = np.random.default_rng(0).standard_normal((4, 4, 8, 8, 8), np.float32)
+    compiled = {}
+
+    def loss(ablation="", latents=lambda x: x, **changes):
+        if ablation not in compiled:
+            denied = {f"no_{part}": part == ablation for part in ("identity", "normals", "image")}
+            changed = dataclasses.replace(
+                config, ablation=dataclasses.replace(config.ablation, **denied)
+            )
+            compiled[ablation] = jax.jit(
+                lambda latents, batch: train.batch_loss(
+                    changed, graphdefs, params, empty_latent, latents, batch, jax.random.key(3)
+                )[0]
+            )
+        return float(compiled[ablation](latents(random), dataclasses.replace(batch, **changes)))
+
+    return loss
+
+
+def in_observed_view(latents):
+    return np.where(np.arange(4)[:, None, None, None] == 0, latents + 1.0, latents)
+
+
+def in_normals(latents):
+    return np.where(np.arange(8) < 4, latents, latents + 1.0)
+
+
+NOBODY = np.eye(512, dtype=np.float32)[:4]
+NONE, ALL = np.zeros(4, bool), np.ones(4, bool)
+
+
+def test_everything_given_matters_unless_denied_or_dropped(loss_of):
+    base = loss_of(dropped=NONE)
+    assert loss_of(dropped=NONE, latents=in_observed_view) != base
+    assert loss_of(dropped=NONE, latents=in_normals) != base
+    assert loss_of(dropped=NONE, id_embedding=NOBODY) != base
+
+    dropped = loss_of(dropped=ALL)
+    assert dropped != base
+    assert loss_of(dropped=ALL, latents=in_observed_view, id_embedding=NOBODY) == dropped
+
+    assert loss_of("image", dropped=NONE, latents=in_observed_view) == loss_of(
+        "image", dropped=NONE
+    )
+    assert loss_of("identity", dropped=NONE, id_embedding=NOBODY) == loss_of(
+        "identity", dropped=NONE
+    )
+    assert loss_of("normals", dropped=NONE, latents=in_normals) == loss_of("normals", dropped=NONE)
+    for ablation in ("image", "identity", "normals"):
+        assert loss_of(ablation, dropped=NONE) != base
+
+
+def test_contradictory_configs_are_refused(directory):
+    mesh = sharding.make_mesh()
+    train.check(micro_config(directory), mesh)
+    for changes, message in (
+        ({"init_from": "weights/init"}, "either config.init_from"),
+        ({"autoencoder_training.steps": 0}, "either config.init_from"),
+        ({"train_identity_encoder": False}, "needs pretrained weights"),
+        ({"ablation.no_image": True, "ablation.no_identity": True}, "leave nothing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train.check(micro_config(directory, **changes), mesh)
+
+
+def test_pretrained_weights_start_a_run(directory, tmp_path, setting):
+    config, graphdefs, params, _, _ = setting
+    networks = {name: parameters.merge(graphdefs[name], params[name]) for name in graphdefs}
+    checkpoints.save_model(
+        tmp_path / "init", models.Model(config.model, **networks), {}, np.float32
+    )
+    changes = {"init_from": str(tmp_path / "init"), "autoencoder_training.steps": 0}
+    config = micro_config(directory, **changes, **{"train_identity_encoder": False})
+    loaded = train.load_pretrained(config)
+    assert set(train.trained_part(config, loaded)) == {"unet"}
+    _, frozen = train.freeze(config, loaded.autoencoder, loaded, sharding.make_mesh())
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        frozen["networks"],
+        {name: params[name] for name in ("autoencoder", "identity")},
+    )
+    other = micro_config(directory, **changes, **{"model.unet.heads": 4})
+    with pytest.raises(ValueError, match=r"unet is .*heads=2.*the config says .*heads=4"):
+        train.load_pretrained(other)
+
+
+# --------------------------------------------------------------------------------------------------
+# Loop
+
+
+class Counting:
+    """A loader whose batches are their numbers."""
+
+    step = 0
+
+    def __next__(self):
+        self.step += 1
+        return np.full((1,), self.step - 1, np.float32)
+
+    def get_state(self):
+        return {"step": self.step}
+
+    def set_state(self, state):
+        self.step = state["step"]
+
+
+def run_counting(tmp_path, step_fn, steps=12):
+    transform = optim.optimizer(PLAIN, steps)
+    saved = checkpoints.Checkpoints(tmp_path, keep=2, config=PLAIN)
+    state = loop.run(
+        "counting", lambda state, batch: step_fn(state, batch, transform),
+        optim.init({"w": jnp.ones(3)}, transform), Counting(), saved,
+        mesh=sharding.make_mesh(), steps=steps, batch_size=16,
+        cadence=loop.Cadence(log=4, sample=100, checkpoint=4), writer=None,
+        on_sample=lambda state, step: None,
+    )  # fmt: skip
+    saved.close()
+    return state
+
+
+PLAIN = OptimizerConfig(
+    learning_rate=0.1, warmup_steps=0, schedule="constant", weight_decay=0.0, beta1=0.9,
+    beta2=0.99, max_gradient_norm=1.0, ema_decay=0.9, batch_size=16,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
+def test_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, fault):
+    def step_fn(state, batch, transform):
+        loss = jnp.where(batch[0] == 5, fault, 1.0)
+        state, _ = optim.update(state, loss, {"w": loss * state.params["w"]}, transform, 0.9)
+        return state, {"loss": loss}
+
+    with pytest.raises(
+        loop.NotFiniteError, match=r"at step 5, .* examples 80 to 95 .* step 4 is good"
+    ):
+        run_counting(tmp_path, step_fn)
+    saved = checkpoints.Checkpoints(tmp_path, keep=2, config=PLAIN)
+    assert saved.latest() == 4
+    transform = optim.optimizer(PLAIN, 12)
+    abstract = jax.eval_shape(lambda: optim.init({"w": jnp.ones(3)}, transform))
+    loader = Counting()
+    state = saved.restore(
+        sharding.abstract(abstract, sharding.replicated(sharding.make_mesh())), loader
+    )
+    assert loader.step == 4 and np.isfinite(state.params["w"]).all()
+
+
+def test_steps_are_queued_without_waiting(tmp_path, monkeypatch):
+    fetched = []
+    fetch = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(1) or fetch(x))
+
+    def step_fn(state, batch, transform):
+        state, norm = optim.update(
+            state, jnp.ones(()), {"w": batch + state.params["w"]}, transform, 0.9
+        )
+        return state, {"loss": norm}
+
+    run_counting(tmp_path, step_fn)
+    assert len(fetched) == 3  # steps 4, 8 and 12
+
+
+# --------------------------------------------------------------------------------------------------
+# Configs
+
+
+def full_config(name) -> Config:
+    return from_mapping(Config, importlib.import_module(f"configs.{name}").get_config())
+
+
+def test_configs_have_the_same_fields():
+    def keys(values):
+        if isinstance(values, dict):
+            return {name: keys(value) for name, value in values.items()}
+        return None
+
+    trees = [keys(dataclasses.asdict(full_config(name))) for name in ("quickstart", "tpu_v4")]
+    assert trees[0] == trees[1]
+    assert json.dumps(trees[0]).count("null") > 80
+
+
+def test_tpu_v4_is_the_papers_model():
+    config = full_config("tpu_v4")
+    model = nnx.eval_shape(lambda: train.new_model(config).unet)
+    assert parameters.count(parameters.split(model)[1]) == 859_961_608
+    assert config.model.latent_size == 64
+    assert [(s.steps, s.observed) for s in config.stages] == [
+        (600_000, (1,)),
+        (1_000_000, (0, 1, 3)),
+    ]
+
+
+def test_quickstart_fits_together():
+    config = full_config("quickstart")
+    nnx.eval_shape(lambda: train.new_model(config).unet)
+    train.check(config, sharding.make_mesh())
+    assert config.model.latent_size == 8
