@@ -25,11 +25,11 @@ def get_config() -> ConfigDict:
         dict(
             in_channels=153,
             out_channels=8,
-            model_channels=96,
-            channel_mult=(1, 2, 2),
+            model_channels=64,
+            channel_mult=(1, 2),
             res_blocks=1,
-            attention_levels=(0, 1, 2),
-            joint_levels=(0, 1, 2),  # 8x8 latents: joint attention is cheap at every level
+            attention_levels=(0, 1),
+            joint_levels=(1,),  # as in the paper: inside each view at the finest level, joint below
             heads=4,
             transformer_depth=1,
             context_dim=512,
@@ -81,24 +81,24 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict(
         dict(
             learning_rate=1e-3,
-            warmup_steps=200,
+            warmup_steps=100,
             schedule="cosine",
             weight_decay=0.01,
             beta1=0.9,
             beta2=0.99,
             max_gradient_norm=1.0,
             ema_decay=0.999,
-            batch_size=16,
+            batch_size=8,  # more, smaller steps: on a CPU time grows with the batch
         )
     )
     config.stages = (
-        ConfigDict(dict(steps=3000, observed=(1,))),
-        ConfigDict(dict(steps=3000, observed=(0, 1, 3))),
+        ConfigDict(dict(steps=1400, observed=(1,))),
+        ConfigDict(dict(steps=900, observed=(0, 1, 3))),
     )
 
     config.autoencoder_training = ConfigDict(
         dict(
-            steps=4000,
+            steps=1200,
             lpips_weight=0.5,
             kl_weight=1e-4,
             optimizer=ConfigDict(

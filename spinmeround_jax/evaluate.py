@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from spinmeround_jax import cameras, checkpoints, data, metrics, records
-from spinmeround_jax.pipeline import Pipeline
+from spinmeround_jax.pipeline import Pipeline, sampling_defaults
 
 EXAMPLES = """examples:
   # the table of the README
@@ -174,7 +174,11 @@ def grid(rows: list[np.ndarray], path: pathlib.Path) -> None:
 
 
 def evaluate_model(
-    directory: pathlib.Path, name: str, portraits: data.HeldOut, args: argparse.Namespace, ring: Views
+    directory: pathlib.Path,
+    name: str,
+    portraits: data.HeldOut,
+    args: argparse.Namespace,
+    ring: Views,
 ) -> tuple[Score, Views, dict]:
     """Sample all subjects from their frontal view and compare at the anchors and along the ring."""
     subjects = list(range(args.subjects))
@@ -185,7 +189,7 @@ def evaluate_model(
             f"{portraits.source.image_size} px"
         )
     provenance = checkpoints.read_provenance(directory)
-    sampling, ablation = checkpoints.sampling_defaults(directory)
+    sampling, ablation = sampling_defaults(provenance)
     overrides = {
         "steps": args.steps,
         "guidance_scale": args.guidance_scale,
@@ -294,7 +298,9 @@ def main(argv: list[str] | None = None) -> int:
     }
     (args.out / "table.md").write_text(text + "\n")
     (args.out / "scores.json").write_text(json.dumps(result, indent=1))
-    print(f"\n{text}\n\n{args.subjects} held-out subjects, 7 anchors from the frontal view. {args.out}")
+    print(
+        f"\n{text}\n\n{args.subjects} held-out subjects, 7 anchors from the frontal view. {args.out}"
+    )
     return 0
 
 

@@ -75,13 +75,16 @@ def run(
     """
     start = int(state.step)
     recent: list[dict[str, jax.Array]] = []  # metrics since the last report, on the device
-    clock, saved = time.monotonic(), start
+    clock = time.monotonic()
 
     def check() -> None:
         if (bad := int(state.bad_step)) >= 0:
             raise NotFiniteError(_not_finite(name, bad, batch_size, checkpoints.latest()))
 
-    with _signals() as signalled, _progress(name, start, steps, writer is not None) as bar:
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.wait)  # however this ends, what was saved gets to the disk
+        signalled = stack.enter_context(_signals())
+        bar = stack.enter_context(_progress(name, start, steps, writer is not None))
         for step in range(start + 1, steps + 1):
             batch = next(loader)
             state, metrics = step_fn(state, sharding.global_batch(mesh, batch))
@@ -102,17 +105,14 @@ def run(
             if step % cadence.checkpoint == 0 or step == steps or stop:
                 check()
                 checkpoints.save(step, state, loader)
-                saved = step
             if stop and step < steps:
-                checkpoints.wait()
                 raise Preempted(
-                    f"{name}: stopped at step {saved} of {steps}, the checkpoint is written"
+                    f"{name}: stopped at step {step} of {steps}, the checkpoint is written"
                 )
             if step % cadence.sample == 0 or step == steps:
                 before = time.monotonic()
                 on_sample(state, step)
                 clock += time.monotonic() - before  # drawing is no training time
-    checkpoints.wait()
     return state
 
 

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from flax import nnx
+from numpy.typing import ArrayLike
 
 from spinmeround_jax import cameras, samplers, sampling_steps, schedules
-from spinmeround_jax.config import AblationConfig, SamplingConfig
+from spinmeround_jax.config import AblationConfig, SamplingConfig, from_mapping
 from spinmeround_jax.models import Model
 from spinmeround_jax.view_groups import IN_GROUP, anchor_angles, plan_views
 
@@ -37,6 +39,24 @@ RELEASED = SamplingConfig(
 NO_ABLATION = AblationConfig(no_identity=False, no_normals=False, no_image=False)
 
 OBSERVED_COUNTS = (1, 3)  # what the model is trained on, besides none
+
+
+def sampling_defaults(provenance: Mapping[str, Any]) -> tuple[SamplingConfig, AblationConfig]:
+    """How a model wants to be sampled, from the "sampling" and "ablation" of its provenance.
+
+    A model that does not say, as the released one, is sampled as the release is.
+
+    Raises:
+        ValueError: naming the field that is wrong.
+    """
+    where = "model.json, provenance"
+    sampling = provenance.get("sampling", dataclasses.asdict(RELEASED))
+    ablation = provenance.get("ablation", dataclasses.asdict(NO_ABLATION))
+    return (
+        from_mapping(SamplingConfig, sampling, f"{where}.sampling"),
+        from_mapping(AblationConfig, ablation, f"{where}.ablation"),
+    )
+
 
 Progress = Callable[[str, int], None]
 """Called after every chunk with the step's name and the UNet evaluations (view x sigma) it took."""
@@ -242,8 +262,8 @@ class Pipeline:
         images: np.ndarray | None,
         id_embeddings: np.ndarray | None,
         trajectory: np.ndarray,
-        seeds: np.ndarray,
-        observed_angles: np.ndarray = ((0.0, 0.0),),
+        seeds: ArrayLike,
+        observed_angles: ArrayLike = ((0.0, 0.0),),
     ) -> Heads:
         """From observed views, or from an identity alone, or from nothing, to views all around.
 
@@ -303,7 +323,7 @@ class Pipeline:
         self,
         heads: int,
         trajectory: np.ndarray,
-        observed_angles: np.ndarray = ((0.0, 0.0),),
+        observed_angles: ArrayLike = ((0.0, 0.0),),
         identity: bool = True,
     ) -> int:
         """What `progress` will have been told in all after `spin`; `()` angles for images=None."""

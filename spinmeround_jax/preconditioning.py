@@ -27,5 +27,5 @@ def c_noise(sigma: jax.Array) -> jax.Array:
 
 
 def loss_weight(sigma: jax.Array) -> jax.Array:
-    """(sigma^2 + 1) / sigma^2 = 1 / c_out^2: the x0 error so weighted is the network's own error (EDM, eq. 8)."""
+    """(sigma^2 + 1) / sigma^2 = 1 / c_out^2: the x0 error becomes the network's own (EDM, eq. 8)."""
     return (sigma**2 + 1.0) / sigma**2

@@ -24,9 +24,10 @@ SAMPLING_STEPS = 16
 
 
 def held_out(config: DataConfig, count: int) -> list[data.Subject]:
-    """The first subjects of the test split (where there is none, of the training split)."""
+    """The first subjects of the split not trained on (where there is none, of the one that is)."""
     splits = records.read_manifest(config.directory)["splits"]
-    subjects = data.HeldOut(config.directory, "test" if splits.get("test") else "train")
+    split = next((name for name in splits if name != "train" and splits[name]), "train")
+    subjects = data.HeldOut(config.directory, split)
     return [subjects[i] for i in range(min(count, len(subjects)))]
 
 

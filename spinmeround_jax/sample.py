@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import pathlib
 import shlex
@@ -22,7 +23,7 @@ import spinmeround_jax
 from spinmeround_jax import cameras, checkpoints, outputs, page, portraits
 from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.models import Model
-from spinmeround_jax.pipeline import OBSERVED_COUNTS, Pipeline, slerp
+from spinmeround_jax.pipeline import OBSERVED_COUNTS, Pipeline, sampling_defaults, slerp
 from spinmeround_jax.portraits import PortraitError
 from spinmeround_jax.samplers import SAMPLERS
 
@@ -108,12 +109,14 @@ def build_parser() -> argparse.ArgumentParser:
     views = parser.add_argument_group("which views")
     views.add_argument("--views", type=_positive, help="how many: 48, 88 or any number (48)")
     views.add_argument("--trajectory", metavar="turntable|sweep|FILE.json", help="(turntable)")
-    views.add_argument("--yaw-pitch", metavar='"YAW,PITCH ..."', help="these views only")
+    views.add_argument(
+        "--yaw-pitch", metavar='"YAW,PITCH ..."', help="these only; --yaw-pitch=-30,0"
+    )
 
     how = parser.add_argument_group("how; the checkpoint knows its own defaults")
     how.add_argument("--steps", type=_positive, help="noise levels, at least 2")
     how.add_argument("--sampler", choices=sorted(SAMPLERS))
-    how.add_argument("--guidance-scale", type=float, help="1 is no guidance, and twice as fast")
+    how.add_argument("--guidance-scale", type=_finite, help="1 is no guidance, and twice as fast")
     how.add_argument("--seed", type=_not_negative, default=0, help="same seed, same result (0)")
     how.add_argument("--normals", choices=("world", "camera"), default="world", help="(world)")
     how.add_argument(
@@ -136,6 +139,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text}: expected a finite number")
     return value
 
 
@@ -322,8 +332,11 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out {args.out}: a file is in the way; choose a folder")
     model = checkpoints.load_model(args.checkpoint, dtype=jnp.dtype(args.dtype))
-    sampling, ablation = checkpoints.sampling_defaults(args.checkpoint)
-    sampling = sampling_settings(args, sampling)
+    try:
+        defaults, ablation = sampling_defaults(checkpoints.read_provenance(args.checkpoint))
+    except ValueError as error:
+        raise UsageError(f"{args.checkpoint}: {error}") from error
+    sampling = sampling_settings(args, defaults)
     heads, observed_angles = plan(args, model.config.image_size)
 
     wanted = [name for name in heads if args.overwrite or not outputs.is_finished(args.out / name)]

@@ -1,6 +1,6 @@
 """The jitted programs of sampling, with the loop over sigmas inside (SPEC section 4).
 
-Networks come as (graphdef, state) of `nnx.split`: the state is an argument and the graphdef static, so
+Networks come as (graphdef, state) of `nnx.split`: the state is an argument, the graphdef static, so
 that all `Pipeline`s of one architecture share their compiled programs.
 """
 

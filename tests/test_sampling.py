@@ -89,7 +89,11 @@ def test_inpainting_moves_only_what_is_visible():
 def test_guidance_1_equals_no_guidance():
     observed = jnp.array([[True, False]])
     conditioning = denoiser.condition(
-        jnp.ones((1, 2, 3)), observed, jnp.ones((1, 2, 4, 4, 2)), cameras.orbit([[0.0, 45.0]]), "true"
+        jnp.ones((1, 2, 3)),
+        observed,
+        jnp.ones((1, 2, 4, 4, 2)),
+        cameras.orbit([[0.0, 45.0]]),
+        "true",
     )
     without = denoiser.unconditional(conditioning, jnp.zeros((1, 2, 3)), jnp.zeros((4, 4, 2)))
 

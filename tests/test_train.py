@@ -1,5 +1,6 @@
 """Training as a whole, on a micro model: resuming, losses, ablations, broken runs, configs."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -150,15 +151,15 @@ def test_sigterm_exits_cleanly_and_the_same_command_resumes(directory, tmp_path)
         if line.startswith("diffusion 5/80"):
             break
     run.send_signal(signal.SIGTERM)
-    out = run.communicate(timeout=300)[0]
+    out = run.communicate(timeout=900)[0]
     assert run.returncode == 0 and "The same command resumes" in out
-    again = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    again = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
     assert again.returncode == 0, again.stderr
     assert "from step 0" not in again.stdout and "diffusion 80/80" in again.stdout
     assert checkpoints.load_model(tmp_path / "model").config.image_size == 16
 
     broken = [*command, "--config.optimizer.learning_rate=1.0"]
-    refused = subprocess.run(broken, cwd=root, capture_output=True, text=True, timeout=300)
+    refused = subprocess.run(broken, cwd=root, capture_output=True, text=True, timeout=900)
     assert refused.returncode == 1
     assert "optimizer.learning_rate: 0.001 -> 1.0" in refused.stderr
 
@@ -176,20 +177,16 @@ def setting(directory):
         model = train.new_model(config)
         return {name: getattr(model, name) for name in ("unet", "autoencoder", "identity")}
 
-    def values():
-        params = {name: parameters.split(module)[1] for name, module in networks().items()}
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.key(0), len(leaves))
-        noisy = [
-            x + 0.05 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(tree, noisy)
-
-    abstract = nnx.eval_shape(networks)
-    graphdefs = {name: parameters.split(module)[0] for name, module in abstract.items()}
-    params = jax.jit(values)()
+    graphdefs, params = {}, {}
+    rng = np.random.default_rng(0)
+    for name, module in nnx.eval_shape(networks).items():
+        graphdefs[name], shapes = parameters.split(module)
+        params[name] = {
+            tensor: jnp.asarray(rng.normal(tensor.endswith("scale"), 0.1, like.shape), jnp.float32)
+            for tensor, like in shapes.items()
+        }
     empty_latent = jnp.full((8, 8, 8), 0.3)
-    with data.make_loader(config.data, config.stages, 4, 4, 0) as loader:
+    with contextlib.closing(data.make_loader(config.data, config.stages, 4, 4, 0)) as loader:
         batch = next(loader)
     return config, graphdefs, params, empty_latent, batch
 

@@ -1,13 +1,14 @@
 """A model of every part, small enough for tests: 16 px, 8x8 latents, 8 views, random weights."""
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spinmeround_jax import models
+from spinmeround_jax import models, parameters
 from spinmeround_jax.config import ModelConfig
 from spinmeround_jax.models import AutoencoderConfig, IdentityEncoderConfig, Model, UNetConfig
 
+NETWORKS = ("unet", "autoencoder", "identity")
 CONFIG = ModelConfig(
     image_size=16,
     views=8,
@@ -25,13 +26,21 @@ CONFIG = ModelConfig(
 
 
 def random_model() -> Model:
-    """New networks with noise on every parameter, so that none is zero."""
-    model = models.build(CONFIG, rngs=nnx.Rngs(1))
+    """Random values for every parameter, so that no output is zero."""
     rng = np.random.default_rng(0)
-    for network in (model.unet, model.autoencoder, model.identity):
-        state = nnx.state(network)
-        noisy = jax.tree.map(
-            lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(np.float32), state
-        )
-        nnx.update(network, noisy)
-    return model
+
+    def random(network):
+        graphdef, expected = parameters.split(network)
+        values = {}
+        for name, shape in expected.items():
+            spread = 1.0 / np.sqrt(np.prod(shape.shape[:-1]))
+            noise = spread * rng.standard_normal(shape.shape)
+            values[name] = jnp.asarray(noise + name.endswith("scale"), jnp.float32)
+        return parameters.merge(graphdef, values)
+
+    # Shapes only: running the initializers one by one takes longer than the tests.
+    def build():
+        model = models.build(CONFIG, rngs=nnx.Rngs(0))
+        return [getattr(model, name) for name in NETWORKS]
+
+    return Model(CONFIG, *map(random, nnx.eval_shape(build)))

@@ -10,7 +10,7 @@ from einops import rearrange
 from flax import nnx
 
 from spinmeround_jax.models.attention import attention
-from spinmeround_jax.models.layers import ResidualBlock, conv, group_norm, upsample_nearest
+from spinmeround_jax.models.layers import GroupNorm, Keys, ResidualBlock, conv, upsample_nearest
 
 NORM_EPSILON = 1e-6
 
@@ -49,9 +49,9 @@ class AutoencoderConfig:
 class SpatialAttention(nnx.Module):
     """Single-head self-attention over the pixels of a feature map, added to its input."""
 
-    def __init__(self, channels: int, norm_groups: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, norm_groups: int, *, dtype: jnp.dtype, rngs: Keys):
         common = {"dtype": dtype, "rngs": rngs}
-        self.norm = group_norm(channels, norm_groups, NORM_EPSILON, **common)
+        self.norm = GroupNorm(channels, norm_groups, NORM_EPSILON, **common)
         self.query = conv(channels, channels, 1, **common)
         self.key = conv(channels, channels, 1, **common)
         self.value = conv(channels, channels, 1, **common)
@@ -70,10 +70,11 @@ class SpatialAttention(nnx.Module):
 class Middle(nnx.Module):
     """Residual block, attention, residual block at the coarsest resolution."""
 
-    def __init__(self, width: int, norm_groups: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.block_1 = _block(width, width, norm_groups, dtype, rngs)
-        self.attention = SpatialAttention(width, norm_groups, dtype=dtype, rngs=rngs)
-        self.block_2 = _block(width, width, norm_groups, dtype, rngs)
+    def __init__(self, width: int, norm_groups: int, *, dtype: jnp.dtype, rngs: Keys):
+        common = {"dtype": dtype, "rngs": rngs}
+        self.block_1 = _block(width, width, norm_groups, **common)
+        self.attention = SpatialAttention(width, norm_groups, **common)
+        self.block_2 = _block(width, width, norm_groups, **common)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.block_2(self.attention(self.block_1(x)))
@@ -82,7 +83,7 @@ class Middle(nnx.Module):
 class Encoder(nnx.Module):
     """Images -> features holding mean and log-variance, before `quantize_in`."""
 
-    def __init__(self, config: AutoencoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: AutoencoderConfig, *, dtype: jnp.dtype, rngs: Keys):
         common = {"dtype": dtype, "rngs": rngs}
         groups, widths = config.norm_groups, config.widths
         self.conv_in = conv(3, config.channels, 3, **common)
@@ -91,7 +92,7 @@ class Encoder(nnx.Module):
         for level, level_width in enumerate(widths):
             blocks = nnx.List()
             for _ in range(config.res_blocks):
-                blocks.append(_block(width, level_width, groups, dtype, rngs))
+                blocks.append(_block(width, level_width, groups, **common))
                 width = level_width
             self.levels.append(blocks)
             if level != len(widths) - 1:
@@ -99,7 +100,7 @@ class Encoder(nnx.Module):
                 padding = ((0, 1), (0, 1))
                 self.downsamples.append(conv(width, width, 3, strides=2, padding=padding, **common))
         self.middle = Middle(width, groups, **common)
-        self.norm_out = group_norm(width, groups, NORM_EPSILON, **common)
+        self.norm_out = GroupNorm(width, groups, NORM_EPSILON, **common)
         self.conv_out = conv(width, 2 * config.latent_channels, 3, **common)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -114,9 +115,9 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents after `quantize_out` -> images. Levels are in order of execution, the coarsest first."""
+    """Latents after `quantize_out` -> images. Levels in order of execution, the coarsest first."""
 
-    def __init__(self, config: AutoencoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: AutoencoderConfig, *, dtype: jnp.dtype, rngs: Keys):
         common = {"dtype": dtype, "rngs": rngs}
         groups = config.norm_groups
         width = config.widths[-1]
@@ -126,12 +127,12 @@ class Decoder(nnx.Module):
         for level in reversed(range(len(config.widths))):
             blocks = nnx.List()
             for _ in range(config.res_blocks + 1):
-                blocks.append(_block(width, config.widths[level], groups, dtype, rngs))
+                blocks.append(_block(width, config.widths[level], groups, **common))
                 width = config.widths[level]
             self.levels.append(blocks)
             if level:
                 self.upsamples.append(conv(width, width, 3, **common))
-        self.norm_out = group_norm(width, groups, NORM_EPSILON, **common)
+        self.norm_out = GroupNorm(width, groups, NORM_EPSILON, **common)
         self.conv_out = conv(width, 3, 3, **common)
 
     def __call__(self, latents: jax.Array) -> jax.Array:
@@ -152,7 +153,7 @@ class Autoencoder(nnx.Module):
         self, config: AutoencoderConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
     ):
         self.config = config
-        common = {"dtype": dtype, "rngs": rngs}
+        common = {"dtype": dtype, "rngs": Keys(rngs)}
         z = config.latent_channels
         self.encoder = Encoder(config, **common)
         self.quantize_in = conv(2 * z, 2 * z, 1, **common)
@@ -166,18 +167,19 @@ class Autoencoder(nnx.Module):
             images: (n, h, w, 3) in [-1, 1], h and w divisible by `downsampling`.
 
         Returns:
-            mean and log-variance (clipped to [-30, 20]), each (n, h / f, w / f, latent_channels) float32.
+            mean and log-variance (clipped to [-30, 20]), each (n, h / f, w / f, latent_channels)
+            float32.
         """
         moments = self.quantize_in(self.encoder(images)).astype(jnp.float32)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
     def encode(self, images: jax.Array) -> jax.Array:
-        """(n, h, w, 3) in [-1, 1] -> scaled mean latents (n, h / f, w / f, latent_channels) float32."""
+        """Images (n, h, w, 3) in [-1, 1] -> scaled mean latents (n, h / f, w / f, z) float32."""
         return self.moments(images)[0] * self.config.scale_factor
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Scaled latents (n, h, w, latent_channels) -> images (n, h f, w f, 3) float32, not clipped."""
+        """Scaled latents (n, h, w, z) -> images (n, h f, w f, 3) float32, not clipped."""
         return self.decode_unscaled(latents / self.config.scale_factor)
 
     def decode_unscaled(self, latents: jax.Array) -> jax.Array:
@@ -186,7 +188,7 @@ class Autoencoder(nnx.Module):
 
 
 def _block(
-    width_in: int, width: int, norm_groups: int, dtype: jnp.dtype, rngs: nnx.Rngs
+    width_in: int, width: int, norm_groups: int, *, dtype: jnp.dtype, rngs: Keys
 ) -> ResidualBlock:
     return ResidualBlock(
         width_in,

@@ -1,6 +1,7 @@
 """Arc2Face's identity context: CLIP ViT-L/14's text encoder reading "photo of a <face> person".
 
-The token "id" of the prompt is replaced by the ArcFace embedding (SPEC section 2; arXiv 2403.11641).
+The ArcFace embedding takes the place of the prompt's token "id" (SPEC section 2; Arc2Face, arXiv
+2403.11641).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from einops import rearrange
 from flax import nnx
 
 from spinmeround_jax.models.attention import attention
-from spinmeround_jax.models.layers import linear
+from spinmeround_jax.models.layers import Keys, linear
 
 ARCFACE_DIM = 512
 
@@ -53,7 +54,7 @@ class IdentityEncoderConfig:
 class EncoderLayer(nnx.Module):
     """Pre-norm transformer layer with causal attention and quick-GELU."""
 
-    def __init__(self, config: IdentityEncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: IdentityEncoderConfig, *, dtype: jnp.dtype, rngs: Keys):
         self.heads = config.heads
         common = {"dtype": dtype, "rngs": rngs}
         options = {"kernel_init": nnx.initializers.normal(0.02), **common}
@@ -86,7 +87,7 @@ class IdentityEncoder(nnx.Module):
         self, config: IdentityEncoderConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
     ):
         self.config = config
-        common = {"dtype": dtype, "rngs": rngs}
+        common = {"dtype": dtype, "rngs": Keys(rngs)}
         embedding = {"embedding_init": nnx.initializers.normal(0.02), **common}
         self.token_embedding = nnx.Embed(config.vocab_size, config.width, **embedding)
         self.position_embedding = nnx.Embed(config.context_length, config.width, **embedding)

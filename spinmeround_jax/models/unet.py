@@ -1,4 +1,4 @@
-"""The multi-view denoising UNet: Stable Diffusion 1.5's, with self-attention across views (SPEC section 2)."""
+"""The multi-view denoising UNet: Stable Diffusion 1.5's, with attention across views (SPEC 2)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from flax import nnx
 from spinmeround_jax.models.attention import ViewTransformer
 from spinmeround_jax.models.layers import (
     ZEROS,
+    GroupNorm,
+    Keys,
     ResidualBlock,
     TimeEmbedding,
     conv,
-    group_norm,
     upsample_nearest,
 )
 
@@ -67,7 +68,7 @@ class UNetConfig:
 
 
 class Level(nnx.Module):
-    """Residual blocks of one resolution, each followed by a transformer where the level has attention."""
+    """Residual blocks of one resolution, each followed by a transformer if the level has any."""
 
     def __init__(
         self,
@@ -76,15 +77,16 @@ class Level(nnx.Module):
         widths_in: list[int],
         *,
         dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        rngs: Keys,
     ):
         width = config.widths[level]
         self.blocks = nnx.List(
-            _residual_block(config, width_in, width, dtype, rngs) for width_in in widths_in
+            _residual_block(config, width_in, width, dtype=dtype, rngs=rngs)
+            for width_in in widths_in
         )
         joint = level in config.joint_levels
         self.transformers = nnx.List(
-            _transformer(config, width, joint, dtype, rngs)
+            _transformer(config, width, joint, dtype=dtype, rngs=rngs)
             for _ in widths_in
             if level in config.attention_levels
         )
@@ -104,7 +106,7 @@ class MultiViewUNet(nnx.Module):
 
     def __init__(self, config: UNetConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.config = config
-        common = {"dtype": dtype, "rngs": rngs}
+        common = {"dtype": dtype, "rngs": Keys(rngs)}
         widths = config.widths
         last = len(widths) - 1
 
@@ -123,9 +125,9 @@ class MultiViewUNet(nnx.Module):
                 self.downsamples.append(conv(width, width, 3, strides=2, **common))
                 skips.append(width)
 
-        self.middle_1 = _residual_block(config, width, width, dtype, rngs)
-        self.middle_transformer = _transformer(config, width, True, dtype, rngs)
-        self.middle_2 = _residual_block(config, width, width, dtype, rngs)
+        self.middle_1 = _residual_block(config, width, width, **common)
+        self.middle_transformer = _transformer(config, width, True, **common)
+        self.middle_2 = _residual_block(config, width, width, **common)
 
         # In order of execution: the coarsest level first.
         self.up, self.upsamples = nnx.List(), nnx.List()
@@ -138,7 +140,7 @@ class MultiViewUNet(nnx.Module):
             if level:
                 self.upsamples.append(conv(width, width, 3, **common))
 
-        self.norm_out = group_norm(width, config.norm_groups, NORM_EPSILON, **common)
+        self.norm_out = GroupNorm(width, config.norm_groups, NORM_EPSILON, **common)
         self.conv_out = conv(width, config.out_channels, 3, kernel_init=ZEROS, **common)
 
     def __call__(self, x: jax.Array, c_noise: jax.Array, context: jax.Array) -> jax.Array:
@@ -182,7 +184,7 @@ class MultiViewUNet(nnx.Module):
 
 
 def _residual_block(
-    config: UNetConfig, width_in: int, width: int, dtype: jnp.dtype, rngs: nnx.Rngs
+    config: UNetConfig, width_in: int, width: int, *, dtype: jnp.dtype, rngs: Keys
 ) -> ResidualBlock:
     return ResidualBlock(
         width_in,
@@ -196,7 +198,7 @@ def _residual_block(
 
 
 def _transformer(
-    config: UNetConfig, width: int, joint: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+    config: UNetConfig, width: int, joint: bool, *, dtype: jnp.dtype, rngs: Keys
 ) -> ViewTransformer:
     return ViewTransformer(
         width,

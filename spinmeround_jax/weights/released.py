@@ -1,7 +1,7 @@
 """Names of the released PyTorch checkpoint <-> our modules, strict both ways.
 
-Each table pairs the path of one of our layers with the name the release gives it; the tensors of a layer
-follow from its kind (`_LEAVES`). Every parameter of the module and every tensor under the prefix must be
+Each table pairs the path of one of our layers with the name the release gives it; `_LEAVES` does so
+for the tensors of a layer. Every parameter of the module and every tensor under the prefix must be
 used exactly once and have the shape the other side expects.
 """
 
@@ -121,7 +121,7 @@ def model_from_released(model: Model, state_dict: Mapping[str, np.ndarray]) -> N
 def released_shapes(
     module: MultiViewUNet | Autoencoder | IdentityEncoder, prefix: str | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Name and PyTorch shape of every tensor the release would hold for `module` (abstract ones too)."""
+    """Name and PyTorch shape of every tensor the release holds for (perhaps abstract) `module`."""
     targets = _targets(module, _default_prefix(module) if prefix is None else prefix)
     return {name: _released_shape(*target) for name, target in targets.items()}
 
@@ -261,7 +261,9 @@ def _autoencoder_table(module: Autoencoder) -> Table:
     for level in range(levels):
         for i in range(config.res_blocks):
             yield from _below(
-                f"encoder.levels.{level}.{i}", f"encoder.down.{level}.block.{i}", _AUTOENCODER_RESIDUAL
+                f"encoder.levels.{level}.{i}",
+                f"encoder.down.{level}.block.{i}",
+                _AUTOENCODER_RESIDUAL,
             )
         yield f"encoder.downsamples.{level}", f"encoder.down.{level}.downsample.conv"
     for step in range(levels):

@@ -1,0 +1,451 @@
+"""The networks against the released code's outputs (SPEC section 7), and how views mix in them."""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_weights
+from einops import rearrange
+from flax import nnx
+
+from spinmeround_jax import models
+from spinmeround_jax.config import ModelConfig
+from spinmeround_jax.models import (
+    Autoencoder,
+    AutoencoderConfig,
+    IdentityEncoder,
+    IdentityEncoderConfig,
+    Model,
+    MultiViewUNet,
+    UNetConfig,
+)
+from spinmeround_jax.models.attention import ViewTransformer, attention, attention_on_cpu
+from spinmeround_jax.models.layers import Keys, conv, linear
+from spinmeround_jax.weights import released
+
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
+TINY_SHAPES = json.loads((GOLDENS / "tiny_shapes.json").read_text())
+TOLERANCE = 2e-4  # SPEC section 7
+
+TINY_UNET = UNetConfig(model_channels=32, context_dim=576)
+TINY_AUTOENCODER = AutoencoderConfig(channels=32)
+TINY_IDENTITY = IdentityEncoderConfig(width=576, layers=3, heads=9, mlp_width=256)
+# Two levels, the finer one with attention inside views; compiles in a second.
+SMALL_UNET = UNetConfig(
+    in_channels=5,
+    out_channels=2,
+    model_channels=8,
+    channel_mult=(1, 2),
+    res_blocks=1,
+    attention_levels=(0, 1),
+    joint_levels=(1,),
+    heads=2,
+    context_dim=6,
+    norm_groups=4,
+)
+SMALL_AUTOENCODER = AutoencoderConfig(channels=8, channel_mult=(1, 2), res_blocks=1, norm_groups=4)
+
+
+def abstract(network, config, dtype=jnp.float32):
+    """Shapes only: running the initializers one by one takes longer than the tests."""
+    return nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=nnx.Rngs(0)))
+
+
+def randomised(module):
+    """Fill every parameter of an abstract or new module with noise, so that nothing is zero."""
+    rng = np.random.default_rng(0)
+
+    def noise(leaf):
+        spread = math.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else 0.3
+        return jnp.asarray(spread * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    nnx.update(module, jax.tree.map(noise, nnx.state(module, nnx.Param)))
+    return module
+
+
+def channels_last(x):
+    return np.moveaxis(x, 1, -1)
+
+
+# Compiling takes most of the time here: LLVM's optimizations would double it.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@quick_jit
+def run(module, *inputs):
+    return module(*inputs)
+
+
+# --------------------------------------------------------------------------------------------------
+# Goldens
+
+
+@pytest.fixture(scope="module")
+def tiny_unet():
+    unet = abstract(MultiViewUNet, TINY_UNET)
+    released.unet_from_released(unet, reference_weights.state_dict(TINY_SHAPES["tiny_unet"]))
+    return unet
+
+
+def unet_inputs(golden):
+    """x (16, h, w, c), c_noise (16,) and context (16, t, d), drawn in the golden's order."""
+    recorded = golden("unet_tiny")
+    rng = np.random.default_rng(0)
+    rng.standard_normal(recorded["x"].shape, dtype=np.float32)
+    rng.uniform(-1.5, 1.6, (2,))
+    context = rng.standard_normal((16, 77, 576), dtype=np.float32)
+    return channels_last(recorded["x"]), recorded["c_noise"], context
+
+
+def test_unet_with_eight_views_matches_the_released_code(golden, tiny_unet):
+    inputs = [value.reshape(2, 8, *value.shape[1:]) for value in unet_inputs(golden)]
+    out = np.asarray(run(tiny_unet, *inputs))
+    assert out.dtype == np.float32
+    expected = channels_last(golden("unet_tiny")["out_views8"])
+    np.testing.assert_allclose(out.reshape(expected.shape), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_unet_with_one_view_matches_the_released_code(golden, tiny_unet):
+    x, c_noise, context = (value[:3] for value in unet_inputs(golden))
+    out = np.asarray(run(tiny_unet, x[:, None], c_noise, context))[:, 0]
+    expected = channels_last(golden("unet_tiny")["out_views1"])
+    np.testing.assert_allclose(out, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def tiny_autoencoder():
+    autoencoder = abstract(Autoencoder, TINY_AUTOENCODER)
+    weights = reference_weights.state_dict(TINY_SHAPES["tiny_vae"])
+    released.autoencoder_from_released(autoencoder, weights)
+    return autoencoder
+
+
+def test_encoder_matches_the_released_code(golden, tiny_autoencoder):
+    images = np.random.default_rng(1).uniform(-1, 1, (2, 3, 128, 128)).astype(np.float32)
+    moments = quick_jit(Autoencoder.moments)(tiny_autoencoder, channels_last(images))
+    expected = channels_last(golden("vae_tiny")["moments"])
+    np.testing.assert_allclose(np.concatenate(moments, -1), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_decoder_matches_the_released_code(golden, tiny_autoencoder):
+    latents = np.random.default_rng(2).standard_normal((2, 4, 16, 16), dtype=np.float32)
+    scaled = channels_last(latents) * TINY_AUTOENCODER.scale_factor
+    images = quick_jit(Autoencoder.decode)(tiny_autoencoder, scaled)
+    expected = channels_last(golden("vae_tiny")["decoded"])
+    np.testing.assert_allclose(images, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_identity_encoder_matches_the_released_code(golden):
+    recorded = golden("identity_tiny")
+    encoder = abstract(IdentityEncoder, TINY_IDENTITY)
+    weights = reference_weights.state_dict(TINY_SHAPES["tiny_text"])
+    released.identity_from_released(encoder, weights)
+    with_identity = run(encoder, recorded["arcface"])
+    empty = quick_jit(IdentityEncoder.empty)(encoder)
+    np.testing.assert_allclose(with_identity, recorded["cond"], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(empty, recorded["uncond"], rtol=0, atol=TOLERANCE)
+
+
+# --------------------------------------------------------------------------------------------------
+# Released weights
+
+
+FULL_SIZE = [
+    (MultiViewUNet, UNetConfig(), released.UNET_PREFIX),
+    (Autoencoder, AutoencoderConfig(), released.AUTOENCODER_PREFIX),
+    (IdentityEncoder, IdentityEncoderConfig(), released.IDENTITY_PREFIX),
+]
+
+
+@pytest.fixture(scope="module")
+def full_size():
+    return {prefix: abstract(network, config) for network, config, prefix in FULL_SIZE}
+
+
+def test_full_size_names_and_shapes_are_those_of_the_release(full_size):
+    recorded = json.loads((GOLDENS / "released_checkpoint_shapes.json").read_text())
+    shapes = {}
+    for prefix, module in full_size.items():
+        named = released.released_shapes(module)
+        assert all(name.startswith(prefix) for name in named)
+        shapes |= named
+    assert shapes == {name: tuple(shape) for name, shape in recorded.items()}
+
+
+def test_full_size_unet_has_the_papers_parameter_count(full_size):
+    leaves = jax.tree.leaves(nnx.state(full_size[released.UNET_PREFIX]))
+    assert sum(math.prod(leaf.shape) for leaf in leaves) == 859_961_608
+    assert all(leaf.dtype == jnp.float32 for leaf in leaves)
+
+
+@pytest.fixture
+def checkpoint():
+    """A small autoencoder and a complete set of tensors for it."""
+    module = randomised(abstract(Autoencoder, SMALL_AUTOENCODER))
+    return module, reference_weights.state_dict(released.released_shapes(module))
+
+
+def test_weights_load_in_the_release_layout(checkpoint):
+    module, tensors = checkpoint
+    released.autoencoder_from_released(module, tensors)
+    given = tensors["first_stage_model.encoder.conv_in.weight"]
+    np.testing.assert_array_equal(module.encoder.conv_in.kernel[...], given.transpose(2, 3, 1, 0))
+    given = tensors["first_stage_model.decoder.norm_out.weight"]
+    np.testing.assert_array_equal(module.decoder.norm_out.scale[...], given)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: t.pop("first_stage_model.quant_conv.bias"), "1 missing: .*quant_conv.bias"),
+        (lambda t: t.update({"first_stage_model.stranger": np.zeros(3)}), "1 unknown: .*stranger"),
+        (
+            lambda t: t.update({"first_stage_model.quant_conv.bias": np.zeros(7)}),
+            r"1 of the wrong shape: .*quant_conv.bias is \(7,\), expected \(8,\)",
+        ),
+        # Square, so that only the number of axes tells it from a linear layer's weight.
+        (
+            lambda t: t.update({"first_stage_model.quant_conv.weight": np.zeros((8, 8))}),
+            r"1 of the wrong shape: .*quant_conv.weight is \(8, 8\)",
+        ),
+    ],
+)
+def test_a_wrong_tensor_is_named_and_nothing_is_loaded(checkpoint, damage, message):
+    module, tensors = checkpoint
+    before = np.asarray(module.encoder.conv_in.kernel[...])
+    damage(tensors)
+    with pytest.raises(ValueError, match=message):
+        released.autoencoder_from_released(module, tensors)
+    np.testing.assert_array_equal(module.encoder.conv_in.kernel[...], before)
+
+
+def test_a_whole_checkpoint_loads_and_strangers_are_named():
+    config = ModelConfig(
+        image_size=16,
+        views=2,
+        rays="released",
+        unet=dataclasses.replace(SMALL_UNET, in_channels=153, out_channels=8, context_dim=512),
+        autoencoder=SMALL_AUTOENCODER,
+        identity=IdentityEncoderConfig(
+            vocab_size=7, width=512, layers=1, heads=2, mlp_width=8, context_length=4,
+            prompt_ids=(0, 1, 6), empty_ids=(0, 6), id_token=1, pad_id=6,
+        ),
+    )  # fmt: skip
+
+    def build():
+        model = models.build(config, rngs=nnx.Rngs(0))
+        return model.unet, model.autoencoder, model.identity
+
+    model = Model(config, *nnx.eval_shape(build))
+    tensors = {}
+    for module in (model.unet, model.autoencoder, model.identity):
+        tensors |= reference_weights.state_dict(released.released_shapes(module))
+    released.model_from_released(model, tensors)
+    name = "conditioner.embedders.0.encoder.text_model.encoder.layers.0.mlp.fc1.weight"
+    np.testing.assert_array_equal(model.identity.layers[0].mlp_1.kernel[...], tensors[name].T)
+    with pytest.raises(ValueError, match=r"1 unknown: model_ema\.decay"):
+        released.model_from_released(model, tensors | {"model_ema.decay": np.zeros(1)})
+    with pytest.raises(ValueError, match="context_dim is 6, the other networks need 512"):
+        unet = dataclasses.replace(config.unet, context_dim=6)
+        models.build(dataclasses.replace(config, unet=unet), rngs=nnx.Rngs(0))
+
+
+# --------------------------------------------------------------------------------------------------
+# Views
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The small UNet and its inputs: 2 examples of 3 views."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((2, 3, 4, 4, 5), dtype=np.float32)
+    c_noise = rng.standard_normal(2, dtype=np.float32)
+    context = rng.standard_normal((2, 7, 6), dtype=np.float32)
+    return randomised(abstract(MultiViewUNet, SMALL_UNET)), x, c_noise, context
+
+
+def test_a_context_and_noise_level_shared_by_views_equal_repeated_ones(small):
+    unet, x, c_noise, context = small
+    shared = run(unet, x, c_noise, context)
+    repeated = run(
+        unet, x, np.repeat(c_noise[:, None], 3, 1), np.repeat(context[:, None], 3, axis=1)
+    )
+    assert float(jnp.abs(shared).max()) > 0.1
+    np.testing.assert_allclose(shared, repeated, atol=1e-5)
+
+
+def test_every_view_sees_every_other_view_of_its_example_only(small):
+    unet, x, c_noise, context = small
+    changed = x.copy()
+    changed[0, 1] += 0.5
+    difference = np.abs(run(unet, changed, c_noise, context) - run(unet, x, c_noise, context))
+    assert (difference[0].max((1, 2, 3)) > 1e-4).all()
+    assert (difference[1] == 0).all()
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_only_joint_self_attention_mixes_views(joint):
+    transformer = randomised(
+        ViewTransformer(
+            8, 6, 2, 1, joint=joint, norm_groups=4, dtype=jnp.float32, rngs=Keys(nnx.Rngs(0))
+        )
+    )
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((2, 3, 2, 2, 8), dtype=np.float32)
+    context = rng.standard_normal((2, 5, 6), dtype=np.float32)
+
+    def difference_to(changed):
+        out = [
+            transformer(rearrange(v, "b v h w c -> (b v) h w c"), context, 3) for v in (x, changed)
+        ]
+        return np.abs(np.asarray(out[0] - out[1])).reshape(2, 3, -1).max(-1)
+
+    changed = x.copy()
+    changed[0, 1] += rng.standard_normal((2, 2, 8), dtype=np.float32)
+    difference = difference_to(changed)
+    assert difference[0, 1] > 1e-3
+    assert ((difference[0, [0, 2]] > 1e-6) == joint).all()
+    assert (difference[1] == 0).all()
+
+
+def test_joint_levels_are_those_of_the_config(tiny_unet):
+    down = [[t.blocks[0].joint for t in level.transformers] for level in tiny_unet.down]
+    up = [[t.blocks[0].joint for t in level.transformers] for level in tiny_unet.up]
+    assert down == [[False] * 2, [True] * 2, [True] * 2, []]
+    assert up == [[], [True] * 3, [True] * 3, [False] * 3]
+    assert tiny_unet.middle_transformer.blocks[0].joint
+
+
+# --------------------------------------------------------------------------------------------------
+# Training from scratch, and other sizes
+
+
+def test_a_new_unet_predicts_zero_and_every_parameter_of_a_used_one_learns(small):
+    unet, x, c_noise, context = small
+    new = quick_jit(lambda: MultiViewUNet(SMALL_UNET, rngs=nnx.Rngs(0)))()
+    assert (np.asarray(run(new, x, c_noise, context)) == 0).all()
+    # Keys are not repeated: no two kernels of one shape start equal.
+    kernels = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(new)) if leaf.ndim == 2]
+    distinct = {kernel.tobytes() for kernel in kernels}
+    assert len(distinct) == len(kernels) > 20
+
+    graphdef, parameters = nnx.split(unet)
+    gradients = quick_jit(
+        jax.grad(lambda p: jnp.square(nnx.merge(graphdef, p)(x, c_noise, context)).mean())
+    )(parameters)
+    for path, gradient in nnx.to_flat_state(gradients):
+        assert np.isfinite(gradient[...]).all() and np.abs(gradient[...]).max() > 0, path
+
+
+def test_bfloat16_computes_near_float32_and_returns_float32(small):
+    unet, x, c_noise, context = small
+    half = abstract(MultiViewUNet, SMALL_UNET, dtype=jnp.bfloat16)
+    nnx.update(half, nnx.state(unet))
+    exact = np.asarray(run(unet, x, c_noise, context))
+    out = run(half, x, c_noise, context)
+    assert out.dtype == jnp.float32
+    assert 0 < np.abs(out - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_autoencoder_scales_clips_and_halves_per_level():
+    autoencoder = randomised(abstract(Autoencoder, SMALL_AUTOENCODER))
+    images = np.random.default_rng(3).uniform(-1, 1, (2, 8, 6, 3)).astype(np.float32)
+    mean, log_variance = autoencoder.moments(images)
+    assert mean.shape == log_variance.shape == (2, 4, 3, 4)
+    np.testing.assert_allclose(autoencoder.encode(images), mean * 0.18215, rtol=1e-5)
+    assert autoencoder.decode(autoencoder.encode(images)).shape == images.shape
+    autoencoder.quantize_in.bias[...] += 1000.0
+    assert (np.asarray(autoencoder.moments(images)[1]) == 20.0).all()
+
+
+def test_identity_reaches_no_token_before_it():
+    config = IdentityEncoderConfig(
+        vocab_size=7, width=512, layers=1, heads=2, mlp_width=8, context_length=6,
+        prompt_ids=(0, 1, 4, 6), empty_ids=(0, 6), id_token=4, pad_id=6,
+    )  # fmt: skip
+    encoder = randomised(abstract(IdentityEncoder, config))
+    embeddings = np.eye(2, 512, dtype=np.float32)
+    context = np.asarray(encoder(embeddings))
+    assert context.shape == (2, 6, 512)
+    difference = np.abs(context[0] - context[1]).max(-1)
+    assert (difference[:2] == 0).all() and (difference[2:] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (UNetConfig(), {"norm_groups": 7}, "norm_groups 7 does not divide width 320"),
+        (UNetConfig(), {"heads": 6}, "heads 6 does not divide width 320"),
+        (UNetConfig(), {"joint_levels": (3,)}, r"joint_levels \[3\]"),
+        (UNetConfig(), {"attention_levels": (4,)}, "no level 4"),
+        (AutoencoderConfig(), {"norm_groups": 5}, "norm_groups 5 does not divide width 128"),
+        (IdentityEncoderConfig(), {"width": 384}, "width 384 cannot hold"),
+        (IdentityEncoderConfig(), {"id_token": 7}, "id_token 7 must occur once"),
+        (IdentityEncoderConfig(), {"vocab_size": 100}, "below vocab_size 100"),
+        (IdentityEncoderConfig(), {"context_length": 5}, "longer than context_length 5"),
+    ],
+)
+def test_configs_that_do_not_fit_together_are_refused(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, **changes)
+
+
+# --------------------------------------------------------------------------------------------------
+# Faster than XLA's own on a CPU, and equal
+
+
+@pytest.mark.parametrize(("size", "strides"), [(2, 1), (1, 1), (4, 2), (2, 2)])
+def test_convolution_of_a_map_smaller_than_its_kernel(size, strides):
+    layer = conv(3, 4, 3, strides=strides, dtype=jnp.float32, rngs=Keys(nnx.Rngs(0)))
+    x = np.random.default_rng(4).standard_normal((2, size, size, 3), dtype=np.float32)
+    expected = jax.lax.conv_general_dilated(
+        x,
+        layer.kernel[...],
+        (strides, strides),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    np.testing.assert_allclose(layer(x), expected, atol=1e-5)
+
+
+def test_gradients_of_linear_layers():
+    layer = linear(3, 4, dtype=jnp.float32, rngs=Keys(nnx.Rngs(0)))
+    x = np.random.default_rng(5).standard_normal((2, 3, 5, 3), dtype=np.float32)
+    kernel = layer.kernel[...]
+
+    def ours(kernel, x):
+        layer.kernel[...] = kernel
+        return jnp.sin(layer(x)).sum()
+
+    expected = jax.grad(lambda kernel, x: jnp.sin(x @ kernel).sum(), argnums=(0, 1))(kernel, x)
+    for got, want in zip(jax.grad(ours, argnums=(0, 1))(kernel, x), expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_attention_equals_the_general_one(monkeypatch, causal, at_once):
+    limit = 2**30 if at_once else 0
+    monkeypatch.setattr("spinmeround_jax.models.attention._CPU_LOGITS_BYTES", limit)
+    rng = np.random.default_rng(6)
+    q, k, v = (rng.standard_normal((2, 5, 3, 4), dtype=np.float32) for _ in range(3))
+
+    def outcome(attend):
+        return jax.value_and_grad(lambda *qkv: jnp.square(attend(*qkv)).sum(), argnums=(0, 1, 2))(
+            q, k, v
+        )
+
+    expected = outcome(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=causal))
+    for ours in (
+        lambda q, k, v: attention_on_cpu(q, k, v, causal=causal),
+        lambda q, k, v: attention(q, k, v, causal=causal),
+    ):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), outcome(ours), expected
+        )

@@ -1,0 +1,424 @@
+"""The command for users, end to end: what it writes, and what it says when something is wrong."""
+
+import dataclasses
+import html.parser
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import CONFIG, random_model
+
+from spinmeround_jax import cameras, checkpoints, outputs, page, portraits, sample
+from spinmeround_jax.pipeline import RELEASED, Heads
+
+SIZE = CONFIG.image_size
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    sampling = dataclasses.replace(RELEASED, steps=2, sigma_max=5.0, normals_steps=1)
+    provenance = {"command": "test", "sampling": dataclasses.asdict(sampling)}
+    checkpoints.save_model(folder, random_model(), provenance)
+    return folder
+
+
+def identity(seed=0):
+    return np.random.default_rng(seed).standard_normal(512).astype(np.float32)
+
+
+def portrait(path, size=SIZE, mode="RGB", seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 4), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    np.save(path.with_suffix(".npy"), identity(seed))
+    return path
+
+
+@pytest.fixture
+def command(checkpoint, tmp_path, capsys):
+    """`command("--input", path, ...)` runs it with the tiny model: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        argv = ["--checkpoint", checkpoint, "--out", tmp_path / "out", "--no-compilation-cache"]
+        try:
+            code = sample.main([str(argument) for argument in [*argv, *arguments]])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# --------------------------------------------------------------------------------------------------
+# What it writes
+
+
+def test_a_folder_of_portraits(command, tmp_path):
+    inputs, out = tmp_path / "portraits", tmp_path / "out"
+    inputs.mkdir()
+    portrait(inputs / "alice.png", mode="RGBA")
+    portrait(inputs / "bob.png", size=2 * SIZE, seed=1)
+    (inputs / "bob.npy").unlink()
+    angles = [{"yaw": 45, "pitch": 0}, {"yaw": 33, "pitch": 10}]
+    about = {"id_embedding": identity(1).tolist(), "truth": angles}
+    (inputs / "bob.json").write_text(json.dumps(about))
+    Image.new("RGB", (2 * SIZE, 2 * SIZE)).save(inputs / "bob.truth.png")
+    chosen = ["--yaw-pitch", "0,0 10,-20 45,0"]
+
+    code, text, _ = command("--input", inputs, *chosen, "--seed", 3)
+    assert code == 0
+    assert "2 written, 0 skipped, 0 failed" in text
+    assert str((out / "index.html").resolve()) in text
+    names = [
+        "view_000_yaw+000.0_pitch+00.0.png",
+        "view_001_yaw+010.0_pitch-20.0.png",
+        "view_002_yaw+045.0_pitch+00.0.png",
+    ]
+    found = files(out / "alice")
+    for folder in ("views", "normals"):
+        assert [file for file in found if file.startswith(folder)] == [
+            f"{folder}/{n}" for n in names
+        ]
+    assert len([file for file in found if file.startswith("anchors/")]) == 7
+    expected = {"input.png", "input_normals.png", "turntable.webp", "transforms.json"}
+    assert expected | {"settings.json"} <= set(found)
+    assert not [path for path in out.rglob(".*")]
+
+    settings = json.loads((out / "alice" / "settings.json").read_text())
+    assert settings["seed"] == 3
+    assert settings["sampling"]["steps"] == 2
+    assert settings["normals_space"] == "world"
+    assert settings["checkpoint"]["provenance"]["command"] == "test"
+    assert "--yaw-pitch" in settings["command"]
+    with Image.open(out / "alice" / "normals" / names[0]) as normals:
+        assert normals.text["normals_space"] == "world"
+    with Image.open(out / "alice" / "turntable.webp") as turntable:
+        assert (turntable.n_frames, turntable.size) == (3, (2 * SIZE, SIZE))
+    document = (out / "index.html").read_text()
+    assert document.count("<article>") == 2
+    assert document.count("<h3>Truth") == 1
+    # One true view was also sampled, the other was not.
+    assert "sampled, +45°" in document
+    assert "sampled, +33°" not in document
+
+    # The same again is skipped, and made again on demand, with the same result.
+    before = (out / "alice" / "views" / names[1]).read_bytes()
+    code, text, _ = command("--input", inputs, *chosen, "--seed", 3)
+    assert code == 0
+    assert "0 written, 2 skipped" in text
+    (out / "alice" / "views" / names[1]).write_bytes(b"touched")
+    code, text, _ = command("--input", inputs / "alice.png", *chosen, "--seed", 3, "--overwrite")
+    assert code == 0
+    assert "1 written, 0 skipped" in text
+    assert (out / "alice" / "views" / names[1]).read_bytes() == before
+    assert (out / "index.html").read_text().count("<article>") == 2
+
+
+def test_the_input_is_among_the_views(command, tmp_path):
+    path = portrait(tmp_path / "a.png")
+    command("--input", path, "--yaw-pitch", "0,0")
+    view = tmp_path / "out" / "a" / "views" / "view_000_yaw+000.0_pitch+00.0.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(view)), np.asarray(Image.open(path)))
+
+
+def test_new_people_and_interpolation(command, tmp_path):
+    code, _, _ = command("--unconditional", 2, "--seed", 5, "--yaw-pitch", "30,0")
+    assert code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "new_0005", "new_0006", "index.html"
+    }  # fmt: skip
+    assert "input.png" not in files(tmp_path / "out" / "new_0005")
+    np.save(tmp_path / "a.npy", identity(1))
+    np.save(tmp_path / "b.npy", identity(2))
+    code, _, _ = command(
+        "--interpolate", tmp_path / "a.npy", tmp_path / "b.npy", "--steps-between", 1,
+        "--yaw-pitch", "30,0",
+    )  # fmt: skip
+    assert code == 0
+    assert (tmp_path / "out" / "a_to_b_02" / "views").is_dir()
+    assert (tmp_path / "out" / "index.html").read_text().count("<article>") == 5
+
+
+def test_three_views_of_one_person(command, tmp_path):
+    paths = [portrait(tmp_path / f"{name}.png", seed=i) for i, name in enumerate("abc")]
+    items = [
+        f"{path}:{angles}" for path, angles in zip(paths, ("0:0", "40:0", "-90:5"), strict=True)
+    ]
+    code, _, _ = command("--observed", *items, "--yaw-pitch", "20,0", "--normals", "camera")
+    assert code == 0
+    found = files(tmp_path / "out" / "a")
+    assert {"input.png", "input_2.png", "input_3_normals.png"} <= set(found)
+    assert len([file for file in found if file.startswith("anchors/")]) == 5
+    assert json.loads((tmp_path / "out/a/transforms.json").read_text())["normals_space"] == "camera"
+
+
+# --------------------------------------------------------------------------------------------------
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one of the arguments"),
+        (["--input", "nothing-there", "--unconditional", "1"], "not allowed with"),
+        (["--unconditional", "0"], "at least 1"),
+        (["--unconditional", "1", "--seed", "-1"], "expected 0"),
+        (["--unconditional", "1", "--yaw-pitch", "30"], '"YAW,PITCH'),
+        (["--unconditional", "1", "--yaw-pitch", "30,nan"], '"YAW,PITCH'),
+        (["--unconditional", "1", "--yaw-pitch", "30,95"], '"YAW,PITCH'),
+        (["--unconditional", "1", "--yaw-pitch", ""], '"YAW,PITCH'),
+        (["--unconditional", "1", "--yaw-pitch", "3,0", "--views", "9"], "leave out"),
+        (["--unconditional", "1", "--trajectory", "spiral"], "turntable, sweep or a .json"),
+        (["--unconditional", "1", "--trajectory", "no.json"], "no.json"),
+        (["--unconditional", "1", "--steps", "1"], "steps at least 2"),
+        (["--unconditional", "1", "--guidance-scale", "nan"], "finite"),
+        (["--observed", "a.png:0:0", "b.png:1:1"], "1 or 3 views, got 2"),
+        (["--observed", "a.png"], "FILE:YAW:PITCH"),
+        (["--observed", "a.png:30:0"], "the first view is the reference"),
+        (["--interpolate", "a.npy", "b.npy"], "a.npy: no such file"),
+    ],
+)
+def test_wrong_usage(command, tmp_path, arguments, message):
+    code, _, error = command(*arguments)
+    assert code == 2
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists() or not files(tmp_path / "out")
+
+
+def test_a_checkpoint_that_is_none(command, tmp_path):
+    code, _, error = command("--unconditional", "1", "--checkpoint", tmp_path / "nothing")
+    assert code == 2
+    assert "nothing" in error
+
+
+def test_a_folder_without_portraits(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, error = command("--input", tmp_path / "empty")
+    assert code == 2
+    assert "no portraits in this folder" in error
+
+
+def test_two_inputs_of_one_name(command, tmp_path):
+    code, _, error = command("--input", portrait(tmp_path / "a.png"), portrait(tmp_path / "a.webp"))
+    assert code == 2
+    assert "same folder" in error
+
+
+def test_bad_inputs_do_not_stop_the_good_one(command, tmp_path):
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    portrait(inputs / "good.png")
+    portrait(inputs / "small.png", size=SIZE - 1)
+    Image.new("RGB", (SIZE, SIZE + 1)).save(inputs / "tall.png")
+    (inputs / "text.png").write_text("no image")
+    (inputs / "list.txt").write_text("good.png")
+    whole = portrait(inputs / "cut.png", size=64)
+    whole.write_bytes(whole.read_bytes()[:500])
+    Image.new("RGB", (SIZE, SIZE)).save(inputs / "nobody.png")
+    Image.fromarray(np.zeros((SIZE, SIZE), np.uint16)).save(portrait(inputs / "deep.png"))
+    code, text, error = command(
+        "--input", inputs, inputs / "missing.png", inputs / "list.txt", "--yaw-pitch", "0,0"
+    )
+    assert code == 1
+    assert "1 written, 0 skipped, 8 failed" in text
+    assert (tmp_path / "out" / "good" / "settings.json").is_file()
+    for name, message in {
+        "small.png": "too few",
+        "tall.png": "crop it to a square",
+        "text.png": "not a readable image",
+        "cut.png": "not a readable image",
+        "nobody.png": "no identity beside it",
+        "deep.png": "8 bits",
+        "missing.png": "no such file",
+        "list.txt": "not one of .png",
+    }.items():
+        assert any(name in line and message in line for line in error.splitlines()), name
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        ("json", b"{"),
+        ("json", b"[1, 2]"),
+        ("json", b'{"identity": [1]}'),
+        ("json", b'{"id_embedding": [1, 2, 3]}'),
+        ("json", b'{"id_embedding": ["a"]}'),
+        ("json", b'{"id_embedding": [' + b"0, " * 511 + b"0]}"),
+        ("json", b'{"id_embedding": [' + b"0, " * 511 + b"NaN]}"),
+        ("json", b"\xff\xfe"),
+        ("json", b"[" * 100_000),
+        ("npy", b""),
+        ("npy", b"not numpy"),
+        ("npy", np.zeros(512, np.float32)),
+        ("npy", np.ones(511, np.float32)),
+        ("npy", np.ones((1, 512), np.float32)),
+        ("npy", np.ones(512, np.int64)),
+        ("npy", np.ones(512, np.complex64)),
+        ("npy", np.array([{}] * 512, object)),  # would need unpickling
+    ],
+)
+def test_bad_identities(tmp_path, suffix, content):
+    path = tmp_path / f"a.{suffix}"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(portraits.PortraitError, match=rf"a\.{suffix}: expected an ArcFace"):
+        portraits.read_identity(tmp_path / "a.png")
+
+
+def test_what_is_not_ours_stays(command, tmp_path):
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    (tmp_path / "out" / "a" / "letter.txt").write_text("dear")
+    path = portrait(tmp_path / "a.png")
+    code, _, error = command("--input", path, "--yaw-pitch", "0,0", "--overwrite")
+    assert code == 1
+    assert "not written by this program" in error
+    assert (tmp_path / "out" / "a" / "letter.txt").read_text() == "dear"
+    (tmp_path / "out" / "index.html").write_text("my home page")
+    code, _, error = command("--input", path, "--yaw-pitch", "0,0")
+    assert "index.html: not written by this program" in error
+    assert (tmp_path / "out" / "index.html").read_text() == "my home page"
+
+
+# --------------------------------------------------------------------------------------------------
+# Portraits, folders and the page by themselves
+
+
+def test_portraits_are_composited_on_white_and_averaged(tmp_path):
+    pixels = np.zeros((4, 4, 4), np.uint8)  # transparent black
+    pixels[:2, :2] = (255, 0, 0, 255)
+    pixels[2:, 2:] = (0, 0, 0, 255)
+    pixels[2, 2] = (255, 255, 255, 255)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = portraits.read_image(tmp_path / "a.png", 2)
+    assert image.dtype == np.float32
+    np.testing.assert_allclose(image[0], [[1, -1, -1], [1, 1, 1]])
+    np.testing.assert_allclose(image[1], [[1, 1, 1], [-0.5, -0.5, -0.5]], atol=1e-6)
+
+
+def test_identities_become_unit_length(tmp_path):
+    np.save(tmp_path / "a.npy", 20 * identity())
+    found = portraits.read_identity(tmp_path / "a.png")
+    np.testing.assert_allclose(found, identity() / np.linalg.norm(identity()), atol=1e-6)
+
+
+def invented(trajectory):
+    """A head whose normals all point to the frontal camera."""
+    observed, anchors = np.zeros((1, 2), np.float32), cameras.anchors()
+
+    def pictures(angles):
+        facing = np.broadcast_to(np.float32([0, 0, 1]), (len(angles), SIZE, SIZE, 3))
+        return np.zeros((len(angles), SIZE, SIZE, 3), np.float32), facing
+
+    return Heads(
+        observed,
+        *pictures(observed),
+        anchors,
+        *pictures(anchors),
+        trajectory,
+        *pictures(trajectory),
+    )
+
+
+def test_transforms_are_our_cameras(tmp_path):
+    trajectory = np.array([[0, 0], [90, 0], [-30, 20]], np.float32)
+    outputs.write_head(tmp_path / "a", invented(trajectory), {})
+    written = json.loads((tmp_path / "a" / "transforms.json").read_text())
+    assert written["camera_model"] == "OPENCV"
+    assert written["fl_x"] == pytest.approx(4.2634 * SIZE, rel=1e-4)
+    for frame, (yaw, pitch) in zip(written["frames"], trajectory, strict=True):
+        pose = np.array(frame["transform_matrix"])
+        np.testing.assert_allclose(pose @ cameras.orbit(yaw, pitch), np.eye(4), atol=1e-5)
+        assert (tmp_path / "a" / frame["file_path"]).is_file()
+        assert (tmp_path / "a" / frame["normals_file_path"]).is_file()
+    # From the left side (+90) the camera stands at +x and looks along -x.
+    left = np.array(written["frames"][1]["transform_matrix"])
+    np.testing.assert_allclose(left[:3, 3], [cameras.RADIUS, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(-left[:3, 2], [-1, 0, 0], atol=1e-5)
+
+
+def test_normals_in_camera_space(tmp_path):
+    trajectory = np.array([[0, 0], [90, 0], [0, 90]], np.float32)
+    outputs.write_head(tmp_path / "a", invented(trajectory), {}, "camera")
+    names = [outputs.view_name(i, angles) for i, angles in enumerate(trajectory)]
+    expected = [(128, 128, 255), (0, 128, 128), (128, 0, 128)]  # +z seen from front, left, above
+    for name, colour in zip(names, expected, strict=True):
+        with Image.open(tmp_path / "a" / "normals" / name) as image:
+            assert image.text["normals_space"] == "camera"
+            assert np.abs(np.asarray(image)[0, 0] - np.array(colour)).max() <= 1
+
+
+def test_nothing_is_written_halfway(tmp_path, monkeypatch):
+    trajectory = cameras.turntable(4)
+    outputs.write_head(tmp_path / "a", invented(trajectory), {"seed": 1})
+
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(outputs, "transforms", fail)
+    for name in ("a", "b"):
+        with pytest.raises(OSError, match="disk full"):
+            outputs.write_head(tmp_path / name, invented(trajectory), {"seed": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert outputs.read_settings(tmp_path / "a")["seed"] == 1
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    head = invented(cameras.turntable(4))
+    broken = dataclasses.replace(head, images=np.full_like(head.images, np.nan))
+    with pytest.raises(outputs.OutputError, match="not finite"):
+        outputs.write_head(tmp_path / "a", broken, {})
+
+
+class Collector(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.headings, self._in_heading = [], [], False
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._in_heading = tag == "h2"
+
+    def handle_data(self, data):
+        if self._in_heading:
+            self.headings.append(data)
+            self._in_heading = False
+
+
+def test_the_page_escapes_names_and_loads_nothing(tmp_path):
+    hostile = ['<img src=x onerror=alert(1)>"&', "</style><script>alert(1)<|script>", "'>\"><b>"]
+    for name in hostile:
+        settings = {"source": {"input": f"<script>{name}</script>"}, "seed": 0}
+        safe_name = name.replace("/", "|")
+        outputs.write_head(tmp_path / safe_name, invented(cameras.turntable(3)), settings)
+    document = page.write_page(tmp_path).read_text()
+    parsed = Collector()
+    parsed.feed(document)
+    assert sorted(parsed.headings) == sorted(name.replace("/", "|") for name in hostile)
+    tags = [tag for tag, _ in parsed.tags]
+    assert tags.count("script") == 1
+    assert "img" not in tags
+    assert "b" not in tags
+    for _, attributes in parsed.tags:
+        assert not {"src", "href", "onerror"} & set(attributes)
+    assert "url(http" not in document
+
+
+def test_the_page_shows_every_frame(tmp_path):
+    trajectory = cameras.turntable(5)
+    outputs.write_head(tmp_path / "a", invented(trajectory), {})
+    parsed = Collector()
+    parsed.feed(page.write_page(tmp_path).read_text())
+    (spin,) = [attrs for _, attrs in parsed.tags if attrs.get("class") == "spin"]
+    labels = json.loads(spin["data-labels"])
+    assert labels == ["0°", "+72°", "+144°", "-144°", "-72°"]
+    assert int(spin["data-columns"]) * int(spin["data-rows"]) >= 5
