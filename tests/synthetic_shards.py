@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -22,7 +23,7 @@ def pixels(subject: int, view: int, size: int = SIZE) -> np.ndarray:
     """(size, size, 4) uint8: red tells the subject, green the view, alpha ramps over x."""
     rgba = np.zeros((size, size, 4), np.uint8)
     rgba[..., 0] = 20 * subject
-    rgba[..., 1] = 20 * view
+    rgba[..., 1] = 20 * view % 256
     rgba[..., 2] = np.arange(size)[:, None] * 255 // (size - 1)
     rgba[..., 3] = np.arange(size) * 255 // (size - 1)
     return rgba
@@ -90,3 +91,30 @@ def write_dataset(
         },
     )
     return paths
+
+
+def ring_records(subject: int, views: int) -> list[records.ViewRecord]:
+    """`views` of one subject standing on the turntable."""
+    return [
+        dataclasses.replace(
+            record, world_to_camera=cameras.orbit(yaw, pitch), yaw=float(yaw), pitch=float(pitch)
+        )
+        for record, (yaw, pitch) in zip(
+            make_records(subject, views), cameras.turntable(views), strict=True
+        )
+    ]
+
+
+def write_rings(directory: pathlib.Path, views: int = 48) -> pathlib.Path:
+    """Train (0, 2, 4) and held-out (1, 5) subjects on the turntable, as data_prep renders them."""
+    directory.mkdir()
+    splits = {}
+    for split, subjects in (("train", (0, 2, 4)), ("held_out", (1, 5))):
+        name = records.shard_name(split, 0, 1)
+        with records.ShardWriter(directory / name) as writer:
+            for subject in subjects:
+                writer.write_subject(ring_records(subject, views))
+        splits[split] = [{"file": name, "subjects": len(subjects)}]
+    manifest = {"image_size": SIZE, "views": views, "seed": 0, "splits": splits}
+    records.write_manifest(directory, manifest | {"source": "test", "license": "CC0-1.0"})
+    return directory
