@@ -8,6 +8,7 @@ is pickled.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -251,11 +252,10 @@ def _write(
     dtype: Any,
 ) -> None:
     directory = pathlib.Path(directory).absolute()
-    weights = jax.tree.map(lambda x: x.astype(dtype), weights)
-    for network, tensors in weights.items():
-        for name, value in tensors.items():
-            if not bool(jnp.isfinite(value).all()):
-                raise ValueError(f"{network}/{name} is not finite as {np.dtype(dtype).name}")
+    weights, finite = _cast(weights, np.dtype(dtype))
+    for network, tensors in jax.device_get(finite).items():
+        if broken := [f"{network}/{name}" for name, sound in tensors.items() if not sound]:
+            raise ValueError(f"{', '.join(broken)}: not finite as {np.dtype(dtype).name}")
     description = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
@@ -270,6 +270,13 @@ def _write(
         temporary = directory / "model.json.tmp"
         temporary.write_text(text)
         temporary.replace(directory / "model.json")
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cast(weights: Any, dtype: np.dtype) -> tuple[Any, Any]:
+    """`weights` as `dtype`, and whether each is finite as such."""
+    weights = jax.tree.map(lambda x: x.astype(dtype), weights)
+    return weights, jax.tree.map(lambda x: jnp.isfinite(x).all(), weights)
 
 
 def _read_json(directory: Path) -> dict[str, Any]:

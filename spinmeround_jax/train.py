@@ -236,7 +236,10 @@ def freeze(
         assert pretrained is not None  # see `check`
         fixed["identity"] = pretrained.identity
     size = config.model.image_size
-    grey = autoencoder.encode(jnp.zeros((1, size, size, 3)))[0]
+    graphdef, params = parameters.split(autoencoder)
+    grey = jax.jit(
+        lambda params: parameters.merge(graphdef, params).encode(jnp.zeros((1, size, size, 3)))[0]
+    )(params)
     normals = jnp.zeros_like(grey) if config.ablation.no_normals else grey
     frozen = {
         "networks": {name: parameters.split(module)[1] for name, module in fixed.items()},

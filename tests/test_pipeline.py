@@ -105,7 +105,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def pipeline(model):
-    return Pipeline(model, SAMPLING, max_batch=4)
+    return Pipeline(model, SAMPLING, max_batch=2)
 
 
 def inputs(heads, observed=1, size=16):
@@ -204,7 +204,7 @@ def test_progress_adds_up(model):
     pipeline = Pipeline(
         model,
         SAMPLING,
-        max_batch=4,
+        max_batch=2,
         progress=lambda step, evaluations: done.append((step, evaluations)),
     )
     pipeline.spin(images, identities, TRAJECTORY, np.array([1, 2]))
@@ -238,7 +238,7 @@ def test_three_observed_views(pipeline):
 
 def test_shared_noise_starts_all_views_alike(model):
     def anchors(shared):
-        sampling = dataclasses.replace(SAMPLING, steps=2, sigma_max=500.0, shared_noise=shared)
+        sampling = dataclasses.replace(SAMPLING, sigma_max=500.0, shared_noise=shared)
         heads = Pipeline(model, sampling, max_batch=1).sample_anchors(
             np.zeros((1, 0, 8, 8, 8), np.float32),
             np.zeros((0, 2), np.float32),
@@ -247,7 +247,7 @@ def test_shared_noise_starts_all_views_alike(model):
         )
         return heads[1][0]
 
-    # Two steps from sigma 500 keep a trace of the noise: views that share it are more alike.
+    # Three steps from sigma 500 keep a trace of the noise: views that share it are more alike.
     spread = [np.abs(latents - latents[:1]).mean() for latents in (anchors(True), anchors(False))]
     assert spread[0] < spread[1]
 
@@ -267,7 +267,7 @@ def test_heun_is_a_sampler_too(model):
 def test_ablations_deny_what_they_say(model, denied):
     images, identities = inputs(1)
     ablation = dataclasses.replace(NO_ABLATION, **{denied: True})
-    pipeline = Pipeline(model, SAMPLING, ablation, max_batch=4)
+    pipeline = Pipeline(model, SAMPLING, ablation, max_batch=2)
 
     def view(images, identities):
         return pipeline.spin(images, identities, TRAJECTORY, [0]).images[:, 1]
@@ -281,7 +281,7 @@ def test_ablations_deny_what_they_say(model, denied):
 
 def test_the_ablation_without_normals_observes_none(model, pipeline):
     images, identities = inputs(1)
-    denied = Pipeline(model, SAMPLING, dataclasses.replace(NO_ABLATION, no_normals=True))
+    denied = Pipeline(model, SAMPLING, dataclasses.replace(NO_ABLATION, no_normals=True), 2)
     image_latents = pipeline.encode(images[:, 0])
     context, seeds = pipeline.contexts(identities, 1), np.array([0], np.uint32)
     for chosen in (pipeline, denied):

@@ -18,7 +18,9 @@ SIZE = CONFIG.image_size
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    sampling = dataclasses.replace(RELEASED, steps=2, sigma_max=5.0, normals_steps=1)
+    sampling = dataclasses.replace(
+        RELEASED, steps=3, sigma_max=5.0, normals_steps=2
+    )  # as in test_pipeline, so that programs are compiled once
     provenance = {"command": "test", "sampling": dataclasses.asdict(sampling)}
     checkpoints.save_model(folder, random_model(), provenance)
     return folder
@@ -41,6 +43,7 @@ def command(checkpoint, tmp_path, capsys):
 
     def run(*arguments):
         argv = ["--checkpoint", checkpoint, "--out", tmp_path / "out", "--no-compilation-cache"]
+        argv += ["--max-batch", "2"]
         try:
             code = sample.main([str(argument) for argument in [*argv, *arguments]])
         except SystemExit as stop:  # argparse
@@ -92,7 +95,7 @@ def test_a_folder_of_portraits(command, tmp_path):
 
     settings = json.loads((out / "alice" / "settings.json").read_text())
     assert settings["seed"] == 3
-    assert settings["sampling"]["steps"] == 2
+    assert settings["sampling"]["steps"] == 3
     assert settings["normals_space"] == "world"
     assert settings["checkpoint"]["provenance"]["command"] == "test"
     assert "--yaw-pitch" in settings["command"]
