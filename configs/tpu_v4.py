@@ -2,7 +2,7 @@
 
 Command:   python -m spinmeround_jax.train --config=configs/tpu_v4.py --workdir=/shared/runs/tpu_v4
 Hardware:  TPU v4, at least 32 chips for the batch below (one example of 8 views per chip)
-Before:    `weights/init`, written by `spinmeround_jax.convert` from Stable Diffusion 1.5's
+Before:    `weights/init` (the converter that writes it is not there yet), from Stable Diffusion 1.5's
            autoencoder and Arc2Face's UNet and text encoder (or from the released checkpoint);
            `data/panohead512`, written by `data_prep`: 7k subjects with 125 views each
 Expected:  not yet run to its end

@@ -266,6 +266,9 @@ def _write(
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory / "weights", weights, force=True)
     if jax.process_index() == 0:
+        marker = directory / "weights" / "commit_success.txt"
+        if marker.exists():  # Orbax writes where it was; a model that is passed on need not tell
+            marker.write_text("Checkpoint commit was successful.")
         # Last, so that a folder with a model.json is complete.
         temporary = directory / "model.json.tmp"
         temporary.write_text(text)

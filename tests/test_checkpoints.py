@@ -77,6 +77,11 @@ def test_model_round_trip(model, folder):
     )
 
 
+def test_a_model_does_not_tell_where_it_was_written(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files and not any(str(folder.parent).encode() in path.read_bytes() for path in files)
+
+
 def test_autoencoder_round_trip_is_exact(model, tmp_path):
     checkpoints.save_autoencoder(tmp_path, model.autoencoder, {})
     loaded = checkpoints.load_autoencoder(tmp_path)
