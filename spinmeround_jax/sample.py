@@ -120,8 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--seed", type=_not_negative, default=0, help="same seed, same result (0)")
     how.add_argument("--normals", choices=("world", "camera"), default="world", help="(world)")
     how.add_argument(
-        "--max-batch", type=_positive, default=8, metavar="N",
-        help="joint samples at once; lower it when memory runs out (8)",
+        "--max-batch", type=_positive, metavar="N",
+        help="joint samples at once; lower it when memory runs out (2 on a CPU, else 8)",
     )  # fmt: skip
     how.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32",
@@ -329,6 +329,9 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         UsageError, PortraitError, CheckpointError: before anything is done.
     """
     trajectory = parse_trajectory(args)
+    if args.max_batch is None:
+        # More is no faster on a CPU, and the progress bar moves once per batch.
+        args.max_batch = 2 if jax.default_backend() == "cpu" else 8
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out {args.out}: a file is in the way; choose a folder")
     model = checkpoints.load_model(args.checkpoint, dtype=jnp.dtype(args.dtype))
@@ -351,7 +354,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     if jobs:
         args.out.mkdir(parents=True, exist_ok=True)
         common = settings_of(args, model, sampling, argv)
-        with tqdm(desc="starting", unit="eval", smoothing=0.05, dynamic_ncols=True) as bar:
+        with tqdm(desc="starting", unit="eval", dynamic_ncols=True) as bar:
 
             def progress(step: str, evaluations: int) -> None:
                 bar.set_description(step, refresh=False)
