@@ -1,8 +1,10 @@
 """The quickstart model: 64 pixels, 8 views, rendered heads, small enough for a CPU.
 
+Data:      python -m data_prep.render_heads --out data/heads64 --subjects 480 --held-out 40 --samples 2
 Command:   python -m spinmeround_jax.train --config=configs/quickstart.py
 Hardware:  2 CPU cores
-Expected:  the autoencoder, then the diffusion model; sample grids in runs/quickstart/samples
+Expected:  the autoencoder in 16 minutes (L1 0.07), the diffusion model in 36 (loss 0.27): weights/quickstart;
+           README.md says how good it is. It is far from converged: more steps of both help.
 """
 
 from ml_collections import ConfigDict
