@@ -179,8 +179,11 @@ def evaluate_model(
     portraits: data.HeldOut,
     args: argparse.Namespace,
     ring: Views,
-) -> tuple[Score, Views, dict]:
-    """Sample all subjects from their frontal view and compare at the anchors and along the ring."""
+) -> tuple[list[Score], Views, dict]:
+    """Sample all subjects from their frontal view and compare at the anchors and along the ring.
+
+    The second score is of the truth through the model's autoencoder: what diffusion can at best reach.
+    """
     subjects = list(range(args.subjects))
     model = checkpoints.load_model(directory)
     if model.config.image_size != portraits.source.image_size:
@@ -218,11 +221,23 @@ def evaluate_model(
     truth = Views(ring.images[:, chosen], ring.normals[:, chosen], ring.mask[:, chosen])
     anchors = Views(heads.images[:, chosen], heads.normals[:, chosen], truth.mask)
     ratio = neighbour_difference(heads.images) / neighbour_difference(ring.images)
+    ceiling = repeated(pipeline, truth)
     return (
-        score(name, anchors, truth, ratio),
+        [score(name, anchors, truth, ratio), score(f"{name}: its autoencoder", ceiling, truth)],
         anchors,
         {"directory": str(directory), "sampling": dataclasses.asdict(sampling), **provenance},
     )
+
+
+def repeated(pipeline: Pipeline, truth: Views) -> Views:
+    """The true views, encoded and decoded."""
+    images, normals = (
+        pipeline.encode(pictures.reshape(-1, *pictures.shape[2:]))
+        for pictures in (truth.images, truth.normals)
+    )
+    images, normals = pipeline.decode(np.concatenate([images, normals], axis=-1))
+    shape = truth.images.shape
+    return Views(images.reshape(shape), normals.reshape(shape), truth.mask)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -266,10 +281,10 @@ def main(argv: list[str] | None = None) -> int:
         for item in args.checkpoint:
             name, _, directory = item.rpartition("=")
             name = name or pathlib.Path(directory).name
-            row, pictures[name], models[name] = evaluate_model(
+            rows, pictures[name], models[name] = evaluate_model(
                 pathlib.Path(directory), name, portraits, args, ring
             )
-            scores.append(row)
+            scores += rows
     except (ValueError, records.RecordError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

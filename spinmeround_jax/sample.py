@@ -330,7 +330,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     """
     trajectory = parse_trajectory(args)
     if args.max_batch is None:
-        # More is no faster on a CPU, and the progress bar moves once per batch.
+        # More gains a tenth on a CPU, and the progress bar moves once per batch.
         args.max_batch = 2 if jax.default_backend() == "cpu" else 8
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out {args.out}: a file is in the way; choose a folder")

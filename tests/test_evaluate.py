@@ -57,7 +57,8 @@ def test_command_writes_table_scores_and_pictures(heads, tmp_path, monkeypatch, 
     )
     assert code == 0
     table = (out / "table.md").read_text()
-    assert table in capsys.readouterr().out and "| tiny |" in table
+    assert table in capsys.readouterr().out
+    assert "| tiny |" in table and "| tiny: its autoencoder |" in table
     scores = json.loads((out / "scores.json").read_text())["scores"]
     assert len(scores["tiny"]["psnr"]) == 2 and len(scores["tiny"]["consistency"]) == 2
     assert np.isfinite(scores["tiny"]["psnr"]).all()
