@@ -2,8 +2,9 @@
 
 Command:   python -m spinmeround_jax.train --config=configs/tpu_v4.py --workdir=/shared/runs/tpu_v4
 Hardware:  TPU v4, at least 32 chips for the batch below (one example of 8 views per chip)
-Before:    `weights/init` (the converter that writes it is not there yet), from Stable Diffusion 1.5's
-           autoencoder and Arc2Face's UNet and text encoder (or from the released checkpoint);
+Before:    `weights/init`, from Stable Diffusion 1.5's autoencoder and Arc2Face's UNet and text encoder:
+           python -m spinmeround_jax.convert --sd15 DIR --arc2face DIR --out weights/init
+           (or --released spmr.ckpt, to go on from there; docs/conversion.md);
            `data/panohead512`, written by `data_prep`: 7k subjects with 125 views each
 Expected:  not yet run to its end
 """
@@ -77,6 +78,9 @@ def get_config() -> ConfigDict:
             prefetch=16,
         )
     )
+
+    # data_prep.cache_latents writes a folder to name here; "" encodes the images in every step.
+    config.latents = ConfigDict(dict(directory="", backgrounds=2, sample=True))
 
     # Open in the paper: our choice. SVD's spread; the mean moves by ln(7) / 2 for 7 targets, so
     # 98 % of the noise levels lie between 0.06 and 110.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -226,10 +227,23 @@ def fold_statistics(autoencoder: Autoencoder, mean: np.ndarray, std: np.ndarray)
     )
 
 
-def image_latents(graphdef: Any, params: parameters.Parameters, batch: data.Batch) -> jax.Array:
-    """Scaled latents (b, v, h, w, 2 z) of a batch, RGB half first; no gradient."""
-    latents = parameters.merge(graphdef, params).encode(pictures(batch))
-    b, v = batch.observed.shape
-    latents = latents.reshape(b, 2, v, *latents.shape[1:])
-    latents = jnp.concatenate([latents[:, 0], latents[:, 1]], axis=-1)
-    return jax.lax.stop_gradient(latents)
+def latents_of(
+    batch: data.Batch,
+    graphdef: Any,
+    params: parameters.Parameters,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Scaled latents (b, v, h, w, 2 z) of a batch, RGB half first; no gradient.
+
+    Args:
+        graphdef, params: of the autoencoder, which a batch that holds moments does not need.
+        key: to draw from the posterior; None takes its mean.
+    """
+    v = batch.observed.shape[1]
+    if batch.moments is not None:
+        mean, std = jnp.split(batch.moments, 2, axis=-1)  # (b, v, 2, h, w, z)
+    else:
+        moments = parameters.merge(graphdef, params).posterior(pictures(batch))
+        mean, std = (rearrange(x, "(b two v) h w z -> b v two h w z", two=2, v=v) for x in moments)
+    latents = mean if key is None else mean + std * jax.random.normal(key, mean.shape)
+    return jax.lax.stop_gradient(rearrange(latents, "b v two h w z -> b v h w (two z)"))

@@ -195,7 +195,17 @@ def save_model(
     Raises:
         ValueError: a weight that is not finite in `dtype`.
     """
-    _write(directory, "model", dataclasses.asdict(model.config), provenance, _weights(model), dtype)
+    save_weights(directory, model.config, _finite_as(_weights(model), dtype), provenance)
+
+
+def save_weights(
+    directory: Path,
+    config: ModelConfig,
+    weights: Mapping[str, parameters.Parameters],
+    provenance: Mapping[str, Any],
+) -> None:
+    """As `save_model`, of parameters by network, each in the dtype it has."""
+    _write(directory, "model", dataclasses.asdict(config), provenance, weights)
 
 
 def load_model(directory: Path, dtype: Any = jnp.float32) -> Model:
@@ -218,13 +228,14 @@ def save_autoencoder(
         "autoencoder",
         dataclasses.asdict(autoencoder.config),
         provenance,
-        {"autoencoder": parameters.split(autoencoder)[1]},
-        np.float32,
+        _finite_as({"autoencoder": parameters.split(autoencoder)[1]}, np.float32),
     )
 
 
 def load_autoencoder(directory: Path, dtype: Any = jnp.float32) -> Autoencoder:
-    """As `load_model`, for `save_autoencoder`."""
+    """As `load_model`, for `save_autoencoder`; of a whole model, its autoencoder."""
+    if _read_json(directory)["kind"] == "model":
+        return load_model(directory, dtype).autoencoder
     config = _read_config(directory, "autoencoder", AutoencoderConfig)
     module = nnx.eval_shape(lambda: Autoencoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
     return _read_weights(directory, {"autoencoder": module})["autoencoder"]
@@ -233,6 +244,18 @@ def load_autoencoder(directory: Path, dtype: Any = jnp.float32) -> Autoencoder:
 def read_provenance(directory: Path) -> dict[str, Any]:
     """Where a model's weights come from, as given to `save_model`."""
     return _read_json(directory)["provenance"]
+
+
+def origins(directory: Path) -> list[str]:
+    """A line for each file the weights were converted from; none where they were trained here."""
+    try:
+        return [
+            f"{source['file']}, SHA-256 {source['sha256']}"
+            for source in read_provenance(directory).get("sources", [])
+        ]
+    except (AttributeError, KeyError, TypeError) as error:
+        path = pathlib.Path(directory) / "model.json"
+        raise CheckpointError(f"{path}: damaged, provenance ({error!r})") from error
 
 
 def _networks(model: Model) -> dict[str, nnx.Module]:
@@ -248,14 +271,9 @@ def _write(
     kind: str,
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
-    weights: dict[str, parameters.Parameters],
-    dtype: Any,
+    weights: Mapping[str, parameters.Parameters],
 ) -> None:
     directory = pathlib.Path(directory).absolute()
-    weights, finite = _cast(weights, np.dtype(dtype))
-    for network, tensors in jax.device_get(finite).items():
-        if broken := [f"{network}/{name}" for name, sound in tensors.items() if not sound]:
-            raise ValueError(f"{', '.join(broken)}: not finite as {np.dtype(dtype).name}")
     description = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
@@ -273,6 +291,16 @@ def _write(
         temporary = directory / "model.json.tmp"
         temporary.write_text(text)
         temporary.replace(directory / "model.json")
+
+
+def _finite_as(
+    weights: dict[str, parameters.Parameters], dtype: Any
+) -> dict[str, parameters.Parameters]:
+    weights, finite = _cast(weights, np.dtype(dtype))
+    for network, tensors in jax.device_get(finite).items():
+        if broken := [f"{network}/{name}" for name, sound in tensors.items() if not sound]:
+            raise ValueError(f"{', '.join(broken)}: not finite as {np.dtype(dtype).name}")
+    return weights
 
 
 @functools.partial(jax.jit, static_argnums=1)

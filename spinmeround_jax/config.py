@@ -37,6 +37,17 @@ class ModelConfig:
         return 2 * self.autoencoder.latent_channels  # RGB and normals
 
 
+# The paper's model, which the released weights fit; the networks' own defaults are its shapes.
+FULL_SIZE = ModelConfig(
+    image_size=512,
+    views=8,
+    rays="released",
+    unet=UNetConfig(),
+    autoencoder=AutoencoderConfig(),
+    identity=IdentityEncoderConfig(),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     directory: str  # holds manifest.json and the TFRecord shards
@@ -48,6 +59,15 @@ class DataConfig:
     skip_corrupt: bool  # count and skip unreadable records instead of stopping
     workers: int  # Grain worker processes; 0 decodes in the training process
     prefetch: int  # batches held ready
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentsConfig:
+    """Latents computed once instead of in every step, see `latent_cache`."""
+
+    directory: str  # "" encodes the images in every step; train writes what is missing here
+    backgrounds: int  # random colours per subject that the cache holds
+    sample: bool  # draw from the autoencoder's posterior instead of taking its mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +142,7 @@ class Config:
     train_identity_encoder: bool
     compute_dtype: str  # "float32" | "bfloat16"; master weights are float32
     data: DataConfig
+    latents: LatentsConfig
     noise: NoiseConfig
     optimizer: OptimizerConfig
     stages: tuple[StageConfig, ...]

@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from spinmeround_jax import cameras, records
+from spinmeround_jax.latent_files import LatentSource
 
 if TYPE_CHECKING:  # the config imports the models, which worker processes can do without
     from spinmeround_jax.config import DataConfig, StageConfig
@@ -32,20 +33,24 @@ _logger = logging.getLogger(__name__)
 class Batch:
     """b examples of v views of one subject each, numpy arrays, channels last.
 
-    images: (b, v, h, w, 3) float32 in [-1, 1], composited on the example's background.
-    normals: (b, v, h, w, 3) float32 in [-1, 1], in the head's frame; 0 on the background.
+    Either images and normals, or the moments of both where latents were computed ahead.
+
     observed: (b, v) bool, True first; if any view is observed, view 0 is and shows the face.
     dropped: (b,) bool, guidance dropout: train without identity and observed images.
     id_embedding: (b, 512) float32, unit length.
     world_to_camera: (b, v, 4, 4) float32; relative to view 0 where configured and it is observed.
+    images: (b, v, h, w, 3) float32 in [-1, 1], composited on the example's background.
+    normals: (b, v, h, w, 3) float32 in [-1, 1], in the head's frame; 0 on the background.
+    moments: (b, v, 2, h, w, 2z) float32 posterior of images, then normals: scaled mean and deviation.
     """
 
-    images: np.ndarray
-    normals: np.ndarray
     observed: np.ndarray
     dropped: np.ndarray
     id_embedding: np.ndarray
     world_to_camera: np.ndarray
+    images: np.ndarray | None = None
+    normals: np.ndarray | None = None
+    moments: np.ndarray | None = None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -128,7 +133,7 @@ class HeldOut:
         index, row = self.source[i]
         wanted = range(self.source.views) if views is None else views
         chosen = [range(self.source.views)[view] for view in wanted]
-        found, rgba, normals = _read(index, row, chosen, self.source.image_size)
+        found, rgba, normals = read_views(index, row, chosen, self.source.image_size)
         images, alpha = composite(rgba, np.ones(3))
         return Subject(
             subject=found[0].subject,
@@ -147,10 +152,10 @@ def load_subject(directory: str | pathlib.Path, split: str, i: int) -> Subject:
     return HeldOut(directory, split)[i]
 
 
-def _read(
+def read_views(
     index: records.ShardIndex, row: int, views: Sequence[int], size: int
 ) -> tuple[list[records.ViewRecord], np.ndarray, np.ndarray]:
-    """Records, (v, h, w, 4) uint8 RGBA and (v, h, w, 3) float32 normals of some views."""
+    """Records, (v, size, size, 4) uint8 RGBA and (v, size, size, 3) normals of some views."""
     found = index.read_views(row, views)
     rgba = np.empty((len(found), size, size, 4), np.uint8)
     normals = np.empty((len(found), size, size, 3), np.float32)
@@ -218,6 +223,7 @@ class _Sampler:
     guidance_dropout: float
     relative_cameras: bool
     skip_corrupt: bool
+    latents: LatentSource | None
 
     def __call__(self, n: int, subject: tuple[records.ShardIndex, int]) -> dict[str, Any]:
         faults: list[str] = []
@@ -252,26 +258,34 @@ class _Sampler:
         colour = rng.random(3)
         dropped = rng.random() < self.guidance_dropout
 
-        found, rgba, normals = _read(index, row, chosen.tolist(), self.source.image_size)
-        world_to_camera = np.stack([record.world_to_camera for record in found])
+        pictures: dict[str, np.ndarray] = {}
+        if self.latents:
+            stored = self.latents.description.backgrounds
+            background = 1 + int(rng.integers(stored)) if random_background else 0
+            pictures["moments"], id_embedding = self.latents.read(index, row, chosen, background)
+        else:
+            found, rgba, normals = read_views(index, row, chosen.tolist(), self.source.image_size)
+            images, _ = composite(rgba, colour if random_background else np.ones(3))
+            pictures |= {"images": images, "normals": normals}
+            id_embedding = found[0].id_embedding
+        world_to_camera = index.world_to_camera[row, chosen]
         if self.relative_cameras and observed:
             world_to_camera = cameras.relative_to(world_to_camera[0], world_to_camera)
         return {
-            "images": composite(rgba, colour if random_background else np.ones(3))[0],
-            "normals": normals,
             "observed": np.arange(self.views) < observed,
             "dropped": np.bool_(dropped),
-            "id_embedding": found[0].id_embedding,
+            "id_embedding": id_embedding,
             "world_to_camera": world_to_camera,
+            **pictures,
         }
 
 
 def _stack(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    batch = {
-        field.name: np.stack([example[field.name] for example in examples])
-        for field in dataclasses.fields(Batch)
+    faults = [fault for example in examples for fault in example["faults"]]
+    fields = examples[0].keys() - {"faults"}
+    return {name: np.stack([example[name] for example in examples]) for name in fields} | {
+        "faults": faults
     }
-    return {**batch, "faults": [fault for example in examples for fault in example["faults"]]}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -407,6 +421,7 @@ def make_loader(
     split: str = "train",
     process_index: int = 0,
     process_count: int = 1,
+    latents: str | pathlib.Path = "",
 ) -> Loader:
     """Batches of `views` views for all steps of all stages, in order (SPEC section 3).
 
@@ -414,10 +429,11 @@ def make_loader(
         batch_size: examples over all processes; each process yields its contiguous share of every
             batch, so that shares in process order are the batch of a single process.
         seed: in [0, 2^32).
+        latents: a folder written by `latent_cache`; batches then hold moments instead of pictures.
 
     Raises:
         ValueError: arguments that contradict each other or the data, naming them.
-        records.RecordError: no usable data in `config.directory`.
+        records.RecordError: no usable data in `config.directory`, or no usable latents.
     """
     if not 0 <= process_index < process_count or batch_size < 1 or batch_size % process_count:
         raise ValueError(
@@ -439,6 +455,12 @@ def make_loader(
     source = SubjectSource(config.directory, split)
     if not 0 < views <= source.views:
         raise ValueError(f"views must be in 1..{source.views} (stored per subject), got {views}")
+    latent_source = LatentSource(latents, source.indexes) if latents else None
+    if latent_source and config.random_background and not latent_source.description.backgrounds:
+        raise ValueError(
+            f"{latents} holds latents on white only: set data.random_background to 0, or write "
+            "them anew with latents.backgrounds of at least 1"
+        )
     stage_ends = tuple(int(end) for end in np.cumsum([s.steps for s in stages]) * batch_size)
     if not stage_ends or not stage_ends[-1]:
         raise ValueError("the stages have no steps")
@@ -454,6 +476,7 @@ def make_loader(
         guidance_dropout=config.guidance_dropout,
         relative_cameras=config.relative_cameras,
         skip_corrupt=config.skip_corrupt,
+        latents=latent_source,
     )
     if any(any(stage.observed) for stage in stages):
         _require_frontal_views(sampler)
@@ -475,6 +498,7 @@ def make_loader(
         "batch_size": batch_size,
         "views": views,
         "subjects": len(source),
+        "latents": latent_source is not None,
     }
     return Loader(batches, identity, config.workers, config.prefetch, source.image_size)
 

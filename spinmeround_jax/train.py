@@ -37,6 +37,7 @@ from tensorboardX import SummaryWriter
 from spinmeround_jax import (
     checkpoints,
     data,
+    latent_cache,
     loop,
     models,
     optim,
@@ -46,7 +47,7 @@ from spinmeround_jax import (
     schedules,
     sharding,
 )
-from spinmeround_jax.autoencoder_training import image_latents, train_autoencoder
+from spinmeround_jax.autoencoder_training import latents_of, train_autoencoder
 from spinmeround_jax.config import Config, from_mapping
 from spinmeround_jax.denoiser import condition, drop
 from spinmeround_jax.losses import diffusion_loss
@@ -90,15 +91,7 @@ def train(config: Config, workdir: pathlib.Path, *, fsdp: bool = False) -> pathl
 
     # -- Data
     steps = sum(stage.steps for stage in config.stages)
-    loader = data.make_loader(
-        config.data,
-        config.stages,
-        config.optimizer.batch_size,
-        config.model.views,
-        config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    loader = open_loader(config, latents="")  # now: faults must not wait for the autoencoder
     if loader.image_size != config.model.image_size:
         raise ValueError(
             f"config.model.image_size is {config.model.image_size}, the images in "
@@ -110,6 +103,17 @@ def train(config: Config, workdir: pathlib.Path, *, fsdp: bool = False) -> pathl
     autoencoder = (
         pretrained.autoencoder if pretrained else train_autoencoder(config, workdir, mesh, writer)
     )
+    if config.latents.directory:
+        # Many hosts would race for the same files: there the cache is written before, by its command.
+        cache = latent_cache.cache_latents if jax.process_count() == 1 else latent_cache.check_cache
+        cache(
+            autoencoder,
+            config.latents.directory,
+            config.data.directory,
+            backgrounds=config.latents.backgrounds,
+        )
+        loader.close()
+        loader = open_loader(config, config.latents.directory)
     graphdefs, frozen = freeze(config, autoencoder, pretrained, mesh)
 
     # -- State: shapes first, then where each array lives, then the values
@@ -173,6 +177,19 @@ def train(config: Config, workdir: pathlib.Path, *, fsdp: bool = False) -> pathl
         writer.close()
         print(f"The model is in {workdir / 'model'}")
     return workdir / "model"
+
+
+def open_loader(config: Config, latents: str) -> data.Loader:
+    return data.make_loader(
+        config.data,
+        config.stages,
+        config.optimizer.batch_size,
+        config.model.views,
+        config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        latents=latents,
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -264,7 +281,11 @@ def make_step(config: Config, graphdefs: dict[str, nnx.GraphDef], transform):
     ) -> tuple[optim.TrainState, Metrics]:
         # The key depends on the step alone, so that a resumed run draws the same noise.
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        latents = image_latents(graphdefs["autoencoder"], frozen["networks"]["autoencoder"], batch)
+        # Another stream than the loss draws from.
+        posterior_key = jax.random.fold_in(key, 1) if config.latents.sample else None
+        latents = latents_of(
+            batch, graphdefs["autoencoder"], frozen["networks"]["autoencoder"], posterior_key
+        )
 
         def loss_fn(params: Tree) -> tuple[jax.Array, Metrics]:
             return batch_loss(

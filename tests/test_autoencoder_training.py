@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spinmeround_jax import autoencoder_training, parameters
+from spinmeround_jax import autoencoder_training, data, parameters
 from spinmeround_jax.config import AutoencoderTrainingConfig, OptimizerConfig
 from spinmeround_jax.models import Autoencoder, AutoencoderConfig
 
@@ -25,18 +25,16 @@ def autoencoder(scale_factor=1.0) -> Autoencoder:
         channels=8, channel_mult=(1, 2), res_blocks=1, scale_factor=scale_factor, norm_groups=8
     )
 
-    def new():
-        return Autoencoder(config, rngs=nnx.Rngs(0))
-
-    def values():
-        params = parameters.split(new())[1]
-        keys = jax.random.split(jax.random.key(1), len(params))
-        return {
-            name: value + 0.2 * jax.random.normal(key, value.shape)
-            for key, (name, value) in zip(keys, params.items(), strict=True)
-        }
-
-    return parameters.merge(parameters.split(nnx.eval_shape(new))[0], jax.jit(values)())
+    graphdef, shapes = parameters.split(
+        nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0)))
+    )
+    rng = np.random.default_rng(0)  # not the initialisers, which take long to compile
+    values = {}
+    for name, shape in shapes.items():
+        spread = 1.3 / np.sqrt(np.prod(shape.shape[:-1]))
+        noise = spread * rng.standard_normal(shape.shape)
+        values[name] = jnp.asarray(noise + name.endswith("scale"), jnp.float32)
+    return parameters.merge(graphdef, values)
 
 
 def images(seed=0, n=6):
@@ -98,20 +96,17 @@ def test_perceptual_term_counts():
 
 @pytest.mark.filterwarnings("error")
 def test_pictures_and_latents_of_a_batch_keep_their_order():
-    @dataclasses.dataclass
-    class Batch:
-        images: np.ndarray
-        normals: np.ndarray
-        observed: np.ndarray
-
     rng = np.random.default_rng(0)
-    batch = Batch(
-        rng.uniform(-1, 1, (2, 3, 16, 16, 3)).astype(np.float32),
-        rng.uniform(-1, 1, (2, 3, 16, 16, 3)).astype(np.float32),
-        np.zeros((2, 3), bool),
+    batch = data.Batch(
+        observed=np.zeros((2, 3), bool),
+        dropped=np.zeros(2, bool),
+        id_embedding=np.zeros((2, 512), np.float32),
+        world_to_camera=np.zeros((2, 3, 4, 4), np.float32),
+        images=rng.uniform(-1, 1, (2, 3, 16, 16, 3)).astype(np.float32),
+        normals=rng.uniform(-1, 1, (2, 3, 16, 16, 3)).astype(np.float32),
     )
     network = autoencoder()
-    latents = autoencoder_training.image_latents(*parameters.split(network), batch)
+    latents = autoencoder_training.latents_of(batch, *parameters.split(network))
     assert latents.shape == (2, 3, 8, 8, 8)
     np.testing.assert_allclose(
         latents[1, 2, ..., :4], network.encode(batch.images[1, 2:])[0], atol=1e-5

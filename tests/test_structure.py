@@ -11,10 +11,11 @@ FLOORS = [
     {"models"},
     {"config", "denoiser", "parameters"},
     {"losses", "records", "weights", "view_groups", "sampling_steps"},
-    {"data", "sharding", "optim", "checkpoints", "metrics", "portraits"},
+    {"latent_files", "sharding", "optim", "checkpoints", "metrics", "portraits"},
+    {"data"},
     {"pipeline", "outputs", "page", "loop"},
-    {"previews", "autoencoder_training"},
-    {"train", "sample", "evaluate"},
+    {"previews", "autoencoder_training", "latent_cache"},
+    {"train", "sample", "evaluate", "convert"},
 ]
 HEAVY = {  # package: the modules that may import it
     "grain": {"spinmeround_jax.data"},
@@ -24,7 +25,10 @@ HEAVY = {  # package: the modules that may import it
     "trimesh": {"data_prep.render"},
     "embreex": {"data_prep.render"},
     "ml_collections": {"spinmeround_jax.train", "configs.quickstart", "configs.tpu_v4"},
-    "torch": set(),
+    "torch": {"spinmeround_jax.weights.sources"},
+    "safetensors": {"spinmeround_jax.weights.sources"},
+    "diffusers": set(),
+    "transformers": set(),
     "tensorflow": set(),
     "anny": set(),
 }

@@ -36,6 +36,7 @@ def micro_config(directory, **overrides) -> Config:
     values = importlib.import_module("configs.quickstart").get_config()
     values.model.update(MICRO)
     values.data.directory = str(directory)
+    values.latents.directory = ""
     values.optimizer.batch_size = 2
     values.optimizer.warmup_steps = 2
     values.stages = ({"steps": 3, "observed": (1,)}, {"steps": 3, "observed": (0, 1, 3)})
@@ -162,6 +163,25 @@ def test_sigterm_exits_cleanly_and_the_same_command_resumes(directory, tmp_path)
     refused = subprocess.run(broken, cwd=root, capture_output=True, text=True, timeout=900)
     assert refused.returncode == 1
     assert "optimizer.learning_rate: 0.001 -> 1.0" in refused.stderr
+
+
+def test_a_run_encodes_its_data_once_and_refuses_the_latents_of_another(directory, tmp_path):
+    stored = tmp_path / "latents"
+    config = micro_config(
+        directory,
+        **{"latents.directory": str(stored), "autoencoder_training.steps": 1},
+        stages=({"steps": 2, "observed": (1,)},),
+    )
+    train.train(config, tmp_path / "run")
+    (moments,) = {path.name: path.stat().st_mtime_ns for path in stored.glob("*00000*.npy")}.items()
+    assert checkpoints.load_model(tmp_path / "run" / "model").config == config.model
+
+    train.train(config, tmp_path / "again")  # the same seed, so the same autoencoder
+    assert (stored / moments[0]).stat().st_mtime_ns == moments[1]  # used, not written again
+
+    other = dataclasses.replace(config, seed=1)
+    with pytest.raises(ValueError, match=r"latents.json: autoencoder was .*; delete the folder"):
+        train.train(other, tmp_path / "other")
 
 
 # --------------------------------------------------------------------------------------------------

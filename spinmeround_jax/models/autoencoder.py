@@ -176,7 +176,13 @@ class Autoencoder(nnx.Module):
 
     def encode(self, images: jax.Array) -> jax.Array:
         """Images (n, h, w, 3) in [-1, 1] -> scaled mean latents (n, h / f, w / f, z) float32."""
-        return self.moments(images)[0] * self.config.scale_factor
+        return self.posterior(images)[0]
+
+    def posterior(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """As `moments`: mean and standard deviation of the scaled latents."""
+        mean, log_variance = self.moments(images)
+        scale = self.config.scale_factor
+        return mean * scale, jnp.exp(0.5 * log_variance) * scale
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Scaled latents (n, h, w, z) -> images (n, h f, w f, 3) float32, not clipped."""
