@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
     config.latents = ConfigDict(
         dict(
             directory="data/heads64/latents",  # encoded once; train writes what is missing
-            backgrounds=2,
+            backgrounds=1,
             sample=False,
         )
     )
@@ -102,8 +102,8 @@ def get_config() -> ConfigDict:
         )
     )
     config.stages = (
-        ConfigDict(dict(steps=1400, observed=(1,))),
-        ConfigDict(dict(steps=900, observed=(0, 1, 3))),
+        ConfigDict(dict(steps=4500, observed=(1,))),
+        ConfigDict(dict(steps=3000, observed=(0, 1, 3))),
     )
 
     config.autoencoder_training = ConfigDict(
@@ -144,7 +144,7 @@ def get_config() -> ConfigDict:
     )
 
     config.log_every = 50
-    config.sample_every = 500
+    config.sample_every = 1000
     config.checkpoint_every = 250
     config.keep_checkpoints = 2
     return config

@@ -22,7 +22,8 @@ from tqdm import tqdm  # noqa: E402
 from data_prep import assets, contact_sheet, render, viewpoints  # noqa: E402
 from data_prep.people import id_embedding, sample_person  # noqa: E402
 from data_prep.subjects import build_scene  # noqa: E402
-from spinmeround_jax import cameras, records  # noqa: E402
+from spinmeround_jax import cameras, records, shards  # noqa: E402
+from spinmeround_jax.manifest import shard_name, write_manifest  # noqa: E402
 
 HELD_OUT_OFFSET = 1_000_000  # held-out subjects are numbered from here: never a training subject
 _SETTINGS = "render_settings.json"
@@ -91,7 +92,7 @@ def subject_records(job: Job, number: int) -> list[records.ViewRecord]:
 
 def render_shard(job: Job) -> pathlib.Path:
     """Writes one shard; it appears under its name only when complete."""
-    with records.ShardWriter(job.path) as writer:
+    with shards.ShardWriter(job.path) as writer:
         for number in job.subjects:
             writer.write_subject(subject_records(job, number))
     return job.path
@@ -105,17 +106,17 @@ def plan(args: argparse.Namespace) -> dict[str, list[Job]]:
         ("held_out", args.held_out, HELD_OUT_OFFSET),
     ):
         numbers = range(first, first + count)
-        shards = -(-count // args.shard_subjects)
+        total = -(-count // args.shard_subjects)
         jobs[split] = [
             Job(
-                path=args.out / records.shard_name(split, i, shards),
+                path=args.out / shard_name(split, i, total),
                 subjects=tuple(numbers[i * args.shard_subjects : (i + 1) * args.shard_subjects]),
                 seed=args.seed,
                 size=args.size,
                 views=args.views,
                 samples=args.samples,
             )
-            for i in range(shards)
+            for i in range(total)
         ]
     return jobs
 
@@ -185,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     _check_settings(args)
     jobs = plan(args)
     everything = [job for split in jobs.values() for job in split]
-    missing = [job for job in everything if not records.is_complete(job.path)]
+    missing = [job for job in everything if not shards.is_complete(job.path)]
     total = sum(len(job.subjects) for job in everything)
     done = total - sum(len(job.subjects) for job in missing)
     with tqdm(total=total, initial=done, unit="subject", disable=None) as bar:
@@ -200,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
             with context.Pool(min(args.workers, len(missing))) as pool:
                 for path in pool.imap_unordered(render_shard, missing):
                     bar.update(sizes[path])
-    records.write_manifest(
+    write_manifest(
         args.out,
         {
             "image_size": args.size,
@@ -209,8 +210,8 @@ def main(argv: list[str] | None = None) -> None:
             "source": "data_prep.render_heads: parametric people of the MakeHuman base mesh",
             "license": assets.LICENSE,
             "splits": {
-                split: [{"file": j.path.name, "subjects": len(j.subjects)} for j in shards]
-                for split, shards in jobs.items()
+                split: [{"file": j.path.name, "subjects": len(j.subjects)} for j in written]
+                for split, written in jobs.items()
             },
         },
     )

@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from spinmeround_jax import cameras, records
+from spinmeround_jax import cameras, records, shards
 from spinmeround_jax.latent_files import LatentSource
+from spinmeround_jax.manifest import read_manifest
 
 if TYPE_CHECKING:  # the config imports the models, which worker processes can do without
     from spinmeround_jax.config import DataConfig, StageConfig
@@ -67,17 +68,17 @@ class SubjectSource:
 
     def __init__(self, directory: str | pathlib.Path, split: str):
         self.directory, self.split = pathlib.Path(directory), split
-        manifest = records.read_manifest(directory)
+        manifest = read_manifest(directory)
         self.image_size: int = manifest["image_size"]
         self.views: int = manifest["views"]
-        shards = manifest["splits"].get(split)
-        if not shards:
+        stored = manifest["splits"].get(split)
+        if not stored:
             raise records.RecordError(
                 f"{self.directory / 'manifest.json'}: no shards in split {split!r}; "
                 f"it has {', '.join(manifest['splits']) or 'no splits'}"
             )
-        self.indexes = [records.read_index(self.directory / shard["file"]) for shard in shards]
-        for shard, index in zip(shards, self.indexes, strict=True):
+        self.indexes = [shards.read_index(self.directory / shard["file"]) for shard in stored]
+        for shard, index in zip(stored, self.indexes, strict=True):
             if index.offsets.shape != (shard["subjects"], self.views):
                 raise records.RecordError(
                     f"{index.path}: holds (subjects, views) {index.offsets.shape}, manifest.json "
@@ -91,7 +92,7 @@ class SubjectSource:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, i: int) -> tuple[records.ShardIndex, int]:
+    def __getitem__(self, i: int) -> tuple[shards.ShardIndex, int]:
         i = range(len(self))[i]
         shard = int(np.searchsorted(self._ends, i, side="right"))
         return self.indexes[shard], i - (int(self._ends[shard - 1]) if shard else 0)
@@ -153,7 +154,7 @@ def load_subject(directory: str | pathlib.Path, split: str, i: int) -> Subject:
 
 
 def read_views(
-    index: records.ShardIndex, row: int, views: Sequence[int], size: int
+    index: shards.ShardIndex, row: int, views: Sequence[int], size: int
 ) -> tuple[list[records.ViewRecord], np.ndarray, np.ndarray]:
     """Records, (v, size, size, 4) uint8 RGBA and (v, size, size, 3) normals of some views."""
     found = index.read_views(row, views)
@@ -225,7 +226,7 @@ class _Sampler:
     skip_corrupt: bool
     latents: LatentSource | None
 
-    def __call__(self, n: int, subject: tuple[records.ShardIndex, int]) -> dict[str, Any]:
+    def __call__(self, n: int, subject: tuple[shards.ShardIndex, int]) -> dict[str, Any]:
         faults: list[str] = []
         while True:
             rng = np.random.default_rng([self.seed, n, len(faults)])
@@ -248,7 +249,7 @@ class _Sampler:
         return (abs(yaw) <= self.max_frontal_yaw) & (abs(pitch) <= self.max_frontal_pitch)
 
     def _example(
-        self, n: int, subject: tuple[records.ShardIndex, int], rng: np.random.Generator
+        self, n: int, subject: tuple[shards.ShardIndex, int], rng: np.random.Generator
     ) -> dict[str, Any]:
         index, row = subject
         stage = int(np.searchsorted(self.stage_ends, n, side="right"))

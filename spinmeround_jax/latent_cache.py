@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from spinmeround_jax import data, latent_files, parameters, records, sharding
+from spinmeround_jax import data, latent_files, parameters, sharding, shards
+from spinmeround_jax.manifest import read_manifest
 from spinmeround_jax.models import Autoencoder
 
 
@@ -44,7 +45,7 @@ def cache_latents(
         batch_size: pictures encoded at once, rounded up to the number of devices.
 
     Raises:
-        records.RecordError: damaged data, or `directory` holds latents of something else.
+        RecordError: damaged data, or `directory` holds latents of something else.
     """
     directory, (first, step) = pathlib.Path(directory), part
     if not 0 <= first < step or backgrounds < 0:
@@ -71,7 +72,7 @@ def check_cache(
     *,
     backgrounds: int,
 ) -> None:
-    """Raises records.RecordError unless `directory` was written by `cache_latents` of the same."""
+    """Raises RecordError unless `directory` was written by `cache_latents` of the same."""
     directory = pathlib.Path(directory)
     wanted = describe(autoencoder, data_directory, backgrounds)
     latent_files.check_same(directory, latent_files.read_description(directory), wanted)
@@ -81,7 +82,7 @@ def describe(
     autoencoder: Autoencoder, data_directory: str | pathlib.Path, backgrounds: int
 ) -> latent_files.Description:
     """What the latents of a data set will be."""
-    manifest = records.read_manifest(data_directory)
+    manifest = read_manifest(data_directory)
     size = manifest["image_size"] // autoencoder.config.downsampling
     return latent_files.Description(
         autoencoder=fingerprint(autoencoder),
@@ -95,7 +96,7 @@ def describe(
 
 def _cache_shard(
     directory: pathlib.Path,
-    index: records.ShardIndex,
+    index: shards.ShardIndex,
     description: latent_files.Description,
     encode,
     bar: tqdm,

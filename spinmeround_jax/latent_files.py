@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from spinmeround_jax.records import ID_EMBEDDING_SIZE, RecordError, ShardIndex
+from spinmeround_jax.records import ID_EMBEDDING_SIZE, RecordError
+from spinmeround_jax.shards import ShardIndex
 
 SCHEMA_VERSION = 1
 NORMALS, ON_WHITE = 0, 1  # then the colours

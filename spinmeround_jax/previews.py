@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from spinmeround_jax import cameras, data, parameters, records, schedules
+from spinmeround_jax import cameras, data, parameters, schedules
 from spinmeround_jax.config import Config, DataConfig
 from spinmeround_jax.denoiser import condition, unconditional
 from spinmeround_jax.sampling_steps import sample_jointly
@@ -25,7 +25,7 @@ SAMPLING_STEPS = 16
 
 def held_out(config: DataConfig, count: int) -> list[data.Subject]:
     """The first subjects of the split not trained on (where there is none, of the one that is)."""
-    splits = records.read_manifest(config.directory)["splits"]
+    splits = read_manifest(config.directory)["splits"]
     split = next((name for name in splits if name != "train" and splits[name]), "train")
     subjects = data.HeldOut(config.directory, split)
     return [subjects[i] for i in range(min(count, len(subjects)))]

@@ -43,7 +43,6 @@ from spinmeround_jax import (
     optim,
     parameters,
     previews,
-    records,
     schedules,
     sharding,
 )
@@ -51,6 +50,7 @@ from spinmeround_jax.autoencoder_training import latents_of, train_autoencoder
 from spinmeround_jax.config import Config, from_mapping
 from spinmeround_jax.denoiser import condition, drop
 from spinmeround_jax.losses import diffusion_loss
+from spinmeround_jax.manifest import read_manifest
 from spinmeround_jax.models import Autoencoder, Model
 
 Tree = Any
@@ -374,7 +374,7 @@ def hardware() -> str:
 
 def provenance(config: Config, steps: int) -> dict[str, Any]:
     """Where the weights come from; saved beside them."""
-    manifest = records.read_manifest(config.data.directory)
+    manifest = read_manifest(config.data.directory)
     return {
         "command": shlex.join(["python", "-m", "spinmeround_jax.train", *sys.argv[1:]]),
         "seed": config.seed,

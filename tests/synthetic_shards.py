@@ -8,6 +8,8 @@ import pathlib
 import numpy as np
 
 from spinmeround_jax import cameras, records
+from spinmeround_jax.manifest import shard_name, write_manifest
+from spinmeround_jax.shards import ShardWriter
 
 SIZE = 16
 
@@ -73,13 +75,13 @@ def write_dataset(
     directory.mkdir(parents=True, exist_ok=True)
     paths, entries = [], []
     for shard, share in enumerate(np.array_split(np.arange(subjects), shards)):
-        path = directory / records.shard_name(split, shard, shards)
-        with records.ShardWriter(path) as writer:
+        path = directory / shard_name(split, shard, shards)
+        with ShardWriter(path) as writer:
             for subject in share:
                 writer.write_subject(make_records(int(subject), views, size))
         paths.append(path)
         entries.append({"file": path.name, "subjects": len(share)})
-    records.write_manifest(
+    write_manifest(
         directory,
         {
             "image_size": size,
@@ -110,11 +112,11 @@ def write_rings(directory: pathlib.Path, views: int = 48) -> pathlib.Path:
     directory.mkdir()
     splits = {}
     for split, subjects in (("train", (0, 2, 4)), ("held_out", (1, 5))):
-        name = records.shard_name(split, 0, 1)
-        with records.ShardWriter(directory / name) as writer:
+        name = shard_name(split, 0, 1)
+        with ShardWriter(directory / name) as writer:
             for subject in subjects:
                 writer.write_subject(ring_records(subject, views))
         splits[split] = [{"file": name, "subjects": len(subjects)}]
     manifest = {"image_size": SIZE, "views": views, "seed": 0, "splits": splits}
-    records.write_manifest(directory, manifest | {"source": "test", "license": "CC0-1.0"})
+    write_manifest(directory, manifest | {"source": "test", "license": "CC0-1.0"})
     return directory

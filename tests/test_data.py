@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from synthetic_shards import SIZE, angles, pixels, unit_normals, write_dataset
 
-from spinmeround_jax import cameras, data, records
+from spinmeround_jax import cameras, data, shards
 from spinmeround_jax.config import DataConfig, StageConfig
+from spinmeround_jax.manifest import read_manifest, write_manifest
 from spinmeround_jax.records import RecordError
 
 SUBJECTS, VIEWS = 6, 8  # stored; with 8 views around, views 3, 4 and 5 are within 50 degrees
@@ -325,7 +326,7 @@ def test_a_closed_loader_says_so(directory):
 
 def damage(shard, row: int) -> None:
     """Flip a byte in every view of the subject in `row`."""
-    index = records.read_index(shard)
+    index = shards.read_index(shard)
     content = bytearray(shard.read_bytes())
     for offset, length in zip(index.offsets[row], index.lengths[row], strict=True):
         content[offset + 12 + length // 2] ^= 0xFF
@@ -335,8 +336,8 @@ def damage(shard, row: int) -> None:
 @pytest.fixture
 def damaged(tmp_path):
     """Six subjects; subject 4 (second shard, row 1) is unreadable."""
-    shards = write_dataset(tmp_path, SUBJECTS, VIEWS)
-    damage(shards[1], 1)
+    paths = write_dataset(tmp_path, SUBJECTS, VIEWS)
+    damage(paths[1], 1)
     return tmp_path
 
 
@@ -388,8 +389,8 @@ def test_a_wholly_damaged_set_is_not_skipped_for_ever(tmp_path):
 
 def test_images_of_another_size_than_promised(tmp_path):
     write_dataset(tmp_path, subjects=1, shards=1)
-    manifest = records.read_manifest(tmp_path)
-    records.write_manifest(tmp_path, {**manifest, "image_size": 32})
+    manifest = read_manifest(tmp_path)
+    write_manifest(tmp_path, {**manifest, "image_size": 32})
     with pytest.raises(RecordError, match=r"record \d at .*16x16, expected RGBA 32x32"):
         next(loader(tmp_path))
 
@@ -400,9 +401,9 @@ def test_unusable_folders(tmp_path):
     shard = write_dataset(tmp_path, subjects=1, shards=1)[0]
     with pytest.raises(RecordError, match="no shards in split 'test'; it has train"):
         loader(tmp_path, split="test")
-    manifest = records.read_manifest(tmp_path)
+    manifest = read_manifest(tmp_path)
     entry = {"file": shard.name, "subjects": 2}
-    records.write_manifest(tmp_path, {**manifest, "splits": {"train": [entry]}})
+    write_manifest(tmp_path, {**manifest, "splits": {"train": [entry]}})
     with pytest.raises(RecordError, match=r"\(1, 8\), manifest.json says \(2, 8\)"):
         loader(tmp_path)
     shard.write_bytes(b"")

@@ -17,7 +17,8 @@ except assets.AssetsMissing as error:
 from data_prep import people, render, render_heads, shading, viewpoints
 from data_prep.contact_sheet import composite
 from data_prep.subjects import build_scene
-from spinmeround_jax import cameras, records
+from spinmeround_jax import cameras, shards
+from spinmeround_jax.manifest import read_manifest
 
 SIZE = 48
 
@@ -210,12 +211,12 @@ def run_cli(folder, *more):
 
 def test_cli_writes_and_resumes(tmp_path):
     run_cli(tmp_path)
-    shards = sorted(tmp_path.glob("*.tfrecord"))
-    assert [s.name.split("-")[0] for s in shards] == ["held_out", "train", "train"]
-    manifest = records.read_manifest(tmp_path)
+    paths = sorted(tmp_path.glob("*.tfrecord"))
+    assert [s.name.split("-")[0] for s in paths] == ["held_out", "train", "train"]
+    manifest = read_manifest(tmp_path)
     assert manifest["views"] == 2 and manifest["image_size"] == 32
-    kept, lost = shards[1], shards[2]
-    subjects = [str(records.read_index(s).subjects[0]) for s in shards]
+    kept, lost = paths[1], paths[2]
+    subjects = [str(shards.read_index(s).subjects[0]) for s in paths]
     assert len(set(subjects)) == 3
 
     # As after a kill: one shard missing, a temporary file in its place.

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from synthetic_shards import SIZE, make_records, pixels, unit_normals, write_dataset
 
-from spinmeround_jax import records, tfrecord
+from spinmeround_jax import records, shards, tfrecord
+from spinmeround_jax.manifest import read_manifest, write_manifest
 from spinmeround_jax.records import RecordError
 
 # What TensorFlow's own tutorial prints for {feature0: False, feature1: 4, feature2: b"goat",
@@ -52,7 +53,7 @@ def framed(data: bytes, length: int | None = None) -> bytes:
 def example_with(**changes) -> bytes:
     """A valid record's Example, with fields removed (None) or replaced (("kind", values))."""
     record = make_records(0, 1)[0]
-    example = tfrecord.example_class().FromString(records._serialize(record))
+    example = tfrecord.example_class().FromString(records.serialize(record))
     for name, change in changes.items():
         del example.features.feature[name]
         if change is not None:
@@ -64,7 +65,7 @@ def example_with(**changes) -> bytes:
 @pytest.fixture
 def shard(tmp_path):
     path = tmp_path / "train-00000-of-00001.tfrecord"
-    with records.ShardWriter(path) as writer:
+    with shards.ShardWriter(path) as writer:
         for subject in (3, 4):
             writer.write_subject(make_records(subject, 5))
     return path
@@ -105,12 +106,12 @@ def test_grain_reads_our_shards(shard):
 
 
 def test_records_come_back_as_written(shard):
-    index = records.read_index(shard)
+    index = shards.read_index(shard)
     assert index.subjects.tolist() == ["person-3", "person-4"]
     assert index.offsets.shape == index.lengths.shape == (2, 5)
     for row, subject in enumerate((3, 4)):
         for view, written in enumerate(make_records(subject, 5)):
-            read = records.read_view(shard, index.offsets[row, view], index.lengths[row, view])
+            read = shards.read_view(shard, index.offsets[row, view], index.lengths[row, view])
             for field in dataclasses.fields(records.ViewRecord):
                 want, got = getattr(written, field.name), getattr(read, field.name)
                 assert type(want) is type(got), field.name
@@ -122,7 +123,7 @@ def test_records_come_back_as_written(shard):
 
 def test_writing_is_reproducible(shard, tmp_path):
     again = tmp_path / "again.tfrecord"
-    with records.ShardWriter(again) as writer:
+    with shards.ShardWriter(again) as writer:
         for subject in (3, 4):
             writer.write_subject(make_records(subject, 5))
     assert again.read_bytes() == shard.read_bytes()
@@ -168,7 +169,7 @@ def test_bad_normals_are_refused(bad):
 
 def test_nothing_is_left_of_a_failed_shard(tmp_path):
     path = tmp_path / "train-00000-of-00001.tfrecord"
-    with pytest.raises(KeyboardInterrupt), records.ShardWriter(path) as writer:
+    with pytest.raises(KeyboardInterrupt), shards.ShardWriter(path) as writer:
         writer.write_subject(make_records(0, 2))
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
@@ -186,40 +187,40 @@ def test_a_kill_between_index_and_shard_leaves_it_incomplete(tmp_path, monkeypat
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(OSError, match="killed"), records.ShardWriter(path) as writer:
+    with pytest.raises(OSError, match="killed"), shards.ShardWriter(path) as writer:
         writer.write_subject(make_records(0, 2))
     assert renamed == [path.name + ".index.npz"]  # the index was there first
-    assert not records.is_complete(path)
+    assert not shards.is_complete(path)
     monkeypatch.undo()
-    with records.ShardWriter(path) as writer:  # and a resumed writer completes it
+    with shards.ShardWriter(path) as writer:  # and a resumed writer completes it
         writer.write_subject(make_records(0, 2))
-    assert records.is_complete(path)
+    assert shards.is_complete(path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, path.name + ".index.npz"]
 
 
 def test_a_shard_without_its_index_is_incomplete_and_rebuilt(shard, caplog):
-    want = records.read_index(shard)
-    records.index_path(shard).unlink()
-    assert not records.is_complete(shard)
-    scanned = records.read_index(shard)
+    want = shards.read_index(shard)
+    shards.index_path(shard).unlink()
+    assert not shards.is_complete(shard)
+    scanned = shards.read_index(shard)
     assert "scanning" in caplog.text
-    rebuilt = records.rebuild_index(shard)
-    assert records.is_complete(shard)
-    for index in (scanned, rebuilt, records.read_index(shard)):
+    rebuilt = shards.rebuild_index(shard)
+    assert shards.is_complete(shard)
+    for index in (scanned, rebuilt, shards.read_index(shard)):
         for name in ("subjects", "offsets", "lengths", "world_to_camera"):
             np.testing.assert_array_equal(getattr(index, name), getattr(want, name))
 
 
 def test_an_index_of_another_file_is_not_trusted(shard):
     shard.write_bytes(shard.read_bytes() + tfrecord.frame(b""))
-    assert not records.is_complete(shard)
+    assert not shards.is_complete(shard)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x93NUMPY"])
 def test_a_damaged_index_is_rebuilt(shard, content):
-    records.index_path(shard).write_bytes(content)
-    assert not records.is_complete(shard)
-    assert records.read_index(shard).subjects.tolist() == ["person-3", "person-4"]
+    shards.index_path(shard).write_bytes(content)
+    assert not shards.is_complete(shard)
+    assert shards.read_index(shard).subjects.tolist() == ["person-3", "person-4"]
 
 
 def broken(**changes):
@@ -245,17 +246,17 @@ def broken(**changes):
 )
 def test_the_writer_refuses_what_breaks_the_schema(tmp_path, change, message):
     path = tmp_path / "train.tfrecord"
-    with pytest.raises(ValueError, match=message), records.ShardWriter(path) as writer:
+    with pytest.raises(ValueError, match=message), shards.ShardWriter(path) as writer:
         writer.write_subject(make_records(0, 2))
         writer.write_subject(change(make_records(1, 2)))
     assert not list(tmp_path.iterdir())
 
 
 def test_the_writer_refuses_a_subject_twice_and_an_empty_shard(tmp_path):
-    with pytest.raises(ValueError, match="already"), records.ShardWriter(tmp_path / "a") as writer:
+    with pytest.raises(ValueError, match="already"), shards.ShardWriter(tmp_path / "a") as writer:
         writer.write_subject(make_records(0, 1))
         writer.write_subject(make_records(0, 1))
-    with pytest.raises(ValueError, match="no subject"), records.ShardWriter(tmp_path / "a"):
+    with pytest.raises(ValueError, match="no subject"), shards.ShardWriter(tmp_path / "a"):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -265,7 +266,7 @@ def test_the_writer_refuses_a_subject_twice_and_an_empty_shard(tmp_path):
 
 
 def test_any_changed_byte_is_found_and_named(shard):
-    index = records.read_index(shard)
+    index = shards.read_index(shard)
     sound = shard.read_bytes()
     start = int(index.offsets[1, 2])
     end = start + int(index.lengths[1, 2]) + tfrecord.FRAME_OVERHEAD
@@ -282,19 +283,19 @@ def test_any_changed_byte_is_found_and_named(shard):
 
 @pytest.mark.parametrize("keep", [-1, -100, -2500])
 def test_a_truncated_shard_is_named(shard, keep):
-    index = records.read_index(shard)
+    index = shards.read_index(shard)
     shard.write_bytes(shard.read_bytes()[:keep])
     with pytest.raises(RecordError, match=r"record [89] at byte \d+: .*truncated"):
         index.read_views(1, [3, 4])
     with pytest.raises(RecordError, match=r"record [89] at byte \d+: .*truncated"):
-        records.read_index(shard)  # the sidecar no longer fits, so it scans
+        shards.read_index(shard)  # the sidecar no longer fits, so it scans
 
 
 def test_a_shard_cut_between_records_is_refused(shard):
-    index = records.read_index(shard)
+    index = shards.read_index(shard)
     shard.write_bytes(shard.read_bytes()[: index.offsets[1, 4]])
     with pytest.raises(RecordError, match="different numbers of views"):
-        records.read_index(shard)
+        shards.read_index(shard)
 
 
 def test_an_absurd_length_is_not_allocated(tmp_path):
@@ -302,22 +303,22 @@ def test_an_absurd_length_is_not_allocated(tmp_path):
         path = tmp_path / "hostile.tfrecord"
         path.write_bytes(framed(b"x" * 100, length=length))  # with a valid checksum
         with pytest.raises(RecordError, match=f"record 0 at byte 0: .*claims {length} bytes"):
-            records.read_index(path)
+            shards.read_index(path)
         with pytest.raises(RecordError, match="claims"):
-            records.read_view(path, 0, length % 2**63)
+            shards.read_view(path, 0, length % 2**63)
     for offset in (-1, 2**62, 2**70):
         with pytest.raises(RecordError, match="truncated"):
-            records.read_view(path, offset, 10)
+            shards.read_view(path, offset, 10)
 
 
 def test_empty_and_missing_shards(tmp_path):
     path = tmp_path / "train.tfrecord"
     with pytest.raises(RecordError, match=r"train\.tfrecord: cannot be opened"):
-        records.read_index(path)
+        shards.read_index(path)
     path.touch()
     with pytest.raises(RecordError, match=r"train\.tfrecord: the shard is empty"):
-        records.read_index(path)
-    assert not records.is_complete(path)
+        shards.read_index(path)
+    assert not shards.is_complete(path)
 
 
 @pytest.mark.parametrize(
@@ -341,11 +342,11 @@ def test_wrong_fields_are_named(tmp_path, data, message):
     path = tmp_path / "train.tfrecord"
     path.write_bytes(framed(data))
     with pytest.raises(RecordError, match=rf"train\.tfrecord: record 0 at byte 0: .*{message}"):
-        records.read_index(path)
+        shards.read_index(path)
 
 
 def test_an_index_that_mixes_up_records_is_found(shard):
-    index = records.read_index(shard)
+    index = shards.read_index(shard)
     swapped = dataclasses.replace(index, offsets=index.offsets[::-1], lengths=index.lengths[::-1])
     with pytest.raises(RecordError, match=r"index.npz, it will be rebuilt"):
         swapped.read_views(0, [1])
@@ -394,7 +395,7 @@ def test_record_errors_cross_process_boundaries():
 
 def test_manifest_round_trip(tmp_path):
     write_dataset(tmp_path, subjects=3)
-    manifest = records.read_manifest(tmp_path)
+    manifest = read_manifest(tmp_path)
     assert manifest["schema_version"] == records.SCHEMA_VERSION
     assert (manifest["image_size"], manifest["views"], manifest["seed"]) == (SIZE, 8, 0)
     assert [shard["subjects"] for shard in manifest["splits"]["train"]] == [2, 1]
@@ -422,19 +423,19 @@ def test_bad_manifests_are_refused(tmp_path, change, message):
     path = tmp_path / "manifest.json"
     manifest = {**json.loads(path.read_text()), **change}
     with pytest.raises(RecordError, match=message):
-        records.write_manifest(tmp_path, manifest)
+        write_manifest(tmp_path, manifest)
     path.write_text(json.dumps(manifest))
     with pytest.raises(RecordError, match=f"manifest.json.*{message}"):
-        records.read_manifest(tmp_path)
+        read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
 def test_unreadable_manifests_are_refused(tmp_path, content):
     (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(RecordError, match=r"manifest\.json"):
-        records.read_manifest(tmp_path)
+        read_manifest(tmp_path)
 
 
 def test_a_folder_without_manifest(tmp_path):
     with pytest.raises(RecordError, match=r"no such file; .* data_prep"):
-        records.read_manifest(tmp_path)
+        read_manifest(tmp_path)

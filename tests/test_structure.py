@@ -7,10 +7,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
-    {"cameras", "schedules", "preconditioning", "samplers", "guidance", "tfrecord"},
+    {"cameras", "schedules", "preconditioning", "samplers", "guidance", "tfrecord", "files"},
     {"models"},
     {"config", "denoiser", "parameters"},
     {"losses", "records", "weights", "view_groups", "sampling_steps"},
+    {"shards", "manifest"},
     {"latent_files", "sharding", "optim", "checkpoints", "metrics", "portraits"},
     {"data"},
     {"pipeline", "outputs", "page", "loop"},
