@@ -15,6 +15,7 @@ from PIL import Image
 from spinmeround_jax import cameras, data, parameters, schedules
 from spinmeround_jax.config import Config, DataConfig
 from spinmeround_jax.denoiser import condition, unconditional
+from spinmeround_jax.manifest import read_manifest
 from spinmeround_jax.sampling_steps import sample_jointly
 
 if TYPE_CHECKING:
