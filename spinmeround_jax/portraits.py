@@ -14,13 +14,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from spinmeround_jax.photo import images
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TRUTH_SUFFIX = ".truth.png"
+VIEW_SET = "views.json"
 ID_SIZE = 512
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, MemoryError)
@@ -51,31 +53,39 @@ class Portrait:
 
 
 def find(paths: list[pathlib.Path]) -> list[pathlib.Path]:
-    """The portraits among files and folders (not their subfolders), in order of name.
+    """The portraits and view sets among files and folders, in order of name.
+
+    Of subfolders only those that are view sets themselves are looked at.
 
     Raises:
-        PortraitError: when a folder holds none, or two portraits have the same name.
+        PortraitError: when a folder holds none, or two of them have the same name.
     """
     found: list[pathlib.Path] = []
     for path in paths:
-        if not path.is_dir():
+        if not path.is_dir() or is_view_set(path):
             found.append(path)
             continue
-        inside = sorted(p for p in path.iterdir() if _is_portrait(p))
+        inside = sorted(p for p in path.iterdir() if _is_portrait(p) or is_view_set(p))
         if not inside:
             raise PortraitError(
-                f"{path}: no portraits in this folder; put {', '.join(IMAGE_SUFFIXES)} files there"
+                f"{path}: no portraits in this folder; put {', '.join(IMAGE_SUFFIXES)} files there, "
+                f"or folders with a {VIEW_SET}"
             )
         found += inside
     found = list(dict.fromkeys(found))
     names: dict[str, pathlib.Path] = {}
     for path in found:
-        other = names.setdefault(path.stem, path)
+        other = names.setdefault(path.name if path.is_dir() else path.stem, path)
         if other != path:
             raise PortraitError(
                 f"{path}: would be written to the same folder as {other}; rename one of them"
             )
     return found
+
+
+def is_view_set(path: pathlib.Path) -> bool:
+    """Whether this folder holds several views of one person, see `jobs`."""
+    return (path / VIEW_SET).is_file()
 
 
 def _is_portrait(path: pathlib.Path) -> bool:
@@ -102,7 +112,7 @@ def read(path: pathlib.Path, size: int) -> Portrait:
 
 def read_image(path: pathlib.Path, size: int) -> np.ndarray:
     """(size, size, 3) float32 in [-1, 1], composited on white, averaged over pixel areas."""
-    rgba = _open(path, "RGBA")
+    rgba = _open(path)
     height, width = rgba.shape[:2]
     if height != width:
         raise PortraitError(
@@ -168,7 +178,7 @@ def _read_truth(path: pathlib.Path, size: int) -> Truth | None:
             raise ValueError("no views, or angles that are not finite")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PortraitError(f"{wanted} ({_reason(error)})") from error
-    sheet = np.rint(255.0 * _open(sheet_path, "RGB")).astype(np.uint8)
+    sheet = np.rint(255.0 * _open(sheet_path)[..., :3]).astype(np.uint8)
     tile, rest = divmod(sheet.shape[1], len(angles))
     if rest or sheet.shape[0] not in (tile, 2 * tile):
         raise PortraitError(
@@ -179,24 +189,14 @@ def _read_truth(path: pathlib.Path, size: int) -> Truth | None:
     return Truth(angles, tiles[0], tiles[1] if len(tiles) == 2 else None)
 
 
-def _open(path: pathlib.Path, mode: str) -> np.ndarray:
-    """(h, w, channels of `mode`) float32 in [0, 1]."""
-    if not path.is_file():
-        raise PortraitError(f"{path}: no such file; check the path")
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
+def _open(path: pathlib.Path) -> np.ndarray:
+    """(h, w, 4) float32 in [0, 1], straight alpha."""
+    if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
         raise PortraitError(f"{path}: not one of {', '.join(IMAGE_SUFFIXES)}; convert it")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise ValueError(f"pixels of type {image.mode}; save it with 8 bits a channel")
-                image = ImageOps.exif_transpose(image).convert(mode)
-    except Exception as error:  # Pillow's decoders raise many kinds
-        raise PortraitError(
-            f"{path}: not a readable image; save it again ({_reason(error)})"
-        ) from error
-    return np.asarray(image, np.float32) / 255.0
+        return images.read(path).pixels.astype(np.float32) / 255.0
+    except images.ImageError as error:
+        raise PortraitError(str(error)) from error
 
 
 def _reason(error: Exception) -> str:

@@ -10,8 +10,6 @@ import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,10 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 import spinmeround_jax
-from spinmeround_jax import cameras, checkpoints, outputs, page, portraits
+from spinmeround_jax import cameras, checkpoints, jobs, outputs, page
 from spinmeround_jax.config import SamplingConfig
+from spinmeround_jax.jobs import Job
 from spinmeround_jax.models import Model
-from spinmeround_jax.pipeline import OBSERVED_COUNTS, Pipeline, sampling_defaults, slerp
+from spinmeround_jax.pipeline import Pipeline, sampling_defaults
 from spinmeround_jax.portraits import PortraitError
 from spinmeround_jax.samplers import SAMPLERS
 
@@ -31,8 +30,9 @@ DESCRIPTION = """Views all around a head, with normals, from one portrait and it
 
 A portrait is a square image of an upright head on a plain (or transparent: white) background,
 with its ArcFace embedding beside it: alice.png and alice.npy (512 floats), or alice.json holding
-{"id_embedding": [512 numbers]}. Angles are in degrees; the portrait is yaw 0, pitch 0, positive
-yaw is towards the subject's left ear, positive pitch is up."""
+{"id_embedding": [512 numbers]}. Views of one person are a folder with one or three such pictures and
+views.json: [{"file": "front.png", "yaw": 0, "pitch": 0}, ...]. Angles are in degrees; the portrait
+is yaw 0, pitch 0, positive yaw is towards the subject's left ear, positive pitch is up."""
 
 EXAMPLES = """examples:
   # 48 views of every portrait in a folder, and a page to look at
@@ -62,18 +62,6 @@ class UsageError(ValueError):
     """The command cannot be carried out as given."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A head to make from `images` (m, S, S, 3), m may be 0; `source` goes to its settings."""
-
-    name: str
-    images: np.ndarray
-    id_embedding: np.ndarray | None
-    seed: int
-    source: dict[str, Any]
-    truth: portraits.Truth | None = None
-
-
 # --------------------------------------------------------------------------------------------------
 # Command line
 
@@ -91,7 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     what = parser.add_argument_group("what to sample (one of these)")
     what = what.add_mutually_exclusive_group(required=True)
-    what.add_argument("--input", type=path, nargs="+", help="portraits, or folders of them")
+    what.add_argument(
+        "--input", type=path, nargs="+", help="portraits, views of one person, or folders of them"
+    )
     what.add_argument(
         "--observed", nargs="+", metavar="FILE:YAW:PITCH",
         help="1 or 3 views of one person, the first at 0:0; the identity is the first's",
@@ -189,30 +179,27 @@ def parse_trajectory(args: argparse.Namespace) -> np.ndarray:
         raise UsageError(f"--trajectory {error}") from error
 
 
-def parse_observed(items: list[str]) -> tuple[list[pathlib.Path], np.ndarray]:
-    """Files and (m, 2) angles from FILE:YAW:PITCH.
+def parse_observed(items: list[str]) -> tuple[list[pathlib.Path], jobs.Angles]:
+    """Files and their angles from FILE:YAW:PITCH.
 
     Raises:
         UsageError: naming the item.
     """
-    if len(items) not in OBSERVED_COUNTS:
-        raise UsageError(f"--observed: expected 1 or 3 views, got {len(items)}")
     files, angles = [], []
     for item in items:
         try:
             file, yaw, pitch = item.rsplit(":", 2)
-            angles.append(_checked_angles([(float(yaw), float(pitch))])[0])
+            angles.append((float(yaw), float(pitch)))
         except ValueError as error:
             raise UsageError(
                 f"--observed {item}: expected FILE:YAW:PITCH in degrees, such as left.png:45:0"
             ) from error
         files.append(pathlib.Path(file))
-    if angles[0].any():
-        raise UsageError(
-            f"--observed {items[0]}: the first view is the reference; give it as :0:0, and the "
-            "others relative to it"
-        )
-    return files, np.array(angles, np.float32)
+    try:
+        jobs.check_angles(tuple(angles))
+    except ValueError as error:
+        raise UsageError(f"--observed {' '.join(items)}: {error}") from error
+    return files, tuple(angles)
 
 
 def _checked_angles(pairs: list[tuple[float, float]]) -> np.ndarray:
@@ -226,59 +213,19 @@ def _checked_angles(pairs: list[tuple[float, float]]) -> np.ndarray:
 # What to do
 
 
-def plan(args: argparse.Namespace, size: int) -> tuple[dict[str, Callable[[], Job]], np.ndarray]:
-    """For each head its name and how to load it, and the (m, 2) angles observed.
+def plan(args: argparse.Namespace, size: int) -> list[jobs.Plan]:
+    """Every head that is wanted.
 
     Raises:
         UsageError, PortraitError: the command as a whole cannot be carried out.
     """
-    nothing, front = np.zeros((0, size, size, 3), np.float32), np.zeros((1, 2), np.float32)
     if args.unconditional:
-        seeds = [args.seed + i for i in range(args.unconditional)]
-        jobs = [Job(f"new_{seed:04d}", nothing, None, seed, {}) for seed in seeds]
-        return {job.name: partial(_same, job) for job in jobs}, front[:0]
+        return jobs.new_people(args.unconditional, args.seed, size)
     if args.interpolate:
-        jobs = _interpolated(args, nothing)
-        return {job.name: partial(_same, job) for job in jobs}, front[:0]
+        return jobs.interpolated(*args.interpolate, args.steps_between, args.seed, size)
     if args.observed:
-        files, angles = parse_observed(args.observed)
-        return {files[0].stem: partial(_observed, files, args.seed, size)}, angles
-    paths = portraits.find(args.input)
-    return {path.stem: partial(_portrait, path, args.seed, size) for path in paths}, front
-
-
-def _same(job: Job) -> Job:
-    return job
-
-
-def _portrait(path: pathlib.Path, seed: int, size: int) -> Job:
-    portrait = portraits.read(path, size)
-    source = {"input": str(path)}
-    images = portrait.image[None]
-    return Job(portrait.name, images, portrait.id_embedding, seed, source, portrait.truth)
-
-
-def _observed(files: list[pathlib.Path], seed: int, size: int) -> Job:
-    images = np.stack([portraits.read_image(file, size) for file in files])
-    source = {"observed": [str(file) for file in files]}
-    return Job(files[0].stem, images, portraits.read_identity(files[0]), seed, source)
-
-
-def _interpolated(args: argparse.Namespace, nothing: np.ndarray) -> list[Job]:
-    first, second = args.interpolate
-    ends = [portraits.read_identity(path) for path in args.interpolate]
-    try:
-        arc = slerp(*ends, args.steps_between)
-    except ValueError as error:
-        raise UsageError(f"--interpolate {first} {second}: {error}") from error
-    jobs = []
-    for i, identity in enumerate(arc):
-        fraction = i / (len(arc) - 1)
-        source = {"from": str(first), "to": str(second), "fraction": round(fraction, 4)}
-        name = f"{first.stem}_to_{second.stem}_{i:02d}"
-        # One seed for all: only the identity changes along the way.
-        jobs.append(Job(name, nothing, identity, args.seed, source))
-    return jobs
+        return [jobs.one_person(*parse_observed(args.observed), args.seed, size)]
+    return jobs.from_inputs(args.input, args.seed, size)
 
 
 def sampling_settings(args: argparse.Namespace, sampling: SamplingConfig) -> SamplingConfig:
@@ -335,24 +282,18 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out {args.out}: a file is in the way; choose a folder")
     model = checkpoints.load_model(args.checkpoint, dtype=jnp.dtype(args.dtype))
+    for origin in checkpoints.origins(args.checkpoint):
+        print(f"weights converted from {origin}")
     try:
         defaults, ablation = sampling_defaults(checkpoints.read_provenance(args.checkpoint))
     except ValueError as error:
         raise UsageError(f"{args.checkpoint}: {error}") from error
     sampling = sampling_settings(args, defaults)
-    heads, observed_angles = plan(args, model.config.image_size)
+    plans = plan(args, model.config.image_size)
+    wanted = [p for p in plans if args.overwrite or not outputs.is_finished(args.out / p.name)]
 
-    wanted = [name for name in heads if args.overwrite or not outputs.is_finished(args.out / name)]
-    jobs, failed = [], 0
-    for name in wanted:
-        try:
-            jobs.append(heads[name]())
-        except PortraitError as error:
-            failed += 1
-            print(f"error: {error}", file=sys.stderr)
-
-    if jobs:
-        args.out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    if wanted:
         common = settings_of(args, model, sampling, argv)
         with tqdm(desc="starting", unit="eval", dynamic_ncols=True) as bar:
 
@@ -364,13 +305,26 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
                 pipeline = Pipeline(model, sampling, ablation, args.max_batch, progress)
             except ValueError as error:
                 raise UsageError(str(error)) from error
-            identity = jobs[0].id_embedding is not None
-            bar.reset(pipeline.evaluations(len(jobs), trajectory, observed_angles, identity))
-            for start in range(0, len(jobs), args.max_batch):
-                batch = jobs[start : start + args.max_batch]
-                failed += make(pipeline, batch, trajectory, observed_angles, common, args)
+            has_identity = not args.unconditional
 
-    skipped = len(heads) - len(wanted)
+            def evaluations(batch: list[jobs.Plan]) -> int:
+                angles = batch[0].observed_angles
+                return pipeline.evaluations(len(batch), trajectory, angles, has_identity)
+
+            batches = group(wanted, args.max_batch)
+            bar.reset(sum(map(evaluations, batches)))
+            for batch in batches:
+                loaded, errors = load(batch)
+                for error in errors:
+                    tqdm.write(f"error: {error}", file=sys.stderr)
+                failed += len(errors)
+                # What cannot be read will not be sampled.
+                bar.total -= evaluations(batch[: len(errors)]) if errors else 0
+                if loaded:
+                    angles = batch[0].observed_angles
+                    failed += make(pipeline, loaded, trajectory, angles, common, args)
+
+    skipped = len(plans) - len(wanted)
     print(f"{len(wanted) - failed} written, {skipped} skipped, {failed} failed")
     if skipped:
         print(f"skipped: already in {args.out}; --overwrite makes them again")
@@ -379,11 +333,30 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     return 1 if failed else 0
 
 
+def group(plans: list[jobs.Plan], size: int) -> list[list[jobs.Plan]]:
+    """At most `size` heads each, observed from the same angles: what one program can make."""
+    alike: dict[jobs.Angles, list[jobs.Plan]] = {}
+    for p in plans:
+        alike.setdefault(p.observed_angles, []).append(p)
+    return [same[i : i + size] for same in alike.values() for i in range(0, len(same), size)]
+
+
+def load(batch: list[jobs.Plan]) -> tuple[list[Job], list[PortraitError]]:
+    """Those that can be read, and what is wrong with the others."""
+    loaded, errors = [], []
+    for p in batch:
+        try:
+            loaded.append(p.load())
+        except PortraitError as error:
+            errors.append(error)
+    return loaded, errors
+
+
 def make(
     pipeline: Pipeline,
     batch: list[Job],
     trajectory: np.ndarray,
-    observed_angles: np.ndarray,
+    observed_angles: jobs.Angles,
     common: dict[str, Any],
     args: argparse.Namespace,
 ) -> int:

@@ -161,6 +161,66 @@ def test_three_views_of_one_person(command, tmp_path):
     assert json.loads((tmp_path / "out/a/transforms.json").read_text())["normals_space"] == "camera"
 
 
+def test_a_folder_that_mixes_portraits_and_sets_of_views(command, tmp_path):
+    inputs = tmp_path / "inputs"
+    portrait_of = inputs / "alone.png"
+    views = [("front.png", 0, 0), ("left.png", 40, 0), ("right.png", -90, 5)]
+    for folder, count in (("one", 1), ("three", 3)):
+        (inputs / folder).mkdir(parents=True)
+        for i, (file, _, _) in enumerate(views[:count]):
+            portrait(inputs / folder / file, seed=i)
+        described = [dict(zip(("file", "yaw", "pitch"), view, strict=True)) for view in views]
+        (inputs / folder / "views.json").write_text(json.dumps(described[:count]))
+    portrait(portrait_of)
+    (inputs / "notes").mkdir()
+
+    code, text, _ = command("--input", inputs, "--yaw-pitch", "20,0")
+    assert code == 0
+    assert "3 written, 0 skipped, 0 failed" in text
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {"alone", "one", "three", "index.html"}
+    assert (out / "three" / "input_3_normals.png").is_file()
+    # A set of one view is a portrait; and so is what came with other inputs.
+    for folder in ("views", "normals"):
+        (name,) = [path.name for path in (out / "one" / folder).iterdir()]
+        assert (out / "one" / folder / name).read_bytes() == (
+            out / "alone" / folder / name
+        ).read_bytes()
+    settings = json.loads((out / "three" / "settings.json").read_text())
+    assert settings["observed_angles"] == [[0, 0], [40, 0], [-90, 5]]
+    code, text, _ = command("--input", inputs / "three", "--yaw-pitch", "20,0")
+    assert "0 written, 1 skipped" in text
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ("[", "expected"),
+        ("{}", "1 or 3 views"),
+        ("[]", "got 0"),
+        ('[{"yaw": 0}]', "no 'file'"),
+        ('[{"file": "a.png"}]', "no 'yaw'"),
+        ('[{"file": "a.png", "yaw": 0}, {"file": "b.png", "yaw": 9}]', "got 2"),
+        ('[{"file": "a.png", "yaw": 10}]', "first view is the reference"),
+        ('[{"file": "../a.png", "yaw": 0}]', "in the same folder"),
+        ('[{"file": 3, "yaw": 0}]', "expected"),
+        ('[{"file": "a.png", "yaw": "x"}]', "expected"),
+        ('[{"file": "missing.png", "yaw": 0}]', "missing.png: no such file"),
+        ("[" * 100_000, "expected"),
+    ],
+)
+def test_a_bad_set_of_views_does_not_stop_the_others(command, tmp_path, described, message):
+    inputs = tmp_path / "inputs"
+    (inputs / "set").mkdir(parents=True)
+    portrait(inputs / "good.png")
+    (inputs / "set" / "views.json").write_text(described)
+    code, text, error = command("--input", inputs, "--yaw-pitch", "0,0")
+    assert code == 1
+    assert "1 written, 0 skipped, 1 failed" in text
+    assert message in error and str(inputs / "set") in error
+    assert "Traceback" not in error
+
+
 # --------------------------------------------------------------------------------------------------
 # What it refuses
 
@@ -181,7 +241,10 @@ def test_three_views_of_one_person(command, tmp_path):
         (["--unconditional", "1", "--trajectory", "no.json"], "no.json"),
         (["--unconditional", "1", "--steps", "1"], "steps at least 2"),
         (["--unconditional", "1", "--guidance-scale", "nan"], "finite"),
-        (["--observed", "a.png:0:0", "b.png:1:1"], "1 or 3 views, got 2"),
+        (
+            ["--observed", "a.png:0:0", "b.png:1:1"],
+            "1 or 3 views, the first at yaw 0, pitch 0: got 2",
+        ),
         (["--observed", "a.png"], "FILE:YAW:PITCH"),
         (["--observed", "a.png:30:0"], "the first view is the reference"),
         (["--interpolate", "a.npy", "b.npy"], "a.npy: no such file"),
@@ -230,15 +293,15 @@ def test_bad_inputs_do_not_stop_the_good_one(command, tmp_path):
         "--input", inputs, inputs / "missing.png", inputs / "list.txt", "--yaw-pitch", "0,0"
     )
     assert code == 1
-    assert "1 written, 0 skipped, 8 failed" in text
-    assert (tmp_path / "out" / "good" / "settings.json").is_file()
+    assert "2 written, 0 skipped, 7 failed" in text
+    for name in ("good", "deep"):  # 16 bits are scaled to 8
+        assert (tmp_path / "out" / name / "settings.json").is_file()
     for name, message in {
         "small.png": "too few",
         "tall.png": "crop it to a square",
         "text.png": "not a readable image",
         "cut.png": "not a readable image",
         "nobody.png": "no identity beside it",
-        "deep.png": "8 bits",
         "missing.png": "no such file",
         "list.txt": "not one of .png",
     }.items():

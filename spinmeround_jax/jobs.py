@@ -1,0 +1,161 @@
+"""The heads that `sample` is to make, planned before anything is read, read when their turn comes.
+
+A folder of inputs may mix portraits (see `portraits`) and sets of views of one person: folders with
+
+    views.json    [{"file": "front.png", "yaw": 0, "pitch": 0}, {"file": "left.png", "yaw": 45}, ...]
+
+and one or three pictures, the first at yaw 0, pitch 0 and with its identity beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from spinmeround_jax import portraits
+from spinmeround_jax.pipeline import OBSERVED_COUNTS, slerp
+from spinmeround_jax.portraits import PortraitError
+
+Angles = tuple[tuple[float, float], ...]  # yaw and pitch of each view, degrees
+FRONT: Angles = ((0.0, 0.0),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A head to make from `images` (m, S, S, 3), m may be 0; `source` goes to its settings."""
+
+    name: str
+    images: np.ndarray
+    id_embedding: np.ndarray | None
+    seed: int
+    source: dict[str, Any]
+    truth: portraits.Truth | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A job not read yet; `load` raises PortraitError where it cannot be."""
+
+    name: str  # of the folder it will be written to
+    observed_angles: Angles
+    load: Callable[[], Job]
+
+
+def new_people(count: int, seed: int, size: int) -> list[Plan]:
+    """Without identity and observed view; one for each seed from `seed` on."""
+    jobs = [Job(f"new_{seed + i:04d}", _no_images(size), None, seed + i, {}) for i in range(count)]
+    return [Plan(job.name, (), partial(_same, job)) for job in jobs]
+
+
+def interpolated(
+    first: pathlib.Path, second: pathlib.Path, between: int, seed: int, size: int
+) -> list[Plan]:
+    """From one identity to another, both included.
+
+    Raises:
+        PortraitError: no identity there, or two that are opposite.
+    """
+    try:
+        arc = slerp(portraits.read_identity(first), portraits.read_identity(second), between)
+    except PortraitError:
+        raise
+    except ValueError as error:
+        raise PortraitError(f"{first} and {second}: {error}") from error
+    jobs = []
+    for i, identity in enumerate(arc):
+        fraction = round(i / (len(arc) - 1), 4)
+        source = {"from": str(first), "to": str(second), "fraction": fraction}
+        name = f"{first.stem}_to_{second.stem}_{i:02d}"
+        # One seed for all: only the identity changes along the way.
+        jobs.append(Job(name, _no_images(size), identity, seed, source))
+    return [Plan(job.name, (), partial(_same, job)) for job in jobs]
+
+
+def one_person(files: Sequence[pathlib.Path], angles: Angles, seed: int, size: int) -> Plan:
+    """From aligned pictures of one person; the identity is the first's."""
+    return Plan(files[0].stem, angles, partial(_from_views, files[0].stem, files, seed, size))
+
+
+def from_inputs(paths: Sequence[pathlib.Path], seed: int, size: int) -> list[Plan]:
+    """From portraits, sets of views, and folders of both, in order of name.
+
+    Raises:
+        PortraitError: a folder holds neither, or two inputs have the same name.
+    """
+    plans = []
+    for path in portraits.find(paths):
+        if not portraits.is_view_set(path):
+            plans.append(Plan(path.stem, FRONT, partial(_from_portrait, path, seed, size)))
+            continue
+        try:
+            files, angles = read_view_set(path)
+            load = partial(_from_views, path.name, files, seed, size)
+        except PortraitError as error:  # of this input: the others go on
+            angles, load = FRONT, partial(_fail, error)
+        plans.append(Plan(path.name, angles, load))
+    return plans
+
+
+def read_view_set(folder: pathlib.Path) -> tuple[list[pathlib.Path], Angles]:
+    """Files and angles of a set of views.
+
+    Raises:
+        PortraitError: naming what is wrong in `views.json`.
+    """
+    path = folder / portraits.VIEW_SET
+    try:
+        views = json.loads(path.read_text(encoding="utf-8"))
+        files = [view["file"] for view in views]
+        if any(pathlib.PurePath(file).name != file for file in files):
+            raise ValueError('a "file" must be in the same folder')
+        angles = tuple((float(view["yaw"]), float(view.get("pitch", 0.0))) for view in views)
+        check_angles(angles)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        wanted = '[{"file": "front.png", "yaw": 0, "pitch": 0}, ...]'
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise PortraitError(f"{path}: expected {wanted}, {_COUNTS} ({reason})") from error
+    return [folder / file for file in files], angles
+
+
+_COUNTS = "1 or 3 views, the first at yaw 0, pitch 0"
+
+
+def check_angles(angles: Angles) -> None:
+    """Raises ValueError unless these can be observed views."""
+    if len(angles) not in OBSERVED_COUNTS:
+        raise ValueError(f"{_COUNTS}: got {len(angles)}")
+    if not np.isfinite(angles).all() or max(abs(pitch) for _, pitch in angles) > 90.0:
+        raise ValueError("angles are degrees, pitch -90 to 90")
+    if any(angles[0]):
+        raise ValueError("the first view is the reference, at yaw 0 and pitch 0")
+
+
+def _no_images(size: int) -> np.ndarray:
+    return np.zeros((0, size, size, 3), np.float32)
+
+
+def _same(job: Job) -> Job:
+    return job
+
+
+def _fail(error: PortraitError) -> Job:
+    raise error
+
+
+def _from_portrait(path: pathlib.Path, seed: int, size: int) -> Job:
+    portrait = portraits.read(path, size)
+    source = {"input": str(path)}
+    images = portrait.image[None]
+    return Job(portrait.name, images, portrait.id_embedding, seed, source, portrait.truth)
+
+
+def _from_views(name: str, files: Sequence[pathlib.Path], seed: int, size: int) -> Job:
+    images = np.stack([portraits.read_image(file, size) for file in files])
+    source = {"observed": [str(file) for file in files]}
+    return Job(name, images, portraits.read_identity(files[0]), seed, source)
