@@ -13,15 +13,13 @@ import pytest
 import reference_weights
 from einops import rearrange
 from flax import nnx
+from loading import load
 
-from spinmeround_jax import models
-from spinmeround_jax.config import ModelConfig
 from spinmeround_jax.models import (
     Autoencoder,
     AutoencoderConfig,
     IdentityEncoder,
     IdentityEncoderConfig,
-    Model,
     MultiViewUNet,
     UNetConfig,
 )
@@ -69,6 +67,11 @@ def randomised(module):
     return module
 
 
+def load_reference(module, shapes):
+    weights = reference_weights.state_dict(TINY_SHAPES[shapes])
+    load(module, released.targets(module), weights)
+
+
 def channels_last(x):
     return np.moveaxis(x, 1, -1)
 
@@ -89,7 +92,7 @@ def run(module, *inputs):
 @pytest.fixture(scope="module")
 def tiny_unet():
     unet = abstract(MultiViewUNet, TINY_UNET)
-    released.unet_from_released(unet, reference_weights.state_dict(TINY_SHAPES["tiny_unet"]))
+    load_reference(unet, "tiny_unet")
     return unet
 
 
@@ -121,8 +124,7 @@ def test_unet_with_one_view_matches_the_released_code(golden, tiny_unet):
 @pytest.fixture(scope="module")
 def tiny_autoencoder():
     autoencoder = abstract(Autoencoder, TINY_AUTOENCODER)
-    weights = reference_weights.state_dict(TINY_SHAPES["tiny_vae"])
-    released.autoencoder_from_released(autoencoder, weights)
+    load_reference(autoencoder, "tiny_vae")
     return autoencoder
 
 
@@ -144,116 +146,11 @@ def test_decoder_matches_the_released_code(golden, tiny_autoencoder):
 def test_identity_encoder_matches_the_released_code(golden):
     recorded = golden("identity_tiny")
     encoder = abstract(IdentityEncoder, TINY_IDENTITY)
-    weights = reference_weights.state_dict(TINY_SHAPES["tiny_text"])
-    released.identity_from_released(encoder, weights)
+    load_reference(encoder, "tiny_text")
     with_identity = run(encoder, recorded["arcface"])
     empty = quick_jit(IdentityEncoder.empty)(encoder)
     np.testing.assert_allclose(with_identity, recorded["cond"], rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(empty, recorded["uncond"], rtol=0, atol=TOLERANCE)
-
-
-# --------------------------------------------------------------------------------------------------
-# Released weights
-
-
-FULL_SIZE = [
-    (MultiViewUNet, UNetConfig(), released.UNET_PREFIX),
-    (Autoencoder, AutoencoderConfig(), released.AUTOENCODER_PREFIX),
-    (IdentityEncoder, IdentityEncoderConfig(), released.IDENTITY_PREFIX),
-]
-
-
-@pytest.fixture(scope="module")
-def full_size():
-    return {prefix: abstract(network, config) for network, config, prefix in FULL_SIZE}
-
-
-def test_full_size_names_and_shapes_are_those_of_the_release(full_size):
-    recorded = json.loads((GOLDENS / "released_checkpoint_shapes.json").read_text())
-    shapes = {}
-    for prefix, module in full_size.items():
-        named = released.released_shapes(module)
-        assert all(name.startswith(prefix) for name in named)
-        shapes |= named
-    assert shapes == {name: tuple(shape) for name, shape in recorded.items()}
-
-
-def test_full_size_unet_has_the_papers_parameter_count(full_size):
-    leaves = jax.tree.leaves(nnx.state(full_size[released.UNET_PREFIX]))
-    assert sum(math.prod(leaf.shape) for leaf in leaves) == 859_961_608
-    assert all(leaf.dtype == jnp.float32 for leaf in leaves)
-
-
-@pytest.fixture
-def checkpoint():
-    """A small autoencoder and a complete set of tensors for it."""
-    module = randomised(abstract(Autoencoder, SMALL_AUTOENCODER))
-    return module, reference_weights.state_dict(released.released_shapes(module))
-
-
-def test_weights_load_in_the_release_layout(checkpoint):
-    module, tensors = checkpoint
-    released.autoencoder_from_released(module, tensors)
-    given = tensors["first_stage_model.encoder.conv_in.weight"]
-    np.testing.assert_array_equal(module.encoder.conv_in.kernel[...], given.transpose(2, 3, 1, 0))
-    given = tensors["first_stage_model.decoder.norm_out.weight"]
-    np.testing.assert_array_equal(module.decoder.norm_out.scale[...], given)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda t: t.pop("first_stage_model.quant_conv.bias"), "1 missing: .*quant_conv.bias"),
-        (lambda t: t.update({"first_stage_model.stranger": np.zeros(3)}), "1 unknown: .*stranger"),
-        (
-            lambda t: t.update({"first_stage_model.quant_conv.bias": np.zeros(7)}),
-            r"1 of the wrong shape: .*quant_conv.bias is \(7,\), expected \(8,\)",
-        ),
-        # Square, so that only the number of axes tells it from a linear layer's weight.
-        (
-            lambda t: t.update({"first_stage_model.quant_conv.weight": np.zeros((8, 8))}),
-            r"1 of the wrong shape: .*quant_conv.weight is \(8, 8\)",
-        ),
-    ],
-)
-def test_a_wrong_tensor_is_named_and_nothing_is_loaded(checkpoint, damage, message):
-    module, tensors = checkpoint
-    before = np.asarray(module.encoder.conv_in.kernel[...])
-    damage(tensors)
-    with pytest.raises(ValueError, match=message):
-        released.autoencoder_from_released(module, tensors)
-    np.testing.assert_array_equal(module.encoder.conv_in.kernel[...], before)
-
-
-def test_a_whole_checkpoint_loads_and_strangers_are_named():
-    config = ModelConfig(
-        image_size=16,
-        views=2,
-        rays="released",
-        unet=dataclasses.replace(SMALL_UNET, in_channels=153, out_channels=8, context_dim=512),
-        autoencoder=SMALL_AUTOENCODER,
-        identity=IdentityEncoderConfig(
-            vocab_size=7, width=512, layers=1, heads=2, mlp_width=8, context_length=4,
-            prompt_ids=(0, 1, 6), empty_ids=(0, 6), id_token=1, pad_id=6,
-        ),
-    )  # fmt: skip
-
-    def build():
-        model = models.build(config, rngs=nnx.Rngs(0))
-        return model.unet, model.autoencoder, model.identity
-
-    model = Model(config, *nnx.eval_shape(build))
-    tensors = {}
-    for module in (model.unet, model.autoencoder, model.identity):
-        tensors |= reference_weights.state_dict(released.released_shapes(module))
-    released.model_from_released(model, tensors)
-    name = "conditioner.embedders.0.encoder.text_model.encoder.layers.0.mlp.fc1.weight"
-    np.testing.assert_array_equal(model.identity.layers[0].mlp_1.kernel[...], tensors[name].T)
-    with pytest.raises(ValueError, match=r"1 unknown: model_ema\.decay"):
-        released.model_from_released(model, tensors | {"model_ema.decay": np.zeros(1)})
-    with pytest.raises(ValueError, match="context_dim is 6, the other networks need 512"):
-        unet = dataclasses.replace(config.unet, context_dim=6)
-        models.build(dataclasses.replace(config, unet=unet), rngs=nnx.Rngs(0))
 
 
 # --------------------------------------------------------------------------------------------------

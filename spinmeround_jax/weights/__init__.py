@@ -1,1 +1,1 @@
-"""Pretrained weights -> our modules: tables of names, strict both ways."""
+"""Pretrained weights -> our networks: tables of names, strict both ways."""

@@ -1,0 +1,385 @@
+"""Turn pretrained PyTorch weights into a model folder: `python -m spinmeround_jax.convert --help`."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import datetime
+import math
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+import spinmeround_jax
+from spinmeround_jax import checkpoints, models
+from spinmeround_jax.config import FULL_SIZE, ModelConfig
+from spinmeround_jax.weights import diffusers, mapping, released, sources
+from spinmeround_jax.weights.sources import SourceError, TensorFile
+
+DESCRIPTION = """Pretrained PyTorch weights -> a folder that sample opens and train starts from.
+
+Either the released SpinMeRound checkpoint, or an initialisation for training at full size: the
+autoencoder of Stable Diffusion 1.5 with the UNet and the text encoder of Arc2Face. Every tensor of
+the files is used exactly once or reported as left out; a tensor that is missing, unknown or of the
+wrong shape is an error that names it. The SHA-256 of every file goes into model.json."""
+
+EXAMPLES = """examples:
+  # the released weights, to sample from
+  python -m spinmeround_jax.convert --released spmr.ckpt --out weights/released
+  python -m spinmeround_jax.sample --checkpoint weights/released --input portraits/ --out out/
+
+  # as above in half the space; weights are rounded
+  ... --dtype float16
+
+  # what configs/tpu_v4.py starts from; both folders as diffusers and Arc2Face publish them
+  python -m spinmeround_jax.convert --sd15 stable-diffusion-v1-5/ --arc2face models/ \\
+      --out weights/init
+
+.ckpt and .bin files need PyTorch: pip install 'spinmeround_jax[convert]'
+exit code: 0 converted, 1 the weights cannot be converted, 2 wrong usage, 130 interrupted; nothing
+is left behind unless converted"""
+
+# Where to look in the folders, the first that is there; Arc2Face's own names come first.
+_UNET_FOLDERS = ("arc2face", "unet")
+_TEXT_FOLDERS = ("encoder", "text_encoder")
+_AUTOENCODER_FOLDERS = ("vae", ".")
+_DIFFUSERS_FILES = tuple(
+    f"diffusion_pytorch_model{variant}.{suffix}"
+    for variant in ("", ".fp16")
+    for suffix in ("safetensors", "bin")
+)
+_TRANSFORMERS_FILES = (
+    "model.safetensors", "pytorch_model.bin", "model.fp16.safetensors", "pytorch_model.fp16.bin",
+)  # fmt: skip
+
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+class UsageError(ValueError):
+    """The command cannot be carried out as given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Networks that come from one file.
+
+    Attributes:
+        file: open.
+        targets: by network ("unet"), then by the tensor's name.
+        unused: pattern of names -> why no network needs them.
+    """
+
+    file: TensorFile
+    targets: Mapping[str, Mapping[str, mapping.Target]]
+    unused: Mapping[str, str]
+
+    def set_aside(self) -> dict[str, list[str]]:
+        """Names of unused tensors by pattern."""
+        used = {name for targets in self.targets.values() for name in targets}
+        return mapping.set_aside((n for n in self.file.shapes if n not in used), self.unused)
+
+    def check(self) -> None:
+        """Raises SourceError naming the file and every tensor that does not fit."""
+        expected = {name: t for targets in self.targets.values() for name, t in targets.items()}
+        aside = {name for names in self.set_aside().values() for name in names}
+        found = {name: shape for name, shape in self.file.shapes.items() if name not in aside}
+        try:
+            mapping.check(mapping.source_shapes(expected), found)
+        except ValueError as error:
+            raise SourceError(
+                f"{self.file.path}: not the weights of {', '.join(self.targets)}: {error}"
+            ) from error
+        kinds = {name: self.file.dtypes[name] for name in expected}
+        if odd := [f"{name} is {kind}" for name, kind in kinds.items() if kind not in _FLOATS]:
+            raise SourceError(f"{self.file.path}: expected floating-point numbers: {odd[:20]}")
+
+    def dtypes(self) -> set[str]:
+        return {self.file.dtypes[name] for targets in self.targets.values() for name in targets}
+
+
+# --------------------------------------------------------------------------------------------------
+# Which file fills which network
+
+
+def released_parts(networks: Mapping[str, nnx.Module], path: pathlib.Path) -> list[Part]:
+    """All networks from one file in the names of the release."""
+    targets = {name: released.targets(module) for name, module in networks.items()}
+    return [Part(sources.open_file(path), targets, released.UNUSED)]
+
+
+def initial_parts(
+    networks: Mapping[str, nnx.Module], sd15: pathlib.Path, arc2face: pathlib.Path
+) -> list[Part]:
+    """The autoencoder from `sd15` (file or folder), the others from the folder `arc2face`."""
+    if sd15.is_dir():
+        sd15 = find(sd15, _AUTOENCODER_FOLDERS, _DIFFUSERS_FILES)
+    files = {
+        "autoencoder": sources.open_file(sd15),
+        "unet": sources.open_file(find(arc2face, _UNET_FOLDERS, _DIFFUSERS_FILES)),
+        "identity": sources.open_file(find(arc2face, _TEXT_FOLDERS, _TRANSFORMERS_FILES)),
+    }
+    parts = []
+    for name, file in files.items():
+        targets, unused = diffusers.targets(networks[name], file.shapes), diffusers.UNUSED
+        if any(tensor.startswith(released.AUTOENCODER_PREFIX) for tensor in file.shapes):
+            # All of Stable Diffusion in one file, as it was first published.
+            targets = released.targets(networks[name])
+            unused = released.UNUSED_BESIDE_AUTOENCODER
+        parts.append(Part(file, {name: targets}, unused))
+    return parts
+
+
+def find(folder: pathlib.Path, inside: tuple[str, ...], names: tuple[str, ...]) -> pathlib.Path:
+    """The first of the files `names` in the folders `inside` of `folder`.
+
+    Raises:
+        SourceError: there is none.
+    """
+    for part in inside:
+        for name in names:
+            if (path := folder / part / name).is_file():
+                return path
+    wanted = " or ".join(f"{part}/{names[0]}".removeprefix("./") for part in inside)
+    raise SourceError(f"{folder}: found none of {wanted} (or {', '.join(names[1:])})")
+
+
+# --------------------------------------------------------------------------------------------------
+# Conversion
+
+
+def convert(
+    parts: list[Part], out: pathlib.Path, config: ModelConfig, dtype: str | None, kind: str
+) -> None:
+    """Write the model folder `out`, which must not exist, from `parts`.
+
+    Args:
+        parts: emptied once all is read, so that writing has the memory of the files.
+        dtype: "float32" or "float16"; None keeps float16 where all tensors are, and else takes
+            float32, so that nothing is rounded (float64 apart).
+        kind: what the weights are, for model.json.
+
+    Raises:
+        SourceError: a file does not fit or cannot be read.
+    """
+    for part in parts:
+        part.check()
+    del part
+    kinds = set().union(*(part.dtypes() for part in parts))
+    dtype = dtype or ("float16" if kinds == {"float16"} else "float32")
+    _check_space(out, parts, np.dtype(dtype))
+    provenance = {
+        "kind": kind,
+        "converted": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "converter": f"spinmeround_jax {spinmeround_jax.__version__}",
+        "dtype": dtype,
+        "sources": [_describe(part) for part in parts],
+    }
+    weights = _read(parts, np.dtype(dtype))
+    parts.clear()
+    print("writing")
+    checkpoints.save_weights(out, config, weights, provenance)
+
+
+def _check_space(out: pathlib.Path, parts: list[Part], dtype: np.dtype) -> None:
+    count = sum(
+        math.prod(target.shape)
+        for part in parts
+        for targets in part.targets.values()
+        for target in targets.values()
+    )
+    free, needed = shutil.disk_usage(_existing(out)).free, count * dtype.itemsize
+    if free < needed:
+        raise UsageError(
+            f"--out: {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free"
+        )
+
+
+def _describe(part: Part) -> dict[str, Any]:
+    """The file for model.json, and on the terminal what was left out of it."""
+    file = part.file
+    size = file.path.stat().st_size
+    with _bar(f"SHA-256 of {file.path.name}", size) as bar:
+        digest = sources.sha256(file.path, bar.update)
+    unused = {pattern: len(names) for pattern, names in part.set_aside().items()}
+    print(f"{file.path}: SHA-256 {digest}")
+    for pattern, count in unused.items():
+        print(f"  left out: {count} x {pattern} ({part.unused[pattern]})")
+    if file.bookkeeping:
+        print(f"  left out: {', '.join(file.bookkeeping)} (of training)")
+    if file.objects:
+        print(f"  left out: {len(file.objects)} entries that are no tensors")
+    return {
+        "networks": list(part.targets),
+        "file": file.path.name,
+        "bytes": size,
+        "sha256": digest,
+        "unused": unused,
+        "bookkeeping": file.bookkeeping,
+        "objects": len(file.objects),
+    }
+
+
+def _read(parts: list[Part], dtype: np.dtype) -> dict[str, dict[str, jax.Array]]:
+    """Our parameters by network, each made from its tensor and checked before the next is read."""
+    weights: dict[str, dict[str, jax.Array]] = collections.defaultdict(dict)
+    every = [
+        (part.file, network, source, target)
+        for part in parts
+        for network, targets in part.targets.items()
+        for source, target in targets.items()
+    ]
+    total = sum(math.prod(target.shape) * dtype.itemsize for *_, target in every)
+    with _bar("converting", total) as bar:
+        for file, network, source, target in every:
+            value = target.value(file.read(source), dtype)
+            if not np.isfinite(value).all():
+                raise SourceError(f"{file.path}: {source} is not finite as {dtype.name}")
+            weights[network][target.name] = jnp.asarray(value)
+            bar.update(value.nbytes)
+    return dict(weights)
+
+
+def _bar(title: str, total: int) -> tqdm:
+    return tqdm(desc=title, total=total, unit="B", unit_scale=True, dynamic_ncols=True)
+
+
+def networks_of(config: ModelConfig) -> dict[str, nnx.Module]:
+    """The three networks, shapes only."""
+
+    def build() -> dict[str, nnx.Module]:
+        model = models.build(config, rngs=nnx.Rngs(0))
+        return {"unet": model.unet, "autoencoder": model.autoencoder, "identity": model.identity}
+
+    return nnx.eval_shape(build)
+
+
+# --------------------------------------------------------------------------------------------------
+# The folder written
+
+
+@contextlib.contextmanager
+def new_folder(out: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+    """Yield the name of a folder beside `out` to be written; it becomes `out` if all went well.
+
+    Raises:
+        UsageError: something is in the way.
+    """
+    out = out.absolute()
+    partial, old = (out.parent / f".{out.name}.{state}" for state in ("partial", "old"))
+    if old.exists() and not out.exists():
+        old.rename(out)  # a run was killed while it put the new model in the place of this one
+    if out.exists() or out.is_symlink():
+        check_replaceable(out, overwrite)
+    if not os.access(_existing(out), os.W_OK | os.X_OK) or not _existing(out).is_dir():
+        raise UsageError(f"--out {out}: no folder can be made in {_existing(out)}")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        yield partial
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _existing(out: pathlib.Path) -> pathlib.Path:
+    """The closest folder above `out` that is there."""
+    return next(path for path in out.parents if path.exists())
+
+
+def check_replaceable(out: pathlib.Path, overwrite: bool) -> None:
+    """Raises UsageError unless `out` is an empty folder, or a model that may be overwritten."""
+    if not out.is_dir() or out.is_symlink():
+        raise UsageError(f"--out {out}: there is a file or a link; choose another name")
+    inside = {path.name for path in out.iterdir()}
+    if inside - {"model.json", "weights"}:
+        raise UsageError(f"--out {out}: the folder holds other things; choose another name")
+    if inside and not overwrite:
+        raise UsageError(f"--out {out}: there is a model; --overwrite replaces it")
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+
+
+def build_parser() -> argparse.ArgumentParser:
+    path = pathlib.Path
+    parser = argparse.ArgumentParser(
+        prog="python -m spinmeround_jax.convert",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("what to convert: --released, or --sd15 with --arc2face")
+    what.add_argument(
+        "--released", type=path, metavar="FILE", help="released checkpoint: .ckpt or .safetensors"
+    )
+    what.add_argument(
+        "--sd15", type=path, metavar="PATH",
+        help="Stable Diffusion 1.5: the diffusers folder (or its vae/), or one weights file",
+    )  # fmt: skip
+    what.add_argument(
+        "--arc2face", type=path, metavar="DIR",
+        help="folder with arc2face/ (UNet) and encoder/ (text encoder)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16"),
+        help="of the weights on disk (float16 if all tensors are, else float32: nothing is rounded)",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
+    return parser
+
+
+def run(args: argparse.Namespace, config: ModelConfig) -> None:
+    """Carry out the command for weights of `config`.
+
+    Raises:
+        UsageError, SourceError: nothing was written.
+    """
+    if (args.released is None) == (args.sd15 is None) or (args.sd15 is None) != (
+        args.arc2face is None
+    ):
+        raise UsageError("give --released FILE, or --sd15 PATH with --arc2face DIR")
+    with new_folder(args.out, args.overwrite) as folder:
+        networks = networks_of(config)
+        if args.released:
+            parts, kind = released_parts(networks, args.released), "released weights"
+        else:
+            parts = initial_parts(networks, args.sd15, args.arc2face)
+            kind = "initialisation for training"
+        convert(parts, folder, config, args.dtype, kind)
+    print(f"The model is in {args.out}")
+
+
+def main(argv: list[str] | None = None, config: ModelConfig = FULL_SIZE) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        run(args, config)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (SourceError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
