@@ -1,0 +1,213 @@
+"""Photos in, aligned portraits with identities out: `python -m spinmeround_jax.photo --help`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from spinmeround_jax.photo import align, images, preview
+from spinmeround_jax.photo.assets import AssetError
+from spinmeround_jax.photo.landmarks import LandmarksError, read_landmarks
+from spinmeround_jax.photo.pose import FRAMINGS
+from spinmeround_jax.photo.prepare import GENERATOR, Models, Options, PhotoError, Prepared, prepare
+
+DESCRIPTION = f"""Make portraits that `sample` takes from photos.
+
+Each photo gives NAME.png ({align.SIZE} x {align.SIZE}, the head upright in its place, on white) and
+NAME.json with its ArcFace identity, the head's pose, and how both came about. One photo that cannot
+be used does not stop the others. What was done before is skipped."""
+
+EPILOG = """examples:
+  python -m spinmeround_jax.photo.fetch                                   # the models, once
+  python -m spinmeround_jax.photo --input photos/ me.jpg --out aligned/ --preview
+  python -m spinmeround_jax.sample --checkpoint weights/quickstart --input aligned/ --out out/
+
+  # for the released weights, which know heads as PanoHead crops them
+  ... --framing panohead
+
+  # without detection: landmarks.json holds {"me.jpg": [[x, y], ... 5 or 68 points]}
+  ... --landmarks landmarks.json
+
+The five points: eye on the image's left, eye on its right, tip of the nose, corner of the mouth on
+the image's left, on its right; pixels of the photo as viewers show it.
+exit code: 0 all done, 1 some photos failed (the others are done), 2 wrong usage"""
+
+
+class UsageError(ValueError):
+    """The command cannot be carried out as given."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spinmeround_jax.photo",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    path = pathlib.Path
+    parser.add_argument("--input", type=path, nargs="+", required=True, help="photos or folders")
+    parser.add_argument("--out", type=path, required=True, help="folder to write")
+    parser.add_argument("--landmarks", type=path, help="JSON with points by hand, see below")
+    parser.add_argument(
+        "--face", type=_positive, default=1, metavar="N",
+        help="which face, if there are several; 1 is the largest (1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--framing", choices=sorted(FRAMINGS), default="canonical",
+        help="where the head goes: as models trained here know it, or the released one (canonical)",
+    )  # fmt: skip
+    background = parser.add_mutually_exclusive_group()
+    background.add_argument(
+        "--background", choices=("auto", "rembg"), default="auto",
+        help="what tells it: the photo's own transparency, else face parsing; or rembg (auto)",
+    )  # fmt: skip
+    background.add_argument(
+        "--keep-background", action="store_const", const="keep", dest="background",
+        help="leave it as it is",
+    )  # fmt: skip
+    parser.add_argument("--models", type=path, help="folder of models (as of photo.fetch)")
+    parser.add_argument("--recognition", type=path, help="recognition model (glintr100.onnx)")
+    parser.add_argument(
+        "--allow-other-recognition", action="store_true",
+        help="take a recognition model that is not antelopev2's, for weights that know it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--preview", action="store_true", help="also write previews/NAME.jpg: what was found"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="prepare finished photos again")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
+def find_photos(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Photos among files and folders (not their subfolders), in order of name.
+
+    Raises:
+        UsageError: a folder without pictures, or two photos of one name.
+    """
+    found: list[pathlib.Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.iterdir() if p.is_file() and images.is_picture_name(p))
+        if not inside:
+            raise UsageError(f"{path}: no pictures in this folder ({', '.join(images.SUFFIXES)})")
+        found += inside
+    names: dict[str, pathlib.Path] = {}
+    for path in dict.fromkeys(found):
+        other = names.setdefault(path.stem, path)
+        if other != path:
+            raise UsageError(
+                f"{path}: would become the same portrait as {other}; rename one of them"
+            )
+    return list(names.values())
+
+
+def is_finished(folder: pathlib.Path, name: str) -> bool:
+    """Whether both files of this portrait are there and ours."""
+    try:
+        record = json.loads((folder / f"{name}.json").read_text())
+    except (OSError, ValueError):
+        return False
+    ours = isinstance(record, dict) and record.get("generator") == GENERATOR
+    return ours and (folder / f"{name}.png").is_file()
+
+
+def write(folder: pathlib.Path, prepared: Prepared, with_preview: bool) -> None:
+    """Writes a portrait: each file whole or not at all, the JSON, which makes it finished, last.
+
+    Raises:
+        PhotoError: files of that name are there that we did not write.
+    """
+    image, record = folder / f"{prepared.name}.png", folder / f"{prepared.name}.json"
+    if (image.exists() or record.exists()) and not is_finished(folder, prepared.name):
+        raise PhotoError(
+            f"{prepared.path}: {image.name} or {record.name} is in the way in {folder}, not written "
+            "by this program; move it, or choose another --out"
+        )
+    contents = [(image, _encoded(Image.fromarray(prepared.image), "PNG"))]
+    if with_preview:
+        sheet = folder / "previews" / f"{prepared.name}.jpg"
+        contents.append((sheet, _encoded(preview.draw(prepared), "JPEG")))
+    text = json.dumps(prepared.record(), indent=1, allow_nan=False)
+    record.unlink(missing_ok=True)  # not finished while its image is exchanged
+    for path, content in (*contents, (record, text.encode())):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=90)
+    return buffer.getvalue()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit code.
+
+    Raises:
+        UsageError, LandmarksError, AssetError: before anything is done.
+    """
+    if args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out {args.out}: a file is in the way; choose a folder")
+    photos = find_photos(args.input)
+    given: dict[str, np.ndarray] = {}
+    if args.landmarks:
+        given = read_landmarks(args.landmarks)
+        for name in sorted(given.keys() - {photo.name for photo in photos}):
+            print(f"note: {args.landmarks}: {name} is not among the photos", file=sys.stderr)
+    todo = [p for p in photos if args.overwrite or not is_finished(args.out, p.stem)]
+    models = Models(args.models, args.recognition, args.allow_other_recognition)
+    if any(photo.name not in given for photo in todo):
+        _ = models.finder, models.recogniser
+    elif todo and models.has_recognition:
+        _ = models.recogniser
+    options = Options(args.face, args.framing, args.background)
+    written, failed = 0, 0
+    for photo in todo:
+        try:
+            prepared = prepare(photo, options, models, given.get(photo.name))
+            write(args.out, prepared, args.preview)
+        except (PhotoError, AssetError) as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        written += 1
+        for note in prepared.notes:
+            print(f"note: {photo}: {note}", file=sys.stderr)
+    skipped = len(photos) - len(todo)
+    print(f"{written} written, {skipped} skipped, {failed} failed: {args.out.resolve()}")
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        return run(args)
+    except (UsageError, LandmarksError, AssetError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

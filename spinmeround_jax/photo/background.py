@@ -1,0 +1,130 @@
+"""Which part of an aligned crop is the person: face parsing (BiSeNet), or any remover of rembg.
+
+As the released code does, everything that the parser does not call background stays: skin, hair,
+hat, glasses, neck and clothes. Its mask is hard; here the edge is as soft as the parser is unsure.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from spinmeround_jax.photo import assets
+from spinmeround_jax.photo.assets import AssetError
+from spinmeround_jax.photo.faces import INSTALL
+
+_CLASSES = 19  # of CelebAMask-HQ; 0 is the background
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+_REMBG_MODEL = "u2net_human_seg"
+
+
+class Parser:
+    """BiSeNet face parsing, an ONNX model (1, 3, s, s) -> (1, 19, s, s) scores.
+
+    Raises:
+        AssetError: onnxruntime or the model is missing, or the file is no such model.
+    """
+
+    def __init__(self, models: pathlib.Path):
+        self.path = assets.require(assets.PARSING, models)
+        self.name = self.path.name
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise AssetError(f"models are run by onnxruntime; {INSTALL} ({error})") from error
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(self.path), providers=onnxruntime.get_available_providers()
+            )
+        except Exception as error:  # onnxruntime raises many kinds
+            reason = " ".join(str(error).split())[:200]
+            raise AssetError(
+                f"{self.path}: not a readable ONNX model; get it again with "
+                f"{assets.FETCH_COMMAND} ({reason})"
+            ) from error
+        self._input = self._session.get_inputs()[0]
+        sizes = self._input.shape[2:]
+        self._size = sizes[0] if isinstance(sizes[0], int) else 512
+
+    def person(self, image: np.ndarray) -> np.ndarray:
+        """(h, w) float32 in [0, 1], 1 = person, of an (h, w, 3) uint8 RGB crop.
+
+        Raises:
+            AssetError: the model's output is not that of face parsing.
+        """
+        height, width = image.shape[:2]
+        small = Image.fromarray(image).resize((self._size, self._size), Image.Resampling.BILINEAR)
+        scaled = (np.asarray(small, np.float32) / 255.0 - _MEAN) / _DEVIATION
+        (scores, *_) = self._session.run(
+            None, {self._input.name: scaled.transpose(2, 0, 1)[None].astype(np.float32)}
+        )
+        if scores.ndim != 4 or scores.shape[:2] != (1, _CLASSES):
+            raise AssetError(
+                f"{self.path}: its output is {scores.shape}, face parsing gives (1, {_CLASSES}, s, s)"
+            )
+        exponentials = np.exp(scores[0] - scores[0].max(axis=0))
+        person = 1.0 - exponentials[0] / exponentials.sum(axis=0)
+        mask = Image.fromarray(np.rint(255.0 * person).astype(np.uint8))
+        return _unit(mask.resize((width, height), Image.Resampling.BILINEAR))
+
+
+class Remover:
+    """rembg's segmentation of people; it downloads its own model (Apache-2.0) when first used.
+
+    Raises:
+        AssetError: rembg is not installed, or its model cannot be had.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import rembg
+        except ImportError as error:
+            raise AssetError("pip install 'rembg[cpu]' for --background rembg") from error
+        self.name = f"rembg {_REMBG_MODEL}"
+        self._remove = rembg.remove
+        try:
+            self._session = rembg.new_session(_REMBG_MODEL)
+        except Exception as error:  # a failed download, a broken model
+            reason = " ".join(str(error).split())[:200]
+            raise AssetError(f"rembg cannot load {_REMBG_MODEL} ({reason})") from error
+
+    def person(self, image: np.ndarray) -> np.ndarray:
+        """(h, w) float32 in [0, 1], 1 = person, of an (h, w, 3) uint8 RGB crop."""
+        return _unit(self._remove(Image.fromarray(image), session=self._session, only_mask=True))
+
+
+def connected(mask: np.ndarray, seed: np.ndarray) -> np.ndarray:
+    """The (h, w) mask without people and things that do not touch `seed`, a boolean (h, w)."""
+    inside = mask > 0.5
+    reached = inside & seed
+    while True:
+        grown = reached.copy()
+        # A sweep each way carries the front far along rows and columns at once.
+        for axis in (0, 1):
+            for step in (1, -1):
+                grown |= _swept(grown, inside, axis, step)
+        if (grown == reached).all():
+            break
+        reached = grown
+    # Soft edges belong to whatever they touch.
+    near = reached
+    for _ in range(4):
+        padded = np.pad(near, 1)
+        near = near | padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2]
+    return mask * near
+
+
+def _swept(reached: np.ndarray, inside: np.ndarray, axis: int, step: int) -> np.ndarray:
+    """`reached`, carried along `axis` as far as `inside` goes."""
+    moved = np.moveaxis(reached, axis, 0)[::step].copy()
+    room = np.moveaxis(inside, axis, 0)[::step]
+    for i in range(1, len(moved)):
+        moved[i] |= moved[i - 1] & room[i]
+    return np.moveaxis(moved[::step], 0, axis)
+
+
+def _unit(mask: Image.Image) -> np.ndarray:
+    return np.asarray(mask.convert("L"), np.float32) / 255.0

@@ -1,0 +1,238 @@
+"""Get the model files of the photo front end: `python -m spinmeround_jax.photo.fetch --help`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pathlib
+import shutil
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from typing import IO
+
+from tqdm import tqdm
+
+from spinmeround_jax.photo import assets
+from spinmeround_jax.photo.assets import Archive, Asset, AssetError
+
+EPILOG = """examples:
+  python -m spinmeround_jax.photo.fetch                       # what preparing photos needs
+  python -m spinmeround_jax.photo.fetch --list                # what that is, licences, sizes
+  python -m spinmeround_jax.photo.fetch --from antelopev2.zip resnet34.onnx    # without a network
+  python -m spinmeround_jax.photo.fetch --also arcface.onnx   # for weights trained from Arc2Face
+
+A download that was interrupted goes on where it stopped. Nothing is kept whose SHA-256 is wrong.
+exit code: 0 all there, 1 something could not be had, 2 wrong usage"""
+
+_CHUNK = 1 << 20
+_TIMEOUT = 60  # seconds without a byte
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spinmeround_jax.photo.fetch",
+        description="Get the model files that preparing photos needs, and say whose they are.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    optional = [asset.name for asset in assets.ASSETS if asset.need == "asked"]
+    parser.add_argument(
+        "--models", type=pathlib.Path, help="folder ($SPINMEROUND_MODELS, or in your cache)"
+    )
+    parser.add_argument("--list", action="store_true", help="only say what is needed and there")
+    parser.add_argument("--also", nargs="+", choices=optional, default=[], help="further models")
+    parser.add_argument(
+        "--from", dest="sources", type=pathlib.Path, nargs="+", default=[], metavar="FILE",
+        help="files you have: the zip, or models; each is known by its content",
+    )  # fmt: skip
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    folder = assets.models_folder(args.models)
+    wanted = [a for a in assets.ASSETS if a.need == "always" or a.name in args.also]
+    if args.list:
+        print(f"folder: {folder}\n")
+        print("\n\n".join(describe(asset, folder) for asset in assets.ASSETS))
+        return 0
+    failed = 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for source in args.sources:
+            take(source, folder)
+        for asset in wanted:
+            if assets.find(asset, folder) is None:
+                print(describe(asset, folder), file=sys.stderr)
+                fetch(asset, folder)
+    except (AssetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        failed = 1
+    for asset in wanted:
+        failed |= not report(asset, folder)
+    return int(failed)
+
+
+def describe(asset: Asset, folder: pathlib.Path) -> str:
+    size = "size unknown" if asset.size is None else f"{asset.size / 1e6:.0f} MB"
+    if asset.archive:
+        size += f", in {asset.archive.name} of {asset.archive.size / 1e6:.0f} MB"
+    hash_ = asset.sha256 or "no published one known; that of the first download is kept"
+    there = assets.find(asset, folder)
+    return (
+        f"{asset.name}: {asset.purpose} ({size}, {'there' if there else 'missing'})\n"
+        f"  from: {asset.url}\n  SHA-256: {hash_}\n  licence: {asset.licence}"
+    )
+
+
+def report(asset: Asset, folder: pathlib.Path) -> bool:
+    """Prints whether a wanted file is there and right; returns it."""
+    path = assets.find(asset, folder)
+    if path is None:
+        print(f"missing  {asset.name}")
+        return False
+    expected = assets.recorded_hash(asset, folder)
+    right = expected in (None, assets.sha256_of(path))
+    print(f"{'ok     ' if right else 'WRONG  '}  {path}")
+    if not right:
+        print(f"         its SHA-256 is not {expected}; delete it and fetch it again")
+    return right
+
+
+def fetch(asset: Asset, folder: pathlib.Path) -> None:
+    """Downloads one asset, or the archive it is in with all others of that archive.
+
+    Raises:
+        AssetError: the download fails, or is not the right file.
+    """
+    if asset.archive is None:
+        partial = folder / f"{asset.name}.part"
+        download(asset.url, partial, asset.size)
+        _install(partial, asset, folder)
+        return
+    partial = folder / f"{asset.archive.name}.part"
+    download(asset.url, partial, asset.archive.size)
+    _check(partial, asset.archive.sha256, asset.archive.url)
+    extract(partial, asset.archive, folder)
+    partial.unlink()
+
+
+def take(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """Copies a local file that is one of the assets, or takes the assets out of a local archive.
+
+    Raises:
+        AssetError: no such file, or none of ours by its SHA-256.
+    """
+    if not source.is_file():
+        raise AssetError(f"{source}: no such file; check the path")
+    found = assets.sha256_of(source)
+    archives = {asset.archive for asset in assets.ASSETS if asset.archive}
+    for archive in archives:
+        if found == archive.sha256:
+            extract(source, archive, folder)
+            return
+    for asset in assets.ASSETS:
+        if found == asset.sha256 or (asset.sha256 is None and source.name == asset.name):
+            partial = folder / f"{asset.name}.part"
+            shutil.copyfile(source, partial)
+            _install(partial, asset, folder)
+            return
+    raise AssetError(
+        f"{source}: its SHA-256 {found} is none of the files needed; see --list, download it again"
+    )
+
+
+def download(url: str, partial: pathlib.Path, size: int | None) -> None:
+    """Downloads to `partial`, going on from what is there already.
+
+    Raises:
+        AssetError: the server cannot be reached, refuses, or stops early.
+    """
+    have = partial.stat().st_size if size is not None and partial.is_file() else 0
+    if size is not None and have >= size:
+        return  # whole, or not ours: the hash will tell
+    request = urllib.request.Request(url, headers={"User-Agent": "spinmeround_jax"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        with contextlib.ExitStack() as stack:
+            response = stack.enter_context(urllib.request.urlopen(request, timeout=_TIMEOUT))
+            if have and response.status != 206:
+                have = 0  # the server starts from the beginning
+            file = stack.enter_context(partial.open("ab" if have else "wb"))
+            bar = stack.enter_context(
+                tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=partial.stem)
+            )
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    except (OSError, urllib.error.URLError) as error:
+        raise AssetError(
+            f"{url}: cannot be downloaded ({error}); try again, or get it elsewhere and give it "
+            "with --from"
+        ) from error
+    got = partial.stat().st_size
+    if size is not None and got < size:
+        raise AssetError(f"{url}: stopped after {got} of {size} bytes; run this again to go on")
+
+
+def extract(path: pathlib.Path, archive: Archive, folder: pathlib.Path) -> None:
+    """Takes our assets out of a zip file; where it would put them is ignored.
+
+    Raises:
+        AssetError: not a zip file, a model is not in it, or not the right one.
+    """
+    wanted = [asset for asset in assets.ASSETS if asset.archive == archive]
+    try:
+        with zipfile.ZipFile(path) as zipped:
+            members = {pathlib.PurePosixPath(m.filename).name: m for m in zipped.infolist()}
+            for asset in wanted:
+                if asset.name not in members:
+                    raise AssetError(f"{path}: no {asset.name} in it; download it again")
+                partial = folder / f"{asset.name}.part"
+                with zipped.open(members[asset.name]) as inside, partial.open("wb") as file:
+                    _copy(inside, file, asset.size)
+                _install(partial, asset, folder)
+    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
+        raise AssetError(f"{path}: a broken zip file; download it again ({error})") from error
+
+
+def _copy(inside: IO[bytes], file: IO[bytes], size: int | None) -> None:
+    """At most `size` bytes and one more, which is enough to make the hash wrong."""
+    left = sys.maxsize if size is None else size + 1
+    while left > 0 and (chunk := inside.read(min(_CHUNK, left))):
+        file.write(chunk)
+        left -= len(chunk)
+
+
+def _install(partial: pathlib.Path, asset: Asset, folder: pathlib.Path) -> None:
+    expected = assets.recorded_hash(asset, folder)
+    if expected is None:
+        record = folder / f"{asset.name}.sha256"
+        record.write_text(f"{assets.sha256_of(partial)}  {asset.name}\n")
+        print(
+            f"{asset.name}: no published SHA-256 is known; {record} now holds this one's, and "
+            "later downloads must match it",
+            file=sys.stderr,
+        )
+    else:
+        _check(partial, expected, asset.url)
+    os.replace(partial, folder / asset.name)
+
+
+def _check(path: pathlib.Path, expected: str, url: str) -> None:
+    found = assets.sha256_of(path)
+    if found != expected:
+        path.unlink()
+        raise AssetError(
+            f"{url}: what came has SHA-256 {found}, not {expected}; deleted. Try again; if it stays "
+            "so, the file was changed there: do not use it"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

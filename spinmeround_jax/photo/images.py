@@ -1,0 +1,152 @@
+"""Reading any picture file: pixels the right way up in sRGB, or one `ImageError`.
+
+Files are hostile until decoded: the header is checked before any pixel is, only formats whose
+decoders are libraries are tried (no PostScript), and a picture larger than MAX_PIXELS is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pathlib
+import warnings
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 64_000_000  # 256 MB once decoded; today's telephones make 12 to 50 million
+
+# What a folder is searched for.
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".avif",
+    ".heic", ".heif",
+)  # fmt: skip
+_FORMATS = (
+    "PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "AVIF", "HEIF", "PPM", "TGA",
+)  # fmt: skip
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_MEGA = 1_000_000
+
+
+class ImageError(ValueError):
+    """A picture cannot be used; the message names the file and says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """pixels: (h, w, 4) uint8 sRGB with straight alpha. notes: what was lost or changed, if any."""
+
+    pixels: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether a part worth mentioning (0.5 %) is transparent."""
+        return float((self.pixels[..., 3] < 128).mean()) > 0.005
+
+
+def read(path: pathlib.Path) -> Picture:
+    """The picture in a file: of an animation the first frame, turned as its EXIF data says.
+
+    Greyscale, palette, CMYK and 16-bit pictures become 8-bit RGBA; colour profiles are applied.
+
+    Raises:
+        ImageError: no such file, empty, not a picture, cut short, too large, HEIC without its
+            reader, or a kind of pixels that has no colours.
+    """
+    if path.is_dir():
+        raise ImageError(f"{path}: a folder, not a picture")
+    if not path.is_file():
+        raise ImageError(f"{path}: no such file; check the path")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path}: an empty file; copy or download it again")
+    _register_heif(path)
+    try:
+        with warnings.catch_warnings():
+            # MAX_PIXELS is our limit; files with odd metadata are read without comment.
+            warnings.simplefilter("ignore")
+            Image.init()  # all decoders of this Pillow, and those registered with it
+            known = [kind for kind in _FORMATS if kind in Image.OPEN]
+            with Image.open(path, formats=known) as image:
+                return _decode(path, image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{path}: not a readable image (of {', '.join(_FORMATS)}); save it again as PNG or JPEG"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: {_too_large()}") from error
+    except Exception as error:  # Pillow's decoders raise many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(
+            f"{path}: not a readable image, perhaps cut short; copy it again ({reason})"
+        ) from error
+
+
+def is_picture_name(path: pathlib.Path) -> bool:
+    """Whether a file found in a folder looks like a picture by its name."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _decode(path: pathlib.Path, image: Image.Image) -> Picture:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{path}: {width} x {height} pixels; {_too_large()}")
+    notes = []
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a JPEG with a depth map or a second lens
+        notes.append(f"{frames} frames or pages; only the first is used")
+    image.load()
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith(("I", "F")):
+        turned = _eight_bits(path, turned)
+    else:
+        turned, note = _to_srgb(turned)
+        notes += [note] if note else []
+    return Picture(np.asarray(turned.convert("RGBA")), tuple(notes))
+
+
+def _eight_bits(path: pathlib.Path, image: Image.Image) -> Image.Image:
+    """A grey image of 16 or 32 bits, integer 0 to 65535 or floating-point 0 to 1, in 8 bits."""
+    values = np.asarray(image).astype(np.float32)
+    top = 1.0 if image.mode == "F" else 65535.0
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
+        raise ImageError(
+            f"{path}: pixel values outside 0 to {top:g} have no colour; save it with 8 bits a channel"
+        )
+    return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image) -> tuple[Image.Image, str | None]:
+    """Applies an embedded colour profile (Display P3 of telephones, the press's CMYK)."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return image, None
+    wanted = "RGBA" if image.mode == "RGBA" else "RGB"
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return ImageCms.profileToProfile(
+            image, source, ImageCms.createProfile("sRGB"), outputMode=wanted
+        ), None
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image, "its colour profile cannot be read; taken for sRGB"
+
+
+def _register_heif(path: pathlib.Path) -> None:
+    """Makes Pillow read HEIC with pillow-heif, where it is installed."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS:
+        return
+    try:
+        import pillow_heif
+    except ModuleNotFoundError as error:
+        raise ImageError(
+            f"{path}: a HEIC picture; pip install pillow-heif, or save it as JPEG"
+        ) from error
+    pillow_heif.register_heif_opener()
+
+
+def _too_large() -> str:
+    return f"more than {MAX_PIXELS // _MEGA} million pixels; make it smaller"

@@ -1,0 +1,284 @@
+"""One photo, all the way: `prepare(path, options, models)` gives the portrait and its identity.
+
+read -> faces and landmarks -> pose -> crop -> background -> identity of what is left (SPEC,
+Sampling, step 1). The identity is that of the aligned crop on white, as in the released code, at
+the landmarks found in the photo and carried over; they are not looked for a second time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from typing import Any, Literal
+
+import numpy as np
+
+import spinmeround_jax
+from spinmeround_jax.photo import align, assets, images
+from spinmeround_jax.photo.align import AlignError, Alignment
+from spinmeround_jax.photo.assets import AssetError
+from spinmeround_jax.photo.background import Parser, Remover, connected
+from spinmeround_jax.photo.faces import Face, FaceError, FaceFinder, Recogniser
+from spinmeround_jax.photo.images import ImageError, Picture
+from spinmeround_jax.photo.landmarks import five_of
+
+GENERATOR = "spinmeround_jax.photo"
+Background = Literal["auto", "rembg", "keep"]
+
+_SMALLEST_SIDE = 32  # pixels; nothing that a detector could see
+
+
+class PhotoError(ValueError):
+    """A photo cannot be prepared; the message names the file and says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to prepare a photo.
+
+    face: which, if there are several, 1 being the largest. framing: of pose.FRAMINGS. background:
+    "auto" uses the photo's own alpha, else face parsing; "rembg" another remover; "keep" keeps it.
+    """
+
+    face: int = 1
+    framing: str = "canonical"
+    background: Background = "auto"
+
+
+class Models:
+    """The models, each loaded when first used.
+
+    folder: see `assets.models_folder`. recognition: another file than the folder's glintr100.onnx.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path | None = None,
+        recognition: pathlib.Path | None = None,
+        allow_other_recognition: bool = False,
+    ):
+        self.folder = assets.models_folder(folder)
+        self._recognition = recognition
+        self._allow_other = allow_other_recognition
+
+    @functools.cached_property
+    def finder(self) -> FaceFinder:
+        return FaceFinder(self.folder)
+
+    @functools.cached_property
+    def recogniser(self) -> Recogniser:
+        path = self._recognition or assets.require(assets.RECOGNITION, self.folder)
+        if not path.is_file():
+            raise AssetError(f"{path}: no such recognition model; check the path")
+        return Recogniser(path, self._allow_other)
+
+    @property
+    def has_recognition(self) -> bool:
+        """Whether there is a recognition model to load (which may still turn out wrong)."""
+        return bool(self._recognition) or bool(assets.find(assets.RECOGNITION, self.folder))
+
+    @functools.cached_property
+    def parser(self) -> Parser:
+        return Parser(self.folder)
+
+    @functools.cached_property
+    def remover(self) -> Remover:
+        return Remover()
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A portrait ready for `sample`, and how it came about.
+
+    image: (512, 512, 3) uint8 on white. id_embedding: (512,) unit float32, or None with the reason
+    in no_identity. crop: (512, 512, 4) float32 in [0, 1] before the background was removed. mask:
+    (512, 512) float32, 1 = person. faces: all that were found, the largest first (none with
+    landmarks by hand). background: what told it from the person.
+    """
+
+    name: str
+    path: pathlib.Path
+    picture: Picture
+    image: np.ndarray
+    id_embedding: np.ndarray | None
+    no_identity: str | None
+    alignment: Alignment
+    crop: np.ndarray
+    mask: np.ndarray
+    background: str
+    faces: tuple[Face, ...]
+    chosen: Face | None
+    notes: tuple[str, ...]
+    recognition: dict[str, str] | None
+
+    @property
+    def yaw_pitch(self) -> tuple[float, float]:
+        """From where the photo was taken, degrees, as in `cameras.orbit`."""
+        return self.alignment.head.yaw, self.alignment.head.pitch
+
+    def record(self) -> dict[str, Any]:
+        """What portraits.read_identity reads, and where everything comes from, for JSON."""
+        head = self.alignment.head
+        height, width = self.picture.pixels.shape[:2]
+        identity: dict[str, Any] = {"no_identity": self.no_identity}
+        if self.id_embedding is not None:
+            identity = {"id_embedding": [round(float(x), 7) for x in self.id_embedding]}
+        return {
+            "generator": GENERATOR,
+            "version": spinmeround_jax.__version__,
+            **identity,
+            "recognition": self.recognition,
+            "source": {
+                "file": self.path.name,
+                "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
+                "size": [width, height],
+            },
+            "pose": {"yaw": round(head.yaw, 2), "pitch": round(head.pitch, 2)},
+            "alignment": {
+                "framing": self.alignment.framing,
+                "centre": [round(float(x), 2) for x in head.square.centre],
+                "side": round(head.square.side, 2),
+                "roll": round(head.square.roll, 2),
+                "error": round(head.error, 4),
+                "head_pixels": round(self.alignment.head_pixels, 1),
+                "padded": round(self.alignment.padded, 4),
+                "landmarks_from": "hand" if self.chosen is None else assets.LANDMARKS.name,
+                "landmarks": np.round(self.alignment.landmarks, 2).tolist(),
+            },
+            "background": self.background,
+            "notes": list(self.notes),
+        }
+
+
+def prepare(
+    path: pathlib.Path,
+    options: Options,
+    models: Models,
+    landmarks: np.ndarray | None = None,
+) -> Prepared:
+    """Turns a photo into a portrait.
+
+    Args:
+        landmarks: (5 or 68, 2) pixels of the photo as it is shown (EXIF orientation applied), to
+            use instead of detection; then an identity is made only if the recognition model is
+            there.
+
+    Raises:
+        PhotoError: this photo cannot be used.
+        AssetError: a model is missing or the wrong one.
+    """
+    try:
+        picture = images.read(path)
+    except ImageError as error:
+        raise PhotoError(str(error)) from error
+    try:
+        return _prepare(path, picture, options, models, landmarks)
+    except (AlignError, FaceError) as error:
+        raise PhotoError(f"{path}: {error}") from error
+
+
+def _prepare(
+    path: pathlib.Path,
+    picture: Picture,
+    options: Options,
+    models: Models,
+    landmarks: np.ndarray | None,
+) -> Prepared:
+    height, width = picture.pixels.shape[:2]
+    if min(height, width) < _SMALLEST_SIDE:
+        raise AlignError(f"{width} x {height} pixels are too few; take a larger photo")
+    notes, faces, chosen = list(picture.notes), [], None
+    if landmarks is None:
+        faces = models.finder.find(_on_white(picture.pixels))
+        chosen = _choose(faces, options.face)
+        landmarks = chosen.landmarks
+        if len(faces) > 1 and options.face == 1:
+            notes.append(f"{len(faces)} faces; the largest is used (--face 2 is the next)")
+    alignment = align.align(landmarks, (width, height), options.framing)
+    notes += alignment.notes
+    crop = align.crop(picture.pixels, alignment.head.square)
+    mask, background = _mask(crop, picture, alignment, options.background, models)
+    image = _on_white(_bytes(np.concatenate([crop[..., :3], mask[..., None]], axis=-1)))
+    id_embedding, recognition, no_identity = None, None, None
+    if chosen is not None or models.has_recognition:
+        five = chosen.five if chosen is not None else five_of(alignment.landmarks)
+        at = alignment.head.square.from_photo(five) * align.SIZE
+        # Between pixel centres: recognition counts pixels from their centres.
+        id_embedding = models.recogniser.embed(image, at - 0.5)
+        recognition = {"file": models.recogniser.path.name, "sha256": models.recogniser.sha256}
+    else:
+        no_identity = (
+            f"landmarks were given by hand and no recognition model is there; get it with "
+            f"{assets.FETCH_COMMAND} and prepare {path.name} again"
+        )
+        notes.append("no identity: no recognition model")
+    return Prepared(
+        name=path.stem,
+        path=path,
+        picture=picture,
+        image=image,
+        id_embedding=id_embedding,
+        no_identity=no_identity,
+        alignment=alignment,
+        crop=crop,
+        mask=mask,
+        background=background,
+        faces=tuple(faces),
+        chosen=chosen,
+        notes=tuple(notes),
+        recognition=recognition,
+    )
+
+
+def _choose(faces: list[Face], number: int) -> Face:
+    if not faces:
+        raise FaceError(
+            "no face found; take a photo in which the face is larger, upright and lit, or give "
+            "landmarks with --landmarks"
+        )
+    if number > len(faces):
+        raise FaceError(f"--face {number}: only {len(faces)} found")
+    return faces[number - 1]
+
+
+def _mask(
+    crop: np.ndarray,
+    picture: Picture,
+    alignment: Alignment,
+    background: Background,
+    models: Models,
+) -> tuple[np.ndarray, str]:
+    """(512, 512) float32, 1 = person, and what it comes from."""
+    alpha = crop[..., 3]
+    if background == "keep":
+        return alpha, "kept"
+    if background == "auto" and picture.has_alpha:
+        return alpha, "the photo's own transparency"
+    remover = models.parser if background == "auto" else models.remover
+    person = remover.person(_on_white(_bytes(crop)))
+    size = person.shape[0]
+    points = alignment.head.square.from_photo(alignment.landmarks) * size
+    rows, columns = np.clip(points[:, ::-1].astype(int), 0, size - 1).T
+    seed = np.zeros(person.shape, bool)
+    seed[rows, columns] = True
+    mask = connected(person, seed)
+    if (mask[rows, columns] > 0.5).mean() < 0.5 or (mask > 0.5).mean() < 0.03:
+        raise FaceError(
+            f"{remover.name} does not see the person; use --background rembg or --keep-background, "
+            "or cut the background out (transparent PNG)"
+        )
+    return mask * alpha, remover.name
+
+
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    """(h, w, 4) uint8 with straight alpha -> (h, w, 3) uint8."""
+    if pixels[..., 3].min() == 255:
+        return np.ascontiguousarray(pixels[..., :3])
+    alpha = pixels[..., 3:].astype(np.float32) / 255.0
+    return np.rint(pixels[..., :3] * alpha + 255.0 * (1.0 - alpha)).astype(np.uint8)
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return np.rint(255.0 * values).astype(np.uint8)
