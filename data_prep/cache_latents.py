@@ -38,9 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=32, help="pictures at once (32)")
     args = parser.parse_args(argv)
     try:
+        autoencoder = checkpoints.load_autoencoder(args.checkpoint)
         latent_cache.cache_latents(
-            checkpoints.load_autoencoder(args.checkpoint),
-            args.out,
+            autoencoder,
+            latent_cache.folder(args.out, autoencoder),
             args.data,
             backgrounds=args.backgrounds,
             split=args.split,

@@ -13,10 +13,11 @@ from spinmeround_jax import cameras
 DEFAULT_VIEWS = ((0, 0), (45, 0), (-45, 0), (90, 0), (180, 0), (30, 30))
 
 
-def composite(rgba: np.ndarray, background: float = 1.0) -> np.ndarray:
-    """Straight-alpha (..., 4) uint8 over a flat background in [0, 1] -> (..., 3) uint8."""
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    return np.rint(rgba[..., :3] * alpha + 255 * background * (1 - alpha)).astype(np.uint8)
+def on_white(rgba: np.ndarray) -> np.ndarray:
+    """Straight-alpha (h, w, 4) uint8 -> (h, w, 3) uint8. Not data.composite, which brings Grain."""
+    picture = Image.fromarray(rgba)
+    white = Image.new("RGBA", picture.size, "white")
+    return np.asarray(Image.alpha_composite(white, picture).convert("RGB"))
 
 
 def contact_sheet(
@@ -31,7 +32,7 @@ def contact_sheet(
         scene, _ = build_scene(person, size)
         row = []
         for yaw, pitch in views:
-            row.append(composite(render.render_view(scene, cameras.orbit(yaw, pitch), size).rgba))
+            row.append(on_white(render.render_view(scene, cameras.orbit(yaw, pitch), size).rgba))
         for yaw, pitch in normals:
             view = render.render_view(scene, cameras.orbit(yaw, pitch), size)
             row.append((np.rint(view.soft_normals * 127) + 128).astype(np.uint8))

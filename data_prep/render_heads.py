@@ -5,12 +5,15 @@ number of workers, and a run that was killed goes on where it stopped when start
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 
 # One core per worker: the small matrix products here only get slower with more threads.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -33,7 +36,8 @@ EXAMPLES = """examples:
   python -m data_prep.render_heads --out /tmp/heads --subjects 4 --held-out 2 --views 16
 
   # what configs/quickstart.py trains on (2 cores: about an hour)
-  python -m data_prep.render_heads --out data/heads64 --subjects 600 --held-out 40 --size 64
+  python -m data_prep.render_heads --out data/heads64 --subjects 480 --held-out 40 --size 64 \\
+      --samples 2
 
   # for 512-pixel training on a large machine
   python -m data_prep.render_heads --out data/heads512 --subjects 7000 --held-out 200 --size 512
@@ -90,12 +94,34 @@ def subject_records(job: Job, number: int) -> list[records.ViewRecord]:
     return out
 
 
-def render_shard(job: Job) -> pathlib.Path:
+def render_shard(job: Job) -> None:
     """Writes one shard; it appears under its name only when complete."""
     with shards.ShardWriter(job.path) as writer:
         for number in job.subjects:
             writer.write_subject(subject_records(job, number))
-    return job.path
+
+
+def render_shards(jobs: list[Job], workers: int) -> Iterator[Job]:
+    """Writes the shards, with several processes where that helps; yields each that is done.
+
+    Raises:
+        BrokenProcessPool: a worker was killed.
+    """
+    if workers == 1 or len(jobs) <= 1:
+        for job in jobs:
+            render_shard(job)
+            yield job
+        return
+    # spawn: embree and jax must not be forked once they have started threads.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
+        futures = {pool.submit(render_shard, job): job for job in jobs}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+                yield futures[future]
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error, do not render the rest first
 
 
 def plan(args: argparse.Namespace) -> dict[str, list[Job]]:
@@ -127,7 +153,13 @@ def _check_settings(args: argparse.Namespace) -> None:
     wanted = {name: getattr(args, name) for name in names}
     path = args.out / _SETTINGS
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = dict(json.loads(path.read_text()))
+        except Exception as error:  # the file can hold anything
+            sys.exit(
+                f"{path}: damaged ({error!r}). Restore it, or choose another --out; delete it only "
+                "if all shards beside it were made with the settings given now."
+            )
         if found != wanted:
             differing = {k: (found.get(k), wanted[k]) for k in wanted if found.get(k) != wanted[k]}
             sys.exit(
@@ -171,8 +203,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="overview picture, written into --out; empty for none",
     )
     args = parser.parse_args(argv)
-    if args.held_out < 0 or args.subjects > HELD_OUT_OFFSET:
-        parser.error(f"--held-out must not be negative, --subjects at most {HELD_OUT_OFFSET}")
+    if min(args.held_out, args.seed) < 0 or args.subjects > HELD_OUT_OFFSET:
+        parser.error(
+            f"--held-out and --seed must not be negative, --subjects at most {HELD_OUT_OFFSET}"
+        )
     return args
 
 
@@ -190,17 +224,14 @@ def main(argv: list[str] | None = None) -> None:
     total = sum(len(job.subjects) for job in everything)
     done = total - sum(len(job.subjects) for job in missing)
     with tqdm(total=total, initial=done, unit="subject", disable=None) as bar:
-        if args.workers == 1 or len(missing) <= 1:
-            for job in missing:
-                render_shard(job)
+        try:
+            for job in render_shards(missing, args.workers):
                 bar.update(len(job.subjects))
-        else:
-            # spawn: embree and jax must not be forked once they have started threads.
-            context = multiprocessing.get_context("spawn")
-            sizes = {job.path: len(job.subjects) for job in missing}
-            with context.Pool(min(args.workers, len(missing))) as pool:
-                for path in pool.imap_unordered(render_shard, missing):
-                    bar.update(sizes[path])
+        except BrokenProcessPool:
+            sys.exit(
+                "A worker process was killed, perhaps because memory ran out. The same command "
+                "continues where this one stopped; fewer --workers need less memory."
+            )
     write_manifest(
         args.out,
         {

@@ -7,6 +7,8 @@ that the diffusion model finds latents of zero mean and unit deviation, as sigma
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pathlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,7 @@ from spinmeround_jax import (
     sharding,
 )
 from spinmeround_jax.config import AutoencoderTrainingConfig, Config, StageConfig
+from spinmeround_jax.manifest import read_manifest
 from spinmeround_jax.models import Autoencoder
 
 if TYPE_CHECKING:
@@ -46,13 +49,16 @@ def train_autoencoder(
         loop.NotFiniteError, loop.Preempted: see `loop.run`.
     """
     finished = workdir / "autoencoder"
+    settings = made_with(config)
     dtype = jnp.dtype(config.compute_dtype)
     if (finished / "model.json").is_file():
         autoencoder = checkpoints.load_autoencoder(finished, dtype)
-        if autoencoder.config != config.model.autoencoder:
+        made = checkpoints.read_provenance(finished)
+        if autoencoder.config != config.model.autoencoder or made.get("made_with") != settings:
             raise checkpoints.CheckpointError(
-                f"{finished}: was trained with another config.model.autoencoder; delete the folder "
-                "to train it again, or start a new run with another --workdir"
+                f"{finished}: was trained with other settings of the autoencoder, its training or "
+                "the data; delete the folder to train it again, or start a new run with another "
+                "--workdir"
             )
         return autoencoder
 
@@ -132,13 +138,26 @@ def train_autoencoder(
         finished,
         autoencoder,
         {
-            "steps": training.steps,
-            "seed": config.seed,
+            "made_with": settings,
             "latent_mean": mean.tolist(),
             "latent_std": std.tolist(),
         },
     )
     return autoencoder
+
+
+def made_with(config: Config) -> dict[str, Any]:
+    """What the autoencoder depends on beside its own config, as JSON gives it back."""
+    settings = {
+        "seed": config.seed,
+        "training": dataclasses.asdict(config.autoencoder_training),
+        "random_background": config.data.random_background,
+        "data": {
+            name: read_manifest(config.data.directory)[name]
+            for name in ("source", "seed", "image_size", "views", "splits")
+        },
+    }
+    return json.loads(json.dumps(settings))
 
 
 def _loader(config: Config, seed: int) -> data.Loader:

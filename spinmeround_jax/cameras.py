@@ -44,11 +44,6 @@ def _rotation_y_transposed(degrees: np.ndarray) -> np.ndarray:
     return _matrix([[c, zero, -s], [zero, one, zero], [s, zero, c]])
 
 
-def _rotation_z(degrees: np.ndarray) -> np.ndarray:
-    c, s, zero, one = _trig(degrees)
-    return _matrix([[c, -s, zero], [s, c, zero], [zero, zero, one]])
-
-
 def _trig(degrees: np.ndarray) -> tuple[np.ndarray, ...]:
     radians = np.deg2rad(np.asarray(degrees, np.float64))
     return np.cos(radians), np.sin(radians), np.zeros_like(radians), np.ones_like(radians)
@@ -69,28 +64,15 @@ def _world_to_camera(rotation: np.ndarray) -> np.ndarray:
 def orbit(yaw: float | np.ndarray, pitch: float | np.ndarray = 0.0) -> np.ndarray:
     """Upright cameras at azimuth `yaw` and elevation `pitch` (degrees, broadcast together).
 
-    The camera stands at RADIUS * (sin yaw cos pitch, sin pitch, cos yaw cos pitch).
+    The camera stands at RADIUS * (sin yaw cos pitch, sin pitch, cos yaw cos pitch). The release turns
+    its cameras alike at pitch 0, but writes t = (0, 0, +RADIUS); `raymap(rays="released")` accounts for
+    that sign, so poses have one meaning everywhere else (SPEC, Cameras).
 
     Returns:
         (..., 4, 4) float32 world-to-camera matrices.
     """
     yaw, pitch = np.broadcast_arrays(np.asarray(yaw, np.float64), np.asarray(pitch, np.float64))
     return _world_to_camera(_rotation_x(pitch) @ _rotation_y_transposed(yaw))
-
-
-def euler(
-    pitch: float | np.ndarray, yaw: float | np.ndarray, roll: float | np.ndarray = 0.0
-) -> np.ndarray:
-    """The release's angles: rotation Rz(roll) Ry(yaw)^T Rx(pitch), with our translation (SPEC, Cameras).
-
-    Equal to `orbit` when pitch is 0. The release writes t = (0, 0, +RADIUS); `raymap(rays="released")`
-    accounts for that sign, so poses have one meaning everywhere else.
-
-    Returns:
-        (..., 4, 4) float32 world-to-camera matrices.
-    """
-    pitch, yaw, roll = np.broadcast_arrays(pitch, yaw, roll)
-    return _world_to_camera(_rotation_z(roll) @ _rotation_y_transposed(yaw) @ _rotation_x(pitch))
 
 
 def yaw_pitch(world_to_camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -196,6 +178,7 @@ def load_trajectory(path: str | pathlib.Path) -> np.ndarray:
     """Read a JSON list of {"yaw": degrees, "pitch": degrees} (pitch optional).
 
     Raises:
+        OSError: the file cannot be read.
         ValueError: naming the file, when it is not such a list or holds a value out of range.
     """
     form = 'expected a JSON list such as [{"yaw": 30, "pitch": 10}]'
@@ -204,14 +187,9 @@ def load_trajectory(path: str | pathlib.Path) -> np.ndarray:
         trajectory = np.array(
             [(float(entry["yaw"]), float(entry.get("pitch", 0.0))) for entry in entries], np.float32
         )
-    except (
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        ValueError,
-    ) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the file can hold anything
         raise ValueError(f"{path}: {form} ({error!r})") from error
     if (
         trajectory.ndim != 2

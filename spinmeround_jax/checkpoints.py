@@ -40,6 +40,7 @@ FREE_FIELDS = (
     "data.directory",
     "data.workers",
     "data.prefetch",
+    "latents.directory",
 )
 
 
@@ -74,7 +75,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep, create=True, enable_async_checkpointing=True
             ),
-            item_names=("state", "config", _loader_item()),
+            item_names=("state", "config", "loader"),
         )
 
     def latest(self) -> int | None:
@@ -90,7 +91,8 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 config=ocp.args.JsonSave(self._config),
-                **{_loader_item(): ocp.args.JsonSave({"state": _to_json(loader.get_state())})},
+                # The first process's: all have returned as many batches, and JSON is written once.
+                loader=ocp.args.JsonSave({"state": _to_json(loader.get_state())}),
             ),
             force=True,
         )
@@ -111,7 +113,7 @@ class Checkpoints:
                 step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
             )
         except Exception as error:  # Orbax, tensorstore and JSON each have their own
-            raise CheckpointError(f"{folder}: {_REMOVE} ({error})") from error
+            raise CheckpointError(f"{folder}: {error}. {_UNREADABLE}") from error
         if changes := config_changes(saved["config"], self._config):
             raise CheckpointError(
                 f"{folder} was written with another config: {'; '.join(changes)}. Set these back, "
@@ -122,12 +124,12 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardRestore(abstract_state),
-                    **{_loader_item(): ocp.args.JsonRestore()},
+                    loader=ocp.args.JsonRestore(),
                 ),
             )
         except Exception as error:
-            raise CheckpointError(f"{folder}: {_REMOVE} ({error})") from error
-        loader.set_state(_from_json(restored[_loader_item()]["state"]))
+            raise CheckpointError(f"{folder}: {error}. {_UNREADABLE}") from error
+        loader.set_state(_from_json(restored["loader"]["state"]))
         return restored["state"]
 
     def should_stop(self, step: int) -> bool:
@@ -142,7 +144,10 @@ class Checkpoints:
         self._manager.close()
 
 
-_REMOVE = "the checkpoint cannot be read; delete this folder to resume from the one before"
+_UNREADABLE = (
+    "The checkpoint could not be read and was left as it is; if its files are damaged, delete this "
+    "folder to resume from the one before"
+)
 
 
 def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
@@ -164,11 +169,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _loader_item() -> str:
-    """Each process reads its own examples, so each has a position of its own."""
-    return f"loader_{jax.process_index()}"
 
 
 def _to_json(state: Any) -> Any:

@@ -113,7 +113,7 @@ class Subject:
 
 
 class HeldOut:
-    """The subjects of a split in storage order, for evaluation: `HeldOut(directory)[i]`."""
+    """The subjects of a split in storage order, for evaluation: `HeldOut(directory).load(i)`."""
 
     def __init__(self, directory: str | pathlib.Path, split: str = "held_out"):
         self.source = SubjectSource(directory, split)
@@ -121,8 +121,10 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, i: int) -> Subject:
-        return self.load(i)
+    def angles(self, i: int) -> np.ndarray:
+        """(V, 2) yaw and pitch in degrees of all views of subject `i`; decodes none of them."""
+        index, row = self.source[i]
+        return np.stack(cameras.yaw_pitch(index.world_to_camera[row]), axis=-1)
 
     def load(self, i: int, views: Sequence[int] | None = None) -> Subject:
         """Subject `i`, with the listed views in that order, or all of them.
@@ -146,11 +148,6 @@ class HeldOut:
             pitch=np.array([record.pitch for record in found], np.float32),
             id_embedding=found[0].id_embedding,
         )
-
-
-def load_subject(directory: str | pathlib.Path, split: str, i: int) -> Subject:
-    """All views of subject `i` of a split; see `HeldOut` to read several."""
-    return HeldOut(directory, split)[i]
 
 
 def read_views(

@@ -31,6 +31,7 @@ EXAMPLES = """examples:
 """
 
 RING = 48
+MEAN, NEAREST = "mean training head", "nearest training head"
 TOLERANCE = 0.01  # degrees within which a stored camera is the one asked for
 
 
@@ -58,19 +59,21 @@ class Score:
 # Data
 
 
-def find_views(subject: data.Subject, angles: np.ndarray) -> list[int]:
-    """Indices of the subject's views that stand at the (n, 2) yaws and pitches.
+def find_views(source: data.HeldOut, subject: int, angles: np.ndarray) -> list[int]:
+    """Indices of a subject's views that stand at the (n, 2) yaws and pitches.
 
     Raises:
         ValueError: naming the first angle that was not rendered.
     """
+    stored = source.angles(subject)
     indices = []
     for yaw, pitch in angles:
-        turn = (subject.yaw - yaw + 180.0) % 360.0 - 180.0
-        distance = np.maximum(abs(turn), abs(subject.pitch - pitch))
+        turn = (stored[:, 0] - yaw + 180.0) % 360.0 - 180.0
+        distance = np.maximum(abs(turn), abs(stored[:, 1] - pitch))
         if distance.min() > TOLERANCE:
+            index, row = source.source[subject]
             raise ValueError(
-                f"{subject.subject} has no view at yaw {yaw:g}, pitch {pitch:g}; "
+                f"{index.path}: {index.subjects[row]} has no view at yaw {yaw:g}, pitch {pitch:g}; "
                 "evaluation needs the 48-view ring that data_prep renders by default"
             )
         indices.append(int(distance.argmin()))
@@ -79,7 +82,7 @@ def find_views(subject: data.Subject, angles: np.ndarray) -> list[int]:
 
 def load_views(source: data.HeldOut, subjects: list[int], angles: np.ndarray) -> Views:
     """The listed subjects at (n, 2) angles; all subjects of a set share their viewpoints."""
-    indices = find_views(source[subjects[0]], angles)
+    indices = find_views(source, subjects[0], angles)
     loaded = [source.load(i, indices) for i in subjects]
     return Views(
         images=np.stack([subject.images for subject in loaded]),
@@ -99,7 +102,7 @@ def baselines(
     Returns:
         Both as `Views` of s subjects, and the (s,) training subjects chosen.
     """
-    indices = find_views(train[0], np.concatenate([[[0.0, 0.0]], angles]))
+    indices = find_views(train, 0, np.concatenate([[[0.0, 0.0]], angles]))
     image_sum, normal_sum, distances = 0.0, 0.0, []
     for i in tqdm(range(len(train)), desc="baselines", unit="subject"):
         subject = train.load(i, indices)
@@ -215,15 +218,15 @@ def evaluate_model(
         heads = pipeline.spin(
             ring.images[:, :1], identities, trajectory, args.seed + np.arange(len(subjects))
         )
-    order = find_views(portraits[0], cameras.anchors())
-    ring_order = find_views(portraits[0], trajectory)
+    order = find_views(portraits, 0, cameras.anchors())
+    ring_order = find_views(portraits, 0, trajectory)
     chosen = [ring_order.index(view) for view in order]
     truth = Views(ring.images[:, chosen], ring.normals[:, chosen], ring.mask[:, chosen])
     anchors = Views(heads.images[:, chosen], heads.normals[:, chosen], truth.mask)
     ratio = neighbour_difference(heads.images) / neighbour_difference(ring.images)
     ceiling = repeated(pipeline, truth)
     return (
-        [score(name, anchors, truth, ratio), score(f"{name}: its autoencoder", ceiling, truth)],
+        [score(name, anchors, truth, ratio), score(ceiling_name(name), ceiling, truth)],
         anchors,
         {"directory": str(directory), "sampling": dataclasses.asdict(sampling), **provenance},
     )
@@ -238,6 +241,16 @@ def repeated(pipeline: Pipeline, truth: Views) -> Views:
     images, normals = pipeline.decode(np.concatenate([images, normals], axis=-1))
     shape = truth.images.shape
     return Views(images.reshape(shape), normals.reshape(shape), truth.mask)
+
+
+def named(item: str) -> tuple[str, pathlib.Path]:
+    """Name and folder from [NAME=]DIR."""
+    name, _, directory = item.rpartition("=")
+    return name or pathlib.Path(directory).resolve().name, pathlib.Path(directory)
+
+
+def ceiling_name(name: str) -> str:
+    return f"{name}: its autoencoder"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -259,7 +272,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sampler", choices=("euler", "heun"), help="default: the checkpoint's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-batch", type=int, default=8, help="examples in one call (8)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    rows = [MEAN, NEAREST]
+    for name, _ in map(named, args.checkpoint):
+        for row in (name, ceiling_name(name)):
+            if row in rows:
+                parser.error(f"--checkpoint: two rows would be {row!r}; name each model: NAME=DIR")
+            rows.append(row)
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -273,16 +293,14 @@ def main(argv: list[str] | None = None) -> int:
         truth = load_views(portraits, list(range(args.subjects)), cameras.anchors())
         mean, nearest, chosen = baselines(train, ring.images[:, 0], cameras.anchors())
         scores = [
-            score("mean training head", mean, truth),
-            score("nearest training head", nearest, truth),
+            score(MEAN, mean, truth),
+            score(NEAREST, nearest, truth),
         ]
         args.out.mkdir(parents=True, exist_ok=True)
         models, pictures = {}, {}
-        for item in args.checkpoint:
-            name, _, directory = item.rpartition("=")
-            name = name or pathlib.Path(directory).name
+        for name, directory in map(named, args.checkpoint):
             rows, pictures[name], models[name] = evaluate_model(
-                pathlib.Path(directory), name, portraits, args, ring
+                directory, name, portraits, args, ring
             )
             scores += rows
     except (ValueError, records.RecordError, OSError) as error:

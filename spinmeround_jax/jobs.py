@@ -1,6 +1,7 @@
 """The heads that `sample` is to make, planned before anything is read, read when their turn comes.
 
-A folder of inputs may mix portraits (see `portraits`) and sets of views of one person: folders with
+A folder of inputs may mix portraits (see `portraits`), photos, which are pictures without an identity
+beside them and go through `photo` first, and sets of views of one person: folders with
 
     views.json    [{"file": "front.png", "yaw": 0, "pitch": 0}, {"file": "left.png", "yaw": 45}, ...]
 
@@ -10,6 +11,7 @@ and one or three pictures, the first at yaw 0, pitch 0 and with its identity bes
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -19,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from spinmeround_jax import portraits
+from spinmeround_jax.photo.assets import AssetError
+from spinmeround_jax.photo.prepare import Models, Options, PhotoError, prepare
 from spinmeround_jax.pipeline import OBSERVED_COUNTS, slerp
 from spinmeround_jax.portraits import PortraitError
 
@@ -36,6 +40,16 @@ class Job:
     seed: int
     source: dict[str, Any]
     truth: portraits.Truth | None = None
+    recognition: str | None = None  # SHA-256 of the model that made the identity, if known
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)  # see Plan.inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Photos:
+    """How to make portraits of photos."""
+
+    models: Models
+    options: Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +58,24 @@ class Plan:
 
     name: str  # of the folder it will be written to
     observed_angles: Angles
+    seed: int
+    files: tuple[pathlib.Path, ...]  # that it is made from
     load: Callable[[], Job]
+
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 of each file by name, those that are there."""
+        found = {}
+        for path in self.files:
+            if path.is_file():
+                with path.open("rb") as file:
+                    found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return found
 
 
 def new_people(count: int, seed: int, size: int) -> list[Plan]:
     """Without identity and observed view; one for each seed from `seed` on."""
     jobs = [Job(f"new_{seed + i:04d}", _no_images(size), None, seed + i, {}) for i in range(count)]
-    return [Plan(job.name, (), partial(_same, job)) for job in jobs]
+    return [Plan(job.name, (), job.seed, (), partial(_same, job)) for job in jobs]
 
 
 def interpolated(
@@ -74,16 +99,17 @@ def interpolated(
         name = f"{first.stem}_to_{second.stem}_{i:02d}"
         # One seed for all: only the identity changes along the way.
         jobs.append(Job(name, _no_images(size), identity, seed, source))
-    return [Plan(job.name, (), partial(_same, job)) for job in jobs]
+    files = (*portraits.files_of(first), *portraits.files_of(second))
+    return [Plan(job.name, (), seed, files, partial(_same, job)) for job in jobs]
 
 
 def one_person(files: Sequence[pathlib.Path], angles: Angles, seed: int, size: int) -> Plan:
     """From aligned pictures of one person; the identity is the first's."""
-    return Plan(files[0].stem, angles, partial(_from_views, files[0].stem, files, seed, size))
+    return _plan_views(files[0].stem, files, angles, seed, size)
 
 
-def from_inputs(paths: Sequence[pathlib.Path], seed: int, size: int) -> list[Plan]:
-    """From portraits, sets of views, and folders of both, in order of name.
+def from_inputs(paths: Sequence[pathlib.Path], seed: int, size: int, photos: Photos) -> list[Plan]:
+    """From portraits, photos, sets of views, and folders of all these, in order of name.
 
     Raises:
         PortraitError: a folder holds neither, or two inputs have the same name.
@@ -91,15 +117,26 @@ def from_inputs(paths: Sequence[pathlib.Path], seed: int, size: int) -> list[Pla
     plans = []
     for path in portraits.find(paths):
         if not portraits.is_view_set(path):
-            plans.append(Plan(path.stem, FRONT, partial(_from_portrait, path, seed, size)))
+            photo = path.exists() and not portraits.has_identity(path)
+            load = (
+                partial(_from_photo, path, seed, size, photos)
+                if photo
+                else partial(_from_portrait, path, seed, size)
+            )
+            plans.append(Plan(path.stem, FRONT, seed, portraits.files_of(path), load))
             continue
         try:
-            files, angles = read_view_set(path)
-            load = partial(_from_views, path.name, files, seed, size)
+            plans.append(_plan_views(path.name, *read_view_set(path), seed, size))
         except PortraitError as error:  # of this input: the others go on
-            angles, load = FRONT, partial(_fail, error)
-        plans.append(Plan(path.name, angles, load))
+            plans.append(Plan(path.name, FRONT, seed, (), partial(_fail, error)))
     return plans
+
+
+def _plan_views(
+    name: str, files: Sequence[pathlib.Path], angles: Angles, seed: int, size: int
+) -> Plan:
+    load = partial(_from_views, name, files, seed, size)
+    return Plan(name, angles, seed, (*portraits.files_of(files[0]), *files[1:]), load)
 
 
 def read_view_set(folder: pathlib.Path) -> tuple[list[pathlib.Path], Angles]:
@@ -116,7 +153,7 @@ def read_view_set(folder: pathlib.Path) -> tuple[list[pathlib.Path], Angles]:
             raise ValueError('a "file" must be in the same folder')
         angles = tuple((float(view["yaw"]), float(view.get("pitch", 0.0))) for view in views)
         check_angles(angles)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except Exception as error:  # whatever stands there
         wanted = '[{"file": "front.png", "yaw": 0, "pitch": 0}, ...]'
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise PortraitError(f"{path}: expected {wanted}, {_COUNTS} ({reason})") from error
@@ -151,8 +188,35 @@ def _fail(error: PortraitError) -> Job:
 def _from_portrait(path: pathlib.Path, seed: int, size: int) -> Job:
     portrait = portraits.read(path, size)
     source = {"input": str(path)}
-    images = portrait.image[None]
-    return Job(portrait.name, images, portrait.id_embedding, seed, source, portrait.truth)
+    return Job(
+        portrait.name,
+        portrait.image[None],
+        portrait.id_embedding,
+        seed,
+        source,
+        portrait.truth,
+        portraits.read_recognition(path),
+    )
+
+
+def _from_photo(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job:
+    try:
+        prepared = prepare(path, photos.options, photos.models)
+    except PhotoError as error:
+        raise PortraitError(str(error)) from error
+    except AssetError as error:
+        raise PortraitError(
+            f"{path}: no identity beside it ({path.stem}.npy or .json), and to take it as a photo: "
+            f"{error}"
+        ) from error
+    if prepared.id_embedding is None or prepared.recognition is None:
+        raise PortraitError(f"{path}: {prepared.no_identity}")
+    image = portraits.resized(prepared.image / np.float32(127.5) - 1.0, size)
+    record = prepared.record()
+    del record["id_embedding"]  # tells a face; results are passed on more freely than portraits
+    source = {"input": str(path), "photo": record}
+    recognition = prepared.recognition["sha256"]
+    return Job(path.stem, image[None], prepared.id_embedding, seed, source, recognition=recognition)
 
 
 def _from_views(name: str, files: Sequence[pathlib.Path], seed: int, size: int) -> Job:

@@ -25,6 +25,11 @@ def fingerprint(autoencoder: Autoencoder) -> str:
     return digest.hexdigest()
 
 
+def folder(directory: str | pathlib.Path, autoencoder: Autoencoder) -> pathlib.Path:
+    """Where in `directory` training keeps what this autoencoder made: runs that differ do not meet."""
+    return pathlib.Path(directory) / fingerprint(autoencoder)[:12]
+
+
 def cache_latents(
     autoencoder: Autoencoder,
     directory: str | pathlib.Path,

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from spinmeround_jax.files import write_atomically
 from spinmeround_jax.records import ID_EMBEDDING_SIZE, RecordError
 from spinmeround_jax.shards import ShardIndex
 
@@ -61,9 +62,7 @@ def write_description(directory: pathlib.Path, description: Description) -> None
         return
     directory.mkdir(parents=True, exist_ok=True)
     content = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(description)}
-    temporary = path.with_name(".latents.json.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def check_same(path: pathlib.Path, found: Description, wanted: Description) -> None:
@@ -86,7 +85,7 @@ def read_description(directory: pathlib.Path) -> Description:
         raise RecordError(
             f"{path}: no such file; write latents with data_prep.cache_latents"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever stands there
         raise RecordError(f"{path}: unreadable ({error}); {_REMEDY}") from error
 
 
@@ -119,7 +118,8 @@ def shard_writer(
         colours: (S, k, 3) float32 in [0, 1].
     """
     moments_path, subjects_path = paths(directory, index.path)
-    unfinished = moments_path.with_name(f".{moments_path.name}.tmp")
+    # Two runs that write the same shard must not write the same file.
+    unfinished = moments_path.with_name(f".{moments_path.name}.{os.getpid()}.tmp")
     shape = (len(index.subjects), *description.moments_shape)
     try:
         moments = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
@@ -128,10 +128,9 @@ def shard_writer(
         del moments
         os.replace(unfinished, moments_path)
         facts = {"subjects": index.subjects, "id_embedding": id_embedding, "colours": colours}
-        temporary = subjects_path.with_name(f".{subjects_path.name}.tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, **facts)
-        os.replace(temporary, subjects_path)  # last: see `is_complete`
+        buffer = io.BytesIO()
+        np.savez(buffer, **facts)
+        write_atomically(subjects_path, buffer.getvalue())  # last: see `is_complete`
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -179,6 +178,6 @@ class LatentSource:
                 raise ValueError(f"subjects differ from those of {index.path}")
             if id_embedding.shape != (len(subjects), ID_EMBEDDING_SIZE):
                 raise ValueError(f"identities are {id_embedding.shape}")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # numpy, zip and its header parser each have their own
             raise RecordError(f"{moments_path}: unusable latents ({error}); {_REMEDY}") from error
         return moments, id_embedding

@@ -15,7 +15,6 @@ def diffusion_loss(
     sigma: jax.Array,
     noise: jax.Array,
     conditioning: Conditioning,
-    channel_weights: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted x0 error on the target views, on RGB and normal latents.
 
@@ -23,7 +22,6 @@ def diffusion_loss(
         latents: (b, v, h, w, c) clean latents of all views.
         sigma: (b,) noise level of each example's targets.
         noise: (b, v, h, w, c) unit normal.
-        channel_weights: (c,) 0 where a channel is not to be learnt (the "no normals" ablation).
 
     Returns:
         The scalar loss (mean over target elements; 1 for a network that outputs 0 on unit-variance data at
@@ -35,4 +33,4 @@ def diffusion_loss(
     per_channel = jnp.einsum("bvhwc,bv->c", error, weight)
     per_channel /= latents.shape[2] * latents.shape[3] * jnp.sum(~conditioning.observed)
     rgb, normals = jnp.split(per_channel, 2)
-    return jnp.mean(per_channel * channel_weights), {"rgb": rgb.mean(), "normals": normals.mean()}
+    return jnp.mean(per_channel), {"rgb": rgb.mean(), "normals": normals.mean()}

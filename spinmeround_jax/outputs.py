@@ -6,15 +6,18 @@ views/, normals/                 view_000_yaw+007.5_pitch+00.0.png ...
 turntable.webp                   views and normals side by side, moving
 transforms.json                  cameras (Nerfstudio's convention)
 truth.png                        known views of a rendered head, where they were given
+likeness.csv                     ArcFace similarity of each view to the input, where it is known
 settings.json                    everything needed to make this again
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,10 +25,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from spinmeround_jax import cameras
+from spinmeround_jax.likeness import Likeness
 from spinmeround_jax.pipeline import Heads
 from spinmeround_jax.portraits import Truth
 
 SETTINGS = "settings.json"
+PAGE = "index.html"  # stands among the heads, so none can have its name
 GENERATOR = "spinmeround_jax.sample"
 TURN_SECONDS = 4.0
 
@@ -34,16 +39,23 @@ class OutputError(ValueError):
     """A result cannot be written; the message names the folder and what to do."""
 
 
-def is_finished(folder: pathlib.Path) -> bool:
-    """Whether `folder` is a complete result of ours."""
-    return read_settings(folder) is not None
+def is_finished(folder: pathlib.Path, wanted: Mapping[str, Any] | None = None) -> bool:
+    """Whether `folder` is a complete result of ours, and with these settings if any are given."""
+    found = read_settings(folder)
+    if found is None or wanted is None:
+        return found is not None
+    return all(found.get(name) == value for name, value in _as_json(wanted).items())
+
+
+def _as_json(values: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(values))
 
 
 def read_settings(folder: pathlib.Path) -> dict[str, Any] | None:
     """`settings.json` of a folder written here, None where there is none."""
     try:
         settings = json.loads((folder / SETTINGS).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     ours = isinstance(settings, dict) and settings.get("generator") == GENERATOR
     return settings if ours else None
@@ -62,6 +74,7 @@ def write_head(
     settings: dict[str, Any],
     normals_space: str = "world",
     truth: Truth | None = None,
+    likeness: Likeness | None = None,
 ) -> None:
     """Write one head (see `select`) to `folder`, replacing an earlier result.
 
@@ -76,6 +89,8 @@ def write_head(
     pictures = (head.images, head.normals, head.anchor_images, head.anchor_normals)
     if not all(np.isfinite(picture).all() for picture in pictures):
         raise OutputError(f"{folder}: the model made values that are not finite; nothing written")
+    if folder.name == PAGE:
+        raise OutputError(f"{folder}: is the name of the page; rename the input")
     if folder.exists() and not is_finished(folder):
         raise OutputError(
             f"{folder}: in the way, not written by this program; move it, or choose another --out"
@@ -93,6 +108,14 @@ def write_head(
             "truth_angles": truth.angles.tolist() if truth else None,
         }
         about = {"generator": GENERATOR, "normals_space": normals_space, **settings, **angles}
+        if likeness:
+            _write_likeness(partial / "likeness.csv", head.trajectory, likeness)
+            about["likeness"] = {
+                "mean": None if likeness.mean is None else round(likeness.mean, 4),
+                "faces": likeness.faces,
+                "recognition": likeness.recognition,
+                "views": [_rounded(cosine) for cosine in likeness.similarity],
+            }
         _write_json(partial / SETTINGS, about)
         if folder.exists():
             old = folder.with_name(f".{folder.name}.old")
@@ -192,6 +215,20 @@ def _write_pictures(
             world = truth.normals / np.float32(127.5) - 1.0
             rows.append(to_pixels(spaced(world, truth.angles)))
         _write_png(folder / "truth.png", np.concatenate([np.concatenate(r, 1) for r in rows]))
+
+
+def _write_likeness(path: pathlib.Path, angles: np.ndarray, likeness: Likeness) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["view", "file", "yaw", "pitch", "arcface_similarity"])
+        for i, (pair, cosine) in enumerate(zip(angles, likeness.similarity, strict=True)):
+            yaw, pitch = (f"{float(angle):g}" for angle in pair)
+            writer.writerow([i, f"views/{view_name(i, pair)}", yaw, pitch, _rounded(cosine)])
+
+
+def _rounded(cosine: float) -> float | None:
+    """None, an empty cell, where there is no face."""
+    return round(float(cosine), 4) if np.isfinite(cosine) else None
 
 
 def _write_png(path: pathlib.Path, pixels: np.ndarray, text: dict[str, str] | None = None) -> None:

@@ -8,38 +8,53 @@ import io
 import json
 import math
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from spinmeround_jax import outputs
+from spinmeround_jax.page_style import CSS, SCRIPT
 from spinmeround_jax.view_groups import SAME_VIEW, angular_distance
 
-PAGE = "index.html"
 MAX_TILE = 256  # pixels; the page shows larger views scaled down, the files keep them
 MARK = f'<meta name="generator" content="{outputs.GENERATOR}">'
+
+
+class _Unshowable(Exception):
+    """What is wrong with a head's folder, in words for the page."""
 
 
 def write_page(out: pathlib.Path) -> pathlib.Path:
     """Write `out/index.html` from the finished heads in `out`; returns its path.
 
+    Heads whose folder is damaged are left out; the page and stderr tell which, and why.
+
     Raises:
         outputs.OutputError: there is an index.html that was not written here.
     """
-    path = out / PAGE
-    if path.exists() and MARK not in path.read_text(errors="replace"):
+    path = out / outputs.PAGE
+    if path.is_dir() or (path.exists() and MARK not in path.read_text(errors="replace")):
         raise outputs.OutputError(
             f"{path}: not written by this program; move it, or choose another --out"
         )
-    heads = []
+    articles, rules, left_out = [], [], []
     for folder in sorted(out.iterdir()):
-        hidden = folder.name.startswith(".")
-        settings = None if hidden else outputs.read_settings(folder)
-        if settings is not None:
-            heads.append(_head(folder, settings, len(heads)))
-    partial = out / f".{PAGE}.partial"
-    partial.write_text(_document(heads), encoding="utf-8")
+        if folder.name.startswith(".") or not (folder / outputs.SETTINGS).exists():
+            continue
+        try:
+            article, sheets = _head(folder, len(articles))
+        except _Unshowable as error:
+            left_out.append(f"{folder.name} ({error})")
+            print(f"left out of {path}: {left_out[-1]}", file=sys.stderr)
+            continue
+        articles.append(article)
+        rules += [sheet.rule() for sheet in sheets]
+    partial = out / f".{outputs.PAGE}.partial"
+    # Names of files need not be text: what cannot be encoded becomes a question mark.
+    document = _document(articles, rules, left_out)
+    partial.write_text(document, encoding="utf-8", errors="replace")
     partial.replace(path)
     return path
 
@@ -67,13 +82,17 @@ class _Sheet:
         size = f"{100 * self.columns}% {100 * self.rows}%"
         return f".{self.css_class}{{background-image:url({self._uri});background-size:{size}}}"
 
-    def tile(self, index: int, label: str, extra: str = "") -> str:
+    def tile(self, index: int, label: str | None) -> str:
+        """One picture; without a label it is hidden from screen readers."""
         row, column = divmod(index, self.columns)
         x = 100 * column / max(self.columns - 1, 1)
         y = 100 * row / max(self.rows - 1, 1)
+        about = 'aria-hidden="true"'
+        if label is not None:
+            label = html.escape(label)
+            about = f'role="img" aria-label="{label}" title="{label}"'
         return (
-            f'<div class="tile {self.css_class} {extra}" role="img" '
-            f'aria-label="{html.escape(label)}" title="{html.escape(label)}" '
+            f'<div class="tile {self.css_class}" {about} '
             f'style="background-position:{x:.4f}% {y:.4f}%"></div>'
         )
 
@@ -85,14 +104,22 @@ def _data_uri(image: Image.Image) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def _open(path: pathlib.Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # whatever is in that file, the other heads can be shown
+        file = f"{path.parent.name}/{path.name}"
+        raise _Unshowable(f"{file} is {'damaged' if path.exists() else 'missing'}") from error
+
+
 def _read(paths: list[pathlib.Path]) -> np.ndarray:
     images = []
     for path in paths:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            if image.width > MAX_TILE:
-                image = image.resize((MAX_TILE, MAX_TILE), Image.Resampling.BOX)
-            images.append(np.asarray(image))
+        image = _open(path)
+        if image.width > MAX_TILE:
+            image = image.resize((MAX_TILE, MAX_TILE), Image.Resampling.BOX)
+        images.append(np.asarray(image))
     return np.stack(images)
 
 
@@ -104,8 +131,28 @@ def _views(folder: pathlib.Path, angles: np.ndarray) -> np.ndarray:
 # HTML
 
 
-def _head(folder: pathlib.Path, settings: dict[str, Any], number: int) -> str:
-    """One <article>; `number` makes its CSS classes its own."""
+def _head(folder: pathlib.Path, number: int) -> tuple[str, list[_Sheet]]:
+    """One <article> and its pictures, whose CSS classes `number` makes its own.
+
+    Raises:
+        _Unshowable: the folder is damaged.
+    """
+    settings = outputs.read_settings(folder)
+    if settings is None:
+        raise _Unshowable(f"{outputs.SETTINGS} is damaged, or not of this program")
+    try:
+        return _article(folder, settings, number)
+    except _Unshowable:
+        raise
+    except Exception as error:  # the settings can be anything
+        raise _Unshowable(
+            f"{outputs.SETTINGS} and the pictures do not fit together: {error!r}"
+        ) from error
+
+
+def _article(
+    folder: pathlib.Path, settings: dict[str, Any], number: int
+) -> tuple[str, list[_Sheet]]:
     trajectory = np.array(settings["trajectory"], np.float32).reshape(-1, 2)
     anchors = np.array(settings["anchor_angles"], np.float32).reshape(-1, 2)
     views = _Sheet(f"h{number}v", _views(folder / "views", trajectory))
@@ -133,12 +180,12 @@ def _head(folder: pathlib.Path, settings: dict[str, Any], number: int) -> str:
         f'<div class="inputs">{"".join(inputs)}</div>' if inputs else "",
         f'<div class="spin" data-labels="{labels}" data-columns="{views.columns}"'
         f' data-rows="{views.rows}">'
-        f'<div class="stage">{views.tile(0, f"{folder.name}, view")}'
-        f"{normals.tile(0, f'{folder.name}, normals')}</div>"
-        f'<div class="bar"><button type="button" aria-label="play or pause">▶</button>'
+        f'<div class="stage">{views.tile(0, None)}{normals.tile(0, None)}</div>'
+        f'<div class="bar"><button type="button" aria-label="play">▶</button>'
         f'<input type="range" min="0" max="{views.count - 1}" value="0"'
-        f' aria-label="view of {name}">'
-        f"<output>{_label(trajectory[0])}</output></div></div>",
+        f' aria-label="view of {name}" aria-valuetext="{_label(trajectory[0])}">'
+        # The slider tells the view; autoplay would have this read out ten times a second.
+        f'<output aria-live="off">{_label(trajectory[0])}</output></div></div>',
         "</div>",
         f"<h3>Anchors <small>{len(anchors)} views sampled together</small></h3>",
         _rows([anchor_views, anchor_normals], [_label(pair) for pair in anchors]),
@@ -147,6 +194,8 @@ def _head(folder: pathlib.Path, settings: dict[str, Any], number: int) -> str:
         truth, sheet = _truth(folder, settings, number, views, normals, trajectory)
         sheets.append(sheet)
         sections.append(truth)
+    if settings.get("likeness"):
+        sections.append(_likeness(settings["likeness"], trajectory))
     sections += [
         f"<details open><summary>All {views.count} views</summary>",
         '<div class="grid">',
@@ -158,8 +207,7 @@ def _head(folder: pathlib.Path, settings: dict[str, Any], number: int) -> str:
         "</div></details>",
         f"<details><summary>Settings</summary>{_table(settings)}</details>",
     ]
-    rules = "".join(sheet.rule() for sheet in sheets)
-    return f"<style>{rules}</style><article>{''.join(sections)}</article>"
+    return f"<article>{''.join(sections)}</article>", sheets
 
 
 def _truth(
@@ -172,8 +220,7 @@ def _truth(
 ) -> tuple[str, _Sheet]:
     """Known views above the sampled ones at the same angles, where there are any."""
     angles = np.array(settings["truth_angles"], np.float32).reshape(-1, 2)
-    with Image.open(folder / "truth.png") as image:
-        pixels = np.asarray(image.convert("RGB"))
+    pixels = np.asarray(_open(folder / "truth.png"))
     side = pixels.shape[1] // len(angles)
     tiles = pixels.reshape(-1, side, len(angles), side, 3).swapaxes(1, 2)
     sheet = _Sheet(f"h{number}t", tiles.reshape(-1, side, side, 3))
@@ -191,6 +238,32 @@ def _truth(
         columns.append(_figure("".join(cells), _label(pair)))
     heading = "<h3>Truth <small>each true view, and below it the sampled one</small></h3>"
     return f'{heading}<div class="row">{"".join(columns)}</div>', sheet
+
+
+def _likeness(likeness: dict[str, Any], trajectory: np.ndarray) -> str:
+    """ArcFace similarity of the views over yaw, as a plot from 0 to 1; those below stand at 0."""
+    if likeness["mean"] is None:
+        return "<h3>Likeness <small>no face was found in any view</small></h3>"
+    width, height = 720, 120
+    dots = []
+    for angles, cosine in zip(trajectory, likeness["views"], strict=True):
+        if cosine is not None:
+            x = width * ((float(angles[0]) + 180.0) % 360.0) / 360.0
+            y = height * (1.0 - min(max(float(cosine), 0.0), 1.0))
+            title = html.escape(f"{_label(angles)}: {cosine:.2f}")
+            dots.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{title}</title></circle>')
+    note = (
+        f"ArcFace similarity to the input, {likeness['mean']:.2f} on average over the "
+        f"{int(likeness['faces'])} of {len(trajectory)} views with a face"
+    )
+    lines = "".join(f'<path d="M0 {height * i / 2:g}H{width}"/>' for i in range(3))
+    return (
+        f'<h3>Likeness <small>{note}</small></h3><div class="plot">'
+        '<div class="scale"><span>1</span><span>0.5</span><span>0</span></div>'
+        f'<svg viewBox="-4 -4 {width + 8} {height + 8}" role="img" aria-label="{note}">'
+        f"{lines}{''.join(dots)}</svg>"
+        '<div class="axis"><span>-180°</span><span>0°</span><span>180°</span></div></div>'
+    )
 
 
 def _rows(sheets: list[_Sheet], labels: list[str]) -> str:
@@ -211,7 +284,9 @@ def _label(angles: Any) -> str:
 
 
 def _table(settings: dict[str, Any]) -> str:
-    hidden = {"generator", "trajectory", "anchor_angles", "observed_angles", "truth_angles"}
+    hidden = {
+        "generator", "trajectory", "anchor_angles", "observed_angles", "truth_angles", "likeness",
+    }  # fmt: skip
     rows = []
 
     def add(name: str, value: Any) -> None:
@@ -228,8 +303,9 @@ def _table(settings: dict[str, Any]) -> str:
     return f'<div class="settings"><table>{"".join(rows)}</table></div>'
 
 
-def _document(heads: list[str]) -> str:
-    count = f"{len(heads)} head{'' if len(heads) == 1 else 's'}"
+def _document(articles: list[str], rules: list[str], left_out: list[str]) -> str:
+    count = f"{len(articles)} head{'' if len(articles) == 1 else 's'}"
+    notes = "".join(f"<p>left out: {html.escape(note)}</p>" for note in left_out)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -237,105 +313,12 @@ def _document(heads: list[str]) -> str:
 {MARK}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>SpinMeRound: {count}</title>
-<style>{CSS}</style>
+<style>{CSS}{"".join(rules)}</style>
 </head>
 <body>
-<header><h1>SpinMeRound</h1><p>{count}. Drag one to turn it.</p></header>
-<main>{"".join(heads) or "<p>Nothing here yet.</p>"}</main>
+<header><h1>SpinMeRound</h1><p>{count}. Drag one to turn it.</p>{notes}</header>
+<main>{"".join(articles) or "<p>Nothing here yet.</p>"}</main>
 <script>{SCRIPT}</script>
 </body>
 </html>
-"""
-
-
-CSS = """
-:root{color-scheme:light dark;--page:#f6f5f2;--card:#fff;--ink:#1d1d1f;--soft:#6e6e73;
---line:#e3e1dc;--accent:#3d6fb4}
-@media(prefers-color-scheme:dark){:root{--page:#131417;--card:#1c1e22;--ink:#ececee;--soft:#9a9aa2;
---line:#2e3136;--accent:#86b1ee}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-header,main{max-width:1080px;margin:auto;padding:0 20px}
-header{padding-top:40px}
-h1{margin:0;font-size:2rem;letter-spacing:-.02em}
-header p{margin:0 0 20px;color:var(--soft)}
-article{background:var(--card);border:1px solid var(--line);border-radius:18px;padding:24px;
-margin:0 0 28px}
-h2{margin:0 0 16px;font-size:1.25rem;overflow-wrap:anywhere}
-h3{margin:26px 0 8px;font-size:1rem}
-small{color:var(--soft);font-weight:400;font-size:.85rem;margin-left:6px}
-.tile{width:100%;aspect-ratio:1;background-repeat:no-repeat;border-radius:8px;
-background-color:var(--line);box-shadow:inset 0 0 0 1px var(--line)}
-.top{display:flex;gap:28px;align-items:flex-start}
-.inputs{display:grid;gap:10px;width:150px;flex:none;max-height:440px;overflow:auto}
-.spin{flex:1;min-width:0;max-width:840px}
-.stage{display:grid;grid-template-columns:1fr 1fr;gap:12px;cursor:grab;touch-action:pan-y;
-user-select:none}
-.stage:active{cursor:grabbing}
-.stage .tile{border-radius:14px}
-.bar{display:flex;gap:12px;align-items:center;margin-top:12px}
-.bar input{flex:1;min-width:0;accent-color:var(--accent)}
-.bar output{width:7.5em;text-align:right;color:var(--soft);font-variant-numeric:tabular-nums}
-.bar button{width:34px;height:34px;border:1px solid var(--line);border-radius:50%;background:none;
-color:var(--ink);cursor:pointer;font-size:12px;line-height:1}
-figure{margin:0}
-figure .tile+.tile{margin-top:6px}
-figcaption{margin-top:3px;color:var(--soft);font-size:.8rem;text-align:center;
-font-variant-numeric:tabular-nums}
-.row{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(84px,1fr);gap:8px;overflow-x:auto}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(72px,1fr));gap:6px;margin-top:10px}
-details{margin-top:20px}
-summary{cursor:pointer;font-weight:600}
-.settings{overflow-x:auto;margin-top:10px}
-table{border-collapse:collapse;font-size:.85rem}
-th,td{text-align:left;vertical-align:top;padding:3px 18px 3px 0;border-bottom:1px solid var(--line);
-font-weight:400;overflow-wrap:anywhere}
-th{color:var(--soft);white-space:nowrap}
-@media(max-width:680px){.top{flex-direction:column}.inputs{width:100%;grid-template-columns:1fr 1fr}
-.spin{width:100%}}
-"""
-
-SCRIPT = """
-for (const spin of document.querySelectorAll('.spin')) {
-  const labels = JSON.parse(spin.dataset.labels), count = labels.length;
-  const columns = +spin.dataset.columns, rows = +spin.dataset.rows;
-  const [stage, bar] = spin.children, [button, slider, output] = bar.children;
-  let playing = false, visible = false, last = 0, frame = 0;
-  const show = (index) => {
-    index = ((Math.round(index) % count) + count) % count;
-    const x = 100 * (index % columns) / Math.max(columns - 1, 1);
-    const y = 100 * Math.floor(index / columns) / Math.max(rows - 1, 1);
-    for (const tile of stage.children) tile.style.backgroundPosition = `${x}% ${y}%`;
-    slider.value = index;
-    output.textContent = labels[index];
-  };
-  const step = (now) => {
-    if (!playing || !visible) return;
-    if (now - last > 5000 / count) { last = now; show(+slider.value + 1); }
-    frame = requestAnimationFrame(step);
-  };
-  const run = () => { cancelAnimationFrame(frame); frame = requestAnimationFrame(step); };
-  const play = (on) => {
-    playing = on;
-    button.textContent = on ? '❚❚' : '▶';
-    run();
-  };
-  new IntersectionObserver(([entry]) => {
-    visible = entry.isIntersecting;
-    run();
-  }).observe(stage);
-  button.onclick = () => play(!playing);
-  slider.oninput = () => { play(false); show(+slider.value); };
-  let from = null;
-  stage.onpointerdown = (event) => {
-    play(false);
-    stage.setPointerCapture(event.pointerId);
-    from = [event.clientX, +slider.value];
-  };
-  stage.onpointermove = (event) => {
-    if (from) show(from[1] - (event.clientX - from[0]) * count / stage.clientWidth);
-  };
-  stage.onpointerup = stage.onpointercancel = () => { from = null; };
-  play(!matchMedia('(prefers-reduced-motion: reduce)').matches);
-}
 """

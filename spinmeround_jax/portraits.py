@@ -25,8 +25,6 @@ TRUTH_SUFFIX = ".truth.png"
 VIEW_SET = "views.json"
 ID_SIZE = 512
 
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, MemoryError)
-
 
 class PortraitError(ValueError):
     """An input cannot be used; the message names the file and what to do."""
@@ -123,15 +121,16 @@ def read_image(path: pathlib.Path, size: int) -> np.ndarray:
             f"{path}: {width} x {height} pixels are too few; this model needs {size} x {size}"
         )
     rgb = rgba[..., :3] * rgba[..., 3:] + 1.0 - rgba[..., 3:]
-    if height != size:
-        planes = [
-            Image.fromarray(np.ascontiguousarray(rgb[..., c])).resize(
-                (size, size), Image.Resampling.BOX
-            )
-            for c in range(3)
-        ]
-        rgb = np.stack([np.asarray(plane) for plane in planes], axis=-1)
-    return (2.0 * rgb - 1.0).astype(np.float32)
+    return resized(2.0 * rgb - 1.0, size)
+
+
+def resized(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, H, 3) float averaged over pixel areas to (size, size, 3) float32."""
+    if len(image) == size:
+        return image.astype(np.float32)
+    planes = [Image.fromarray(np.ascontiguousarray(image[..., c], np.float32)) for c in range(3)]
+    planes = [plane.resize((size, size), Image.Resampling.BOX) for plane in planes]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 
 
 def read_identity(path: pathlib.Path) -> np.ndarray:
@@ -147,13 +146,35 @@ def read_identity(path: pathlib.Path) -> np.ndarray:
     )
 
 
+def files_of(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """A portrait and what may be beside it."""
+    return path, *(path.with_suffix(suffix) for suffix in (".npy", ".json", TRUTH_SUFFIX))
+
+
+def has_identity(path: pathlib.Path) -> bool:
+    """Whether there is an identity beside a portrait (perhaps a bad one); if not, it is a photo."""
+    return any(path.with_suffix(suffix).is_file() for suffix in (".npy", ".json"))
+
+
+def read_recognition(path: pathlib.Path) -> str | None:
+    """SHA-256 of the model that made a portrait's identity, where `photo` wrote it down."""
+    try:
+        recognition = json.loads(path.with_suffix(".json").read_text())["recognition"]["sha256"]
+    except Exception:  # no JSON, or none of ours
+        return None
+    return recognition if isinstance(recognition, str) else None
+
+
 def _read_identity_file(path: pathlib.Path) -> np.ndarray:
     wanted = f"expected an ArcFace embedding of {ID_SIZE} finite numbers, not all zero"
     try:
         if path.suffix == ".npy":
             values = np.load(path, allow_pickle=False)
         else:
-            values = np.array(json.loads(path.read_text())["id_embedding"], np.float64)
+            about = json.loads(path.read_text())
+            if isinstance(about, dict) and about.get("no_identity"):  # by spinmeround_jax.photo
+                raise PortraitError(f"{path}: no identity in it: {about['no_identity']}")
+            values = np.array(about["id_embedding"], np.float64)
         if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
             raise ValueError("not an array of floating-point numbers")
         if values.shape != (ID_SIZE,):
@@ -161,7 +182,7 @@ def _read_identity_file(path: pathlib.Path) -> np.ndarray:
         norm = float(np.linalg.norm(values.astype(np.float64)))
         if not np.isfinite(norm) or norm < 1e-6:
             raise ValueError(f"its length is {norm:g}")
-    except _UNREADABLE as error:
+    except Exception as error:  # numpy, zip and JSON each have their own
         raise PortraitError(f"{path}: {wanted} ({_reason(error)})") from error
     return (values / norm).astype(np.float32)
 
@@ -176,7 +197,7 @@ def _read_truth(path: pathlib.Path, size: int) -> Truth | None:
         angles = np.array([(view["yaw"], view.get("pitch", 0.0)) for view in views], np.float32)
         if not angles.size or not np.isfinite(angles).all():
             raise ValueError("no views, or angles that are not finite")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:
         raise PortraitError(f"{wanted} ({_reason(error)})") from error
     sheet = np.rint(255.0 * _open(sheet_path)[..., :3]).astype(np.uint8)
     tile, rest = divmod(sheet.shape[1], len(angles))

@@ -24,17 +24,27 @@ if TYPE_CHECKING:
 SAMPLING_STEPS = 16
 
 
-def held_out(config: DataConfig, count: int) -> list[data.Subject]:
-    """The first subjects of the split not trained on (where there is none, of the one that is)."""
+def held_out(config: DataConfig, count: int, views: int = 8) -> list[data.Subject]:
+    """The first subjects of the split not trained on (where there is none, of the one that is).
+
+    Each with the views that are drawn, as they are kept for the whole run: the most frontal one,
+    then `views` spread over all.
+    """
     splits = read_manifest(config.directory)["splits"]
     split = next((name for name in splits if name != "train" and splits[name]), "train")
     subjects = data.HeldOut(config.directory, split)
-    return [subjects[i] for i in range(min(count, len(subjects)))]
+    chosen = []
+    for i in range(min(count, len(subjects))):
+        angles = subjects.angles(i)
+        spread = np.linspace(0, len(angles) - 1, views).astype(int)
+        chosen.append(subjects.load(i, [most_frontal(angles), *spread]))
+    return chosen
 
 
-def most_frontal(subject: data.Subject) -> int:
-    """Index of the view nearest to the front."""
-    return int(np.argmax(np.cos(np.deg2rad(subject.yaw)) * np.cos(np.deg2rad(subject.pitch))))
+def most_frontal(angles: np.ndarray) -> int:
+    """Index of the view nearest to the front, of (n, 2) yaws and pitches."""
+    yaw, pitch = np.deg2rad(angles).T
+    return int(np.argmax(np.cos(yaw) * np.cos(pitch)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -46,16 +56,12 @@ def _reconstruct(
 
 
 def reconstructions(
-    graphdef: nnx.GraphDef,
-    params: parameters.Parameters,
-    subjects: list[data.Subject],
-    views: int = 8,
+    graphdef: nnx.GraphDef, params: parameters.Parameters, subjects: list[data.Subject]
 ) -> np.ndarray:
-    """For each subject rows of images, their reconstructions, normals, and theirs: uint8."""
+    """For each of `held_out` rows of images, their reconstructions, normals, and theirs: uint8."""
     rows = []
     for subject in subjects:
-        chosen = np.linspace(0, len(subject.images) - 1, views).astype(int)
-        for originals in (subject.images[chosen], subject.normals[chosen]):
+        for originals in (subject.images[1:], subject.normals[1:]):
             rows += [originals, np.asarray(_reconstruct(graphdef, params, originals))]
     return grid(np.stack(rows))
 
@@ -116,23 +122,21 @@ def anchors(
     config: Config,
     subjects: list[data.Subject],
 ) -> np.ndarray:
-    """For each subject a row of images and one of normals: the given view, then those around it."""
-    fronts = [most_frontal(subject) for subject in subjects]
-    pairs = list(zip(subjects, fronts, strict=True))
+    """For each of `held_out` a row of images and one of normals: the frontal view, then a ring."""
     ring = cameras.turntable(config.model.views)
     if config.data.relative_cameras:
-        angles = np.repeat(ring[None], len(pairs), axis=0)
+        angles = np.repeat(ring[None], len(subjects), axis=0)
     else:
-        given = np.array([(s.yaw[i], s.pitch[i]) for s, i in pairs], np.float32)
+        given = np.array([(s.yaw[0], s.pitch[0]) for s in subjects], np.float32)
         angles = ring + given[:, None]
     pictures = _sample(
         tuple(graphdefs.items()),
         config,
         params,
         empty_latent,
-        np.stack([s.images[i] for s, i in pairs]),
-        np.stack([s.normals[i] for s, i in pairs]),
-        np.stack([s.id_embedding for s, _ in pairs]),
+        np.stack([subject.images[0] for subject in subjects]),
+        np.stack([subject.normals[0] for subject in subjects]),
+        np.stack([subject.id_embedding for subject in subjects]),
         cameras.orbit(angles[..., 0], angles[..., 1]),
     )
     pictures = np.asarray(pictures)

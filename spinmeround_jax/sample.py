@@ -18,11 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 import spinmeround_jax
-from spinmeround_jax import cameras, checkpoints, jobs, outputs, page
+from spinmeround_jax import cameras, checkpoints, jobs, likeness, outputs, page
 from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.jobs import Job
+from spinmeround_jax.likeness import Likeness
 from spinmeround_jax.models import Model
-from spinmeround_jax.pipeline import Pipeline, sampling_defaults
+from spinmeround_jax.photo.assets import AssetError
+from spinmeround_jax.photo.prepare import Models, Options
+from spinmeround_jax.pipeline import Heads, Pipeline, sampling_defaults
 from spinmeround_jax.portraits import PortraitError
 from spinmeround_jax.samplers import SAMPLERS
 
@@ -102,6 +105,13 @@ def build_parser() -> argparse.ArgumentParser:
     views.add_argument(
         "--yaw-pitch", metavar='"YAW,PITCH ..."', help="these only; --yaw-pitch=-30,0"
     )
+
+    photos = parser.add_argument_group("photos: pictures without an identity beside them")
+    photos.add_argument("--models", type=path, help="folder of the models (as of photo.fetch)")
+    photos.add_argument(
+        "--face", type=_positive, default=1, metavar="N", help="which one; 1 is the largest (1)"
+    )
+    photos.add_argument("--keep-background", action="store_true", help="do not make it white")
 
     how = parser.add_argument_group("how; the checkpoint knows its own defaults")
     how.add_argument("--steps", type=_positive, help="noise levels, at least 2")
@@ -213,7 +223,7 @@ def _checked_angles(pairs: list[tuple[float, float]]) -> np.ndarray:
 # What to do
 
 
-def plan(args: argparse.Namespace, size: int) -> list[jobs.Plan]:
+def plan(args: argparse.Namespace, size: int, photos: jobs.Photos) -> list[jobs.Plan]:
     """Every head that is wanted.
 
     Raises:
@@ -225,7 +235,16 @@ def plan(args: argparse.Namespace, size: int) -> list[jobs.Plan]:
         return jobs.interpolated(*args.interpolate, args.steps_between, args.seed, size)
     if args.observed:
         return [jobs.one_person(*parse_observed(args.observed), args.seed, size)]
-    return jobs.from_inputs(args.input, args.seed, size)
+    return jobs.from_inputs(args.input, args.seed, size, photos)
+
+
+def photo_settings(args: argparse.Namespace, model: Model) -> jobs.Photos:
+    """How photos become portraits; models are loaded when the first one needs them."""
+    # The release's rays tell the release's weights, which know heads as PanoHead crops them.
+    framing = "panohead" if model.config.rays == "released" else "canonical"
+    return jobs.Photos(
+        Models(args.models), Options(args.face, framing, "keep" if args.keep_background else "auto")
+    )
 
 
 def sampling_settings(args: argparse.Namespace, sampling: SamplingConfig) -> SamplingConfig:
@@ -247,13 +266,11 @@ def settings_of(
         "max_batch": args.max_batch,
         "device": f"{jax.devices()[0].platform} ({jax.devices()[0].device_kind})",
         "versions": {"spinmeround_jax": spinmeround_jax.__version__, "jax": jax.__version__},
-        "checkpoint": {
-            "path": str(args.checkpoint),
-            "provenance": {
-                name: value
-                for name, value in checkpoints.read_provenance(args.checkpoint).items()
-                if name != "config"
-            },
+        "checkpoint": str(args.checkpoint),
+        "provenance": {
+            name: value
+            for name, value in checkpoints.read_provenance(args.checkpoint).items()
+            if name != "config"
         },
     }
 
@@ -289,12 +306,23 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     except ValueError as error:
         raise UsageError(f"{args.checkpoint}: {error}") from error
     sampling = sampling_settings(args, defaults)
-    plans = plan(args, model.config.image_size)
-    wanted = [p for p in plans if args.overwrite or not outputs.is_finished(args.out / p.name)]
+    photos = photo_settings(args, model)
+    plans = plan(args, model.config.image_size, photos)
+    common = settings_of(args, model, sampling, argv)
+    # What decides the pictures: a head that was made with the same is left alone.
+    same = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
+    same |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
+    wanted = [
+        p
+        for p in plans
+        if args.overwrite
+        or not outputs.is_finished(
+            args.out / p.name, {**same, "seed": p.seed, "inputs": p.inputs()}
+        )
+    ]
 
     failed = 0
     if wanted:
-        common = settings_of(args, model, sampling, argv)
         with tqdm(desc="starting", unit="eval", dynamic_ncols=True) as bar:
 
             def progress(step: str, evaluations: int) -> None:
@@ -322,12 +350,14 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
                 bar.total -= evaluations(batch[: len(errors)]) if errors else 0
                 if loaded:
                     angles = batch[0].observed_angles
-                    failed += make(pipeline, loaded, trajectory, angles, common, args)
+                    failed += make(
+                        pipeline, loaded, trajectory, angles, common, args, photos.models
+                    )
 
     skipped = len(plans) - len(wanted)
     print(f"{len(wanted) - failed} written, {skipped} skipped, {failed} failed")
     if skipped:
-        print(f"skipped: already in {args.out}; --overwrite makes them again")
+        print(f"skipped: in {args.out}, made with the same; --overwrite makes them again")
     if args.out.is_dir():
         print(f"Open {page.write_page(args.out).resolve()}")
     return 1 if failed else 0
@@ -346,7 +376,7 @@ def load(batch: list[jobs.Plan]) -> tuple[list[Job], list[PortraitError]]:
     loaded, errors = [], []
     for p in batch:
         try:
-            loaded.append(p.load())
+            loaded.append(dataclasses.replace(p.load(), inputs=p.inputs()))
         except PortraitError as error:
             errors.append(error)
     return loaded, errors
@@ -359,6 +389,7 @@ def make(
     observed_angles: jobs.Angles,
     common: dict[str, Any],
     args: argparse.Namespace,
+    models: Models,
 ) -> int:
     """Sample a batch of heads and write each; returns how many could not be written."""
     identities = [job.id_embedding for job in batch]
@@ -373,14 +404,29 @@ def make(
     seconds = round((time.monotonic() - began) / len(batch), 1)
     failed = 0
     for i, job in enumerate(batch):
-        settings = {"source": job.source, "seed": job.seed, "seconds": seconds, **common}
+        about = {"source": job.source, "inputs": job.inputs, "seed": job.seed, "seconds": seconds}
+        settings = {**about, **common}
         folder = args.out / job.name
         try:
-            outputs.write_head(folder, outputs.select(heads, i), settings, args.normals, job.truth)
+            head = outputs.select(heads, i)
+            measured = measure_likeness(head, job, models)
+            outputs.write_head(folder, head, settings, args.normals, job.truth, measured)
         except (outputs.OutputError, OSError) as error:
             failed += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
     return failed
+
+
+def measure_likeness(head: Heads, job: Job, models: Models) -> Likeness | None:
+    """Where the identity is ArcFace's and its model is at hand."""
+    if job.recognition is None or job.id_embedding is None:
+        return None
+    try:
+        if models.recogniser.sha256 != job.recognition:
+            return None
+        return likeness.measure(head.images, job.id_embedding, models)
+    except AssetError:
+        return None  # portraits prepared elsewhere need no models here
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -52,6 +52,7 @@ from spinmeround_jax.denoiser import condition, drop
 from spinmeround_jax.losses import diffusion_loss
 from spinmeround_jax.manifest import read_manifest
 from spinmeround_jax.models import Autoencoder, Model
+from spinmeround_jax.samplers import SAMPLERS
 
 Tree = Any
 Metrics = dict[str, jax.Array]
@@ -106,14 +107,10 @@ def train(config: Config, workdir: pathlib.Path, *, fsdp: bool = False) -> pathl
     if config.latents.directory:
         # Many hosts would race for the same files: there the cache is written before, by its command.
         cache = latent_cache.cache_latents if jax.process_count() == 1 else latent_cache.check_cache
-        cache(
-            autoencoder,
-            config.latents.directory,
-            config.data.directory,
-            backgrounds=config.latents.backgrounds,
-        )
+        cached = latent_cache.folder(config.latents.directory, autoencoder)
+        cache(autoencoder, cached, config.data.directory, backgrounds=config.latents.backgrounds)
         loader.close()
-        loader = open_loader(config, config.latents.directory)
+        loader = open_loader(config, str(cached))
     graphdefs, frozen = freeze(config, autoencoder, pretrained, mesh)
 
     # -- State: shapes first, then where each array lives, then the values
@@ -130,7 +127,9 @@ def train(config: Config, workdir: pathlib.Path, *, fsdp: bool = False) -> pathl
     if saved.latest() is not None:
         state = saved.restore(sharding.abstract(abstract, placement), loader)
     elif pretrained:
-        state = jax.jit(init, out_shardings=placement)(trained_part(config, pretrained))
+        # Through the host: the loaded arrays are bound to one device, the state lives on all.
+        pretrained_params = jax.device_get(trained_part(config, pretrained))
+        state = jax.jit(init, out_shardings=placement)(pretrained_params)
     else:
         state = jax.jit(init, out_shardings=placement)()
     del pretrained
@@ -197,7 +196,17 @@ def open_loader(config: Config, latents: str) -> data.Loader:
 
 
 def check(config: Config, mesh: Mesh) -> None:
-    """Raises ValueError where the config contradicts itself."""
+    """Raises ValueError where the config contradicts itself or names what there is not."""
+    for name, value, choices in (
+        ("compute_dtype", config.compute_dtype, ("float32", "bfloat16")),
+        ("sampling.sampler", config.sampling.sampler, tuple(SAMPLERS)),
+        ("model.rays", config.model.rays, ("true", "released")),
+    ):
+        if value not in choices:
+            raise ValueError(f"config.{name} must be one of {', '.join(choices)}, got {value!r}")
+    for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"config.{name} must be at least 1, got {getattr(config, name)}")
     sharding.check_batch_size(mesh, config.optimizer.batch_size)
     trains_autoencoder = config.autoencoder_training.steps > 0
     if bool(config.init_from) == trains_autoencoder:
@@ -281,16 +290,18 @@ def make_step(config: Config, graphdefs: dict[str, nnx.GraphDef], transform):
     ) -> tuple[optim.TrainState, Metrics]:
         # The key depends on the step alone, so that a resumed run draws the same noise.
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        # Another stream than the loss draws from.
-        posterior_key = jax.random.fold_in(key, 1) if config.latents.sample else None
+        sigma_key, noise_key, posterior_key = jax.random.split(key, 3)
         latents = latents_of(
-            batch, graphdefs["autoencoder"], frozen["networks"]["autoencoder"], posterior_key
+            batch,
+            graphdefs["autoencoder"],
+            frozen["networks"]["autoencoder"],
+            posterior_key if config.latents.sample else None,
         )
 
         def loss_fn(params: Tree) -> tuple[jax.Array, Metrics]:
             return batch_loss(
                 config, graphdefs, {**frozen["networks"], **params},
-                frozen["empty_latent"], latents, batch, key,
+                frozen["empty_latent"], latents, batch, sigma_key, noise_key,
             )  # fmt: skip
 
         (loss, shares), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -307,7 +318,8 @@ def batch_loss(
     empty_latent: jax.Array,
     latents: jax.Array,
     batch: data.Batch,
-    key: jax.Array,
+    sigma_key: jax.Array,
+    noise_key: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
     """The diffusion loss of a batch: noise, dropout for guidance, and ablations (SPEC section 3).
 
@@ -317,10 +329,9 @@ def batch_loss(
         latents: (b, v, h, w, c) of all views.
     """
     z = config.model.autoencoder.latent_channels
-    channel_weights = jnp.ones(2 * z)
     if config.ablation.no_normals:
-        channel_weights = jnp.where(jnp.arange(2 * z) < z, 1.0, 0.0)
-        latents = latents * channel_weights
+        # Nothing to know, but to be learnt: sampling then ends at zero there, as here.
+        latents = jnp.where(jnp.arange(2 * z) < z, latents, 0.0)
 
     identity = parameters.merge(graphdefs["identity"], params["identity"])
     empty_context = identity.empty()
@@ -337,14 +348,13 @@ def batch_loss(
     )
     conditioning = drop(conditioning, batch.dropped, empty_context, empty_latent)
 
-    sigma_key, noise_key = jax.random.split(key)
     targets = jnp.sum(~batch.observed, axis=1)
     sigma = schedules.lognormal_sigmas(
         sigma_key, targets.shape, config.noise.mean, config.noise.std, targets
     )
     noise = jax.random.normal(noise_key, latents.shape)
     unet = parameters.merge(graphdefs["unet"], params["unet"])
-    return diffusion_loss(unet, latents, sigma, noise, conditioning, channel_weights)
+    return diffusion_loss(unet, latents, sigma, noise, conditioning)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -403,8 +413,10 @@ def main(argv: list[str]) -> None:
         train(config, pathlib.Path(_WORKDIR.value or f"runs/{config.name}"), fsdp=_FSDP.value)
     except loop.Preempted as message:
         print(f"{message}. The same command resumes.")
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped. The same command resumes.")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from tiny_model import random_autoencoder
 
 from spinmeround_jax import autoencoder_training, data, parameters
 from spinmeround_jax.config import AutoencoderTrainingConfig, OptimizerConfig
 from spinmeround_jax.models import Autoencoder, AutoencoderConfig
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 OPTIMIZER = OptimizerConfig(
     learning_rate=0.1, warmup_steps=0, schedule="constant", weight_decay=0.0, beta1=0.9,
@@ -24,17 +26,7 @@ def autoencoder(scale_factor=1.0) -> Autoencoder:
     config = AutoencoderConfig(
         channels=8, channel_mult=(1, 2), res_blocks=1, scale_factor=scale_factor, norm_groups=8
     )
-
-    graphdef, shapes = parameters.split(
-        nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0)))
-    )
-    rng = np.random.default_rng(0)  # not the initialisers, which take long to compile
-    values = {}
-    for name, shape in shapes.items():
-        spread = 1.3 / np.sqrt(np.prod(shape.shape[:-1]))
-        noise = spread * rng.standard_normal(shape.shape)
-        values[name] = jnp.asarray(noise + name.endswith("scale"), jnp.float32)
-    return parameters.merge(graphdef, values)
+    return random_autoencoder(config, spread=1.3)
 
 
 def images(seed=0, n=6):

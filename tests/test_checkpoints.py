@@ -8,43 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from tiny_model import CONFIG, NETWORKS, random_model
 
-from spinmeround_jax import checkpoints, models, parameters, sharding
+from spinmeround_jax import checkpoints, parameters, sharding
 from spinmeround_jax.config import ModelConfig
-from spinmeround_jax.models import AutoencoderConfig, IdentityEncoderConfig, UNetConfig
-
-MODEL = ModelConfig(
-    image_size=16,
-    views=4,
-    rays="true",
-    unet=UNetConfig(
-        model_channels=16, channel_mult=(1,), res_blocks=1, attention_levels=(), joint_levels=(),
-        heads=2, context_dim=512, norm_groups=8,
-    ),
-    autoencoder=AutoencoderConfig(channels=8, channel_mult=(1, 2), res_blocks=1, norm_groups=8),
-    identity=IdentityEncoderConfig(
-        vocab_size=7, width=512, layers=1, heads=4, mlp_width=16, context_length=7,
-        prompt_ids=(0, 1, 2, 3, 4, 5, 6), empty_ids=(0, 6), id_token=4, pad_id=6,
-    ),
-)  # fmt: skip
-
-
-NETWORKS = ("unet", "autoencoder", "identity")
 
 
 @pytest.fixture(scope="module")
 def model():
-    def networks():
-        built = models.build(MODEL, rngs=nnx.Rngs(0))
-        return {name: getattr(built, name) for name in NETWORKS}
-
-    rng, filled = np.random.default_rng(0), {}
-    for name, module in nnx.eval_shape(networks).items():
-        graphdef, shapes = parameters.split(module)
-        values = {k: jnp.asarray(rng.normal(0.0, 0.1, v.shape), v.dtype) for k, v in shapes.items()}
-        filled[name] = parameters.merge(graphdef, values)
-    return models.Model(MODEL, **filled)
+    return random_model()
 
 
 @pytest.fixture
@@ -59,7 +31,7 @@ def named(model):
 
 def test_model_round_trip(model, folder):
     loaded = checkpoints.load_model(folder, jnp.bfloat16)
-    assert loaded.config == MODEL
+    assert loaded.config == CONFIG
     assert checkpoints.read_provenance(folder) == {"command": "train", "seed": 1}
     jax.tree.map(
         lambda found, original: np.testing.assert_array_equal(
@@ -85,7 +57,7 @@ def test_a_model_does_not_tell_where_it_was_written(folder):
 def test_autoencoder_round_trip_is_exact(model, tmp_path):
     checkpoints.save_autoencoder(tmp_path, model.autoencoder, {})
     loaded = checkpoints.load_autoencoder(tmp_path)
-    assert loaded.config == MODEL.autoencoder
+    assert loaded.config == CONFIG.autoencoder
     jax.tree.map(
         np.testing.assert_array_equal,
         parameters.split(loaded)[1],
@@ -121,21 +93,21 @@ def damage_config(folder):
 
 
 def damage_impossible_config(folder):
-    config = dataclasses.asdict(dataclasses.replace(MODEL))
+    config = dataclasses.asdict(dataclasses.replace(CONFIG))
     config["unet"]["norm_groups"] = 7
     edited(folder, config=config)
 
 
 def damage_shape(folder):
     config = dataclasses.asdict(
-        dataclasses.replace(MODEL, unet=dataclasses.replace(MODEL.unet, model_channels=32))
+        dataclasses.replace(CONFIG, unet=dataclasses.replace(CONFIG.unet, model_channels=32))
     )
     edited(folder, config=config)
 
 
 def damage_layers(folder):
     config = dataclasses.asdict(
-        dataclasses.replace(MODEL, identity=dataclasses.replace(MODEL.identity, layers=2))
+        dataclasses.replace(CONFIG, identity=dataclasses.replace(CONFIG.identity, layers=2))
     )
     edited(folder, config=config)
 
@@ -195,7 +167,7 @@ class Run:
     model: ModelConfig
 
 
-RUN = Run("first", 10, 0.1, MODEL)
+RUN = Run("first", 10, 0.1, CONFIG)
 
 
 class Position:
@@ -253,7 +225,7 @@ def test_another_config_or_damage_is_refused(tmp_path):
     saved = checkpoints.Checkpoints(tmp_path, keep=1, config=RUN)
     saved.save(1, state_at(1), Position({}))
     saved.wait()
-    wider = dataclasses.replace(MODEL, unet=dataclasses.replace(MODEL.unet, model_channels=32))
+    wider = dataclasses.replace(CONFIG, unet=dataclasses.replace(CONFIG.unet, model_channels=32))
     other = checkpoints.Checkpoints(
         tmp_path, keep=1, config=dataclasses.replace(RUN, name="second", rate=0.2, model=wider)
     )
@@ -265,5 +237,7 @@ def test_another_config_or_damage_is_refused(tmp_path):
     for path in (tmp_path / "1" / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(checkpoints.CheckpointError, match="cannot be read; delete this folder"):
+    with pytest.raises(
+        checkpoints.CheckpointError, match="could not be read and was left as it is"
+    ):
         saved.restore(abstract_state(), Position({}))

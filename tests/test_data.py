@@ -443,11 +443,13 @@ def test_held_out_subjects_come_whole(directory):
     assert len(held_out) == SUBJECTS
     yaw, pitch = angles(VIEWS)
     for i in (0, 4, -1):
-        subject = held_out[i]
+        subject = held_out.load(i)
         number = i % SUBJECTS
         assert subject.subject == f"person-{number}"
         assert subject.images.shape == subject.normals.shape == (VIEWS, SIZE, SIZE, 3)
         np.testing.assert_allclose(subject.yaw, yaw)
+        apart = (held_out.angles(i) - np.stack([yaw, pitch], -1) + 180) % 360 - 180
+        np.testing.assert_allclose(apart, 0, atol=1e-4)
         np.testing.assert_allclose(subject.pitch, pitch)
         np.testing.assert_array_equal(subject.world_to_camera, cameras.orbit(yaw, pitch))
         for view in range(VIEWS):
@@ -456,14 +458,14 @@ def test_held_out_subjects_come_whole(directory):
             white = pixels(number, view)[..., :3] / 255.0 * alpha[..., None] + 1 - alpha[..., None]
             np.testing.assert_allclose(subject.images[view], white * 2 - 1, atol=2e-6, rtol=0)
     with pytest.raises(IndexError):
-        held_out[SUBJECTS]
+        held_out.load(SUBJECTS)
 
 
 def test_held_out_views_can_be_chosen(directory):
-    whole = data.load_subject(directory, "train", 2)
-    some = data.HeldOut(directory, "train").load(2, [5, 0])
+    held_out = data.HeldOut(directory, "train")
+    whole, some = held_out.load(2), held_out.load(2, [5, 0])
     np.testing.assert_array_equal(some.images, whole.images[[5, 0]])
     np.testing.assert_array_equal(some.normals, whole.normals[[5, 0]])
     np.testing.assert_array_equal(some.yaw, whole.yaw[[5, 0]])
     with pytest.raises(IndexError):
-        data.HeldOut(directory, "train").load(2, [8])
+        held_out.load(2, [8])

@@ -11,6 +11,8 @@ from tiny_model import random_model
 from spinmeround_jax import cameras, checkpoints, data, evaluate
 from spinmeround_jax.pipeline import RELEASED
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory):
@@ -18,11 +20,11 @@ def heads(tmp_path_factory):
 
 
 def test_views_are_found_by_angle_also_across_180(heads):
-    subject = data.HeldOut(heads)[0]
-    found = evaluate.find_views(subject, np.array([[180, 0], [-180, 0], [-7.5, 0]]))
+    source = data.HeldOut(heads)
+    found = evaluate.find_views(source, 0, np.array([[180, 0], [-180, 0], [-7.5, 0]]))
     assert found == [24, 24, 47]
     with pytest.raises(ValueError, match="no view at yaw 10, pitch 0"):
-        evaluate.find_views(subject, np.array([[10, 0]]))
+        evaluate.find_views(source, 0, np.array([[10, 0]]))
 
 
 def test_baselines_are_the_mean_and_the_nearest_training_head(heads):
@@ -31,7 +33,7 @@ def test_baselines_are_the_mean_and_the_nearest_training_head(heads):
     portrait = train.load(1, [0]).images  # its own nearest neighbour
     mean, nearest, chosen = evaluate.baselines(train, portrait, angles)
     assert chosen.tolist() == [1]
-    views = evaluate.find_views(train[0], angles)
+    views = evaluate.find_views(train, 0, angles)
     np.testing.assert_array_equal(nearest.images[0], train.load(1, views).images)
     everyone = np.mean([train.load(i, views).images for i in range(3)], axis=0)
     np.testing.assert_allclose(mean.images[0], everyone, atol=1e-6)
@@ -63,6 +65,18 @@ def test_command_writes_table_scores_and_pictures(heads, tmp_path, monkeypatch, 
     assert len(scores["tiny"]["psnr"]) == 2 and len(scores["tiny"]["consistency"]) == 2
     assert np.isfinite(scores["tiny"]["psnr"]).all()
     assert {path.name for path in out.glob("*.png")} == {"worst.png", "median.png", "best.png"}
+
+
+@pytest.mark.parametrize(
+    "items", [["runs/a/model", "runs/b/model"], ["x=a", "x=b"], ["a", "a: its autoencoder=b"],
+              ["mean training head=a"]],
+)  # fmt: skip
+def test_rows_of_one_name_are_refused(heads, capsys, items):
+    checkpoints = [part for item in items for part in ("--checkpoint", item)]
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([*checkpoints, "--data", str(heads)])
+    assert stopped.value.code == 2
+    assert "name each model: NAME=DIR" in capsys.readouterr().err
 
 
 def test_errors_name_the_folder(heads, tmp_path, capsys):

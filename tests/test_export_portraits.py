@@ -13,7 +13,7 @@ def test_exported_portrait_is_read_with_identity_and_truth(tmp_path):
     data = synthetic_shards.write_rings(tmp_path / "heads")
     arguments = ["--data", str(data), "--subjects", "1", "--out", str(tmp_path / "out")]
     export_portraits.main(arguments)
-    subject = HeldOut(data)[1]
+    subject = HeldOut(data).load(1)
     (path,) = portraits.find([tmp_path / "out"])
     portrait = portraits.read(path, synthetic_shards.SIZE)
     np.testing.assert_allclose(portrait.image, subject.images[0], atol=1e-2)

@@ -6,15 +6,17 @@ import pickle
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from synthetic_shards import SIZE, pixels, write_dataset
 from test_data import loader
+from tiny_model import random_autoencoder
 
 from data_prep import cache_latents as command
 from spinmeround_jax import checkpoints, data, latent_cache, latent_files, parameters
 from spinmeround_jax.autoencoder_training import latents_of
-from spinmeround_jax.models import Autoencoder, AutoencoderConfig
+from spinmeround_jax.models import AutoencoderConfig
 from spinmeround_jax.records import RecordError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SUBJECTS, VIEWS, BACKGROUNDS = 6, 8, 2
 CONFIG = AutoencoderConfig(
@@ -24,7 +26,7 @@ CONFIG = AutoencoderConfig(
 
 @pytest.fixture(scope="module")
 def autoencoder():
-    return Autoencoder(CONFIG, rngs=nnx.Rngs(0))
+    return random_autoencoder(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +193,7 @@ def test_latents_of_another_autoencoder_or_other_colours_are_refused(
     directory, cached, autoencoder, tmp_path
 ):
     copy = copy_of(cached, tmp_path)
-    other = Autoencoder(CONFIG, rngs=nnx.Rngs(1))
+    other = random_autoencoder(CONFIG, seed=1)
     for check in (cache, lambda *args: latent_cache.check_cache(*args, backgrounds=BACKGROUNDS)):
         with pytest.raises(RecordError, match=r"latents.json|autoencoder was .*, is .*delete"):
             check(other, copy, directory)
@@ -275,12 +277,13 @@ def test_command_writes_them_with_the_autoencoder_of_a_run(
     arguments = ["--data", str(directory), "--backgrounds", str(BACKGROUNDS), "--batch-size", "5"]
     arguments += ["--checkpoint", str(tmp_path / "autoencoder"), "--out", str(tmp_path / "out")]
     assert command.main(arguments) == 0
-    assert everything(tmp_path / "out") == everything(cached)
+    (out,) = (tmp_path / "out").iterdir()  # named by the autoencoder
+    assert everything(out) == everything(cached)
     assert command.main([*arguments, "--split", "nobody"]) == 1
     assert "no shards in split 'nobody'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main([*arguments, "--part", "2/2"])
     assert (
         SIZE // CONFIG.downsampling
-        == json.loads((tmp_path / "out" / "latents.json").read_text())["latent_shape"][0]
+        == json.loads((out / "latents.json").read_text())["latent_shape"][0]
     )

@@ -11,6 +11,8 @@ from tiny_model import random_model
 from spinmeround_jax import cameras, view_groups
 from spinmeround_jax.pipeline import NO_ABLATION, RELEASED, Pipeline, slerp, unit_normals
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Few steps and little noise: a random network has no reason to behave at sigma 700.
 SAMPLING = dataclasses.replace(
     RELEASED, steps=3, sigma_max=5.0, sigma_min=0.05, normals_steps=2, normals_guidance=0.5

@@ -1,6 +1,7 @@
 """The command for users, end to end: what it writes, and what it says when something is wrong."""
 
 import dataclasses
+import html
 import html.parser
 import json
 
@@ -10,7 +11,10 @@ from PIL import Image
 from tiny_model import CONFIG, random_model
 
 from spinmeround_jax import cameras, checkpoints, outputs, page, portraits, sample
+from spinmeround_jax.likeness import Likeness
 from spinmeround_jax.pipeline import RELEASED, Heads
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SIZE = CONFIG.image_size
 
@@ -97,7 +101,7 @@ def test_a_folder_of_portraits(command, tmp_path):
     assert settings["seed"] == 3
     assert settings["sampling"]["steps"] == 3
     assert settings["normals_space"] == "world"
-    assert settings["checkpoint"]["provenance"]["command"] == "test"
+    assert settings["provenance"]["command"] == "test"
     assert "--yaw-pitch" in settings["command"]
     with Image.open(out / "alice" / "normals" / names[0]) as normals:
         assert normals.text["normals_space"] == "world"
@@ -110,7 +114,8 @@ def test_a_folder_of_portraits(command, tmp_path):
     assert "sampled, +45°" in document
     assert "sampled, +33°" not in document
 
-    # The same again is skipped, and made again on demand, with the same result.
+    # The same again is skipped, and made again on demand, with the same result; other settings or
+    # another portrait are not the same.
     before = (out / "alice" / "views" / names[1]).read_bytes()
     code, text, _ = command("--input", inputs, *chosen, "--seed", 3)
     assert code == 0
@@ -121,6 +126,12 @@ def test_a_folder_of_portraits(command, tmp_path):
     assert "1 written, 0 skipped" in text
     assert (out / "alice" / "views" / names[1]).read_bytes() == before
     assert (out / "index.html").read_text().count("<article>") == 2
+    for change in ("--seed", "portrait"):
+        if change == "portrait":
+            portrait(inputs / "alice.png", seed=9)
+        _, text, _ = command("--input", inputs, *chosen, "--seed", 4)
+        expected = {"--seed": "2 written, 0 skipped", "portrait": "1 written, 1 skipped"}
+        assert expected[change] in text
 
 
 def test_the_input_is_among_the_views(command, tmp_path):
@@ -282,16 +293,17 @@ def test_bad_inputs_do_not_stop_the_good_one(command, tmp_path):
     inputs.mkdir()
     portrait(inputs / "good.png")
     portrait(inputs / "small.png", size=SIZE - 1)
-    Image.new("RGB", (SIZE, SIZE + 1)).save(inputs / "tall.png")
+    Image.new("RGB", (SIZE, SIZE + 1)).save(portrait(inputs / "tall.png"))
     (inputs / "text.png").write_text("no image")
     (inputs / "list.txt").write_text("good.png")
     whole = portrait(inputs / "cut.png", size=64)
     whole.write_bytes(whole.read_bytes()[:500])
-    Image.new("RGB", (SIZE, SIZE)).save(inputs / "nobody.png")
+    Image.new("RGB", (64, 64)).save(inputs / "nobody.png")
     Image.fromarray(np.zeros((SIZE, SIZE), np.uint16)).save(portrait(inputs / "deep.png"))
     code, text, error = command(
-        "--input", inputs, inputs / "missing.png", inputs / "list.txt", "--yaw-pitch", "0,0"
-    )
+        "--input", inputs, inputs / "missing.png", inputs / "list.txt", "--yaw-pitch", "0,0",
+        "--models", tmp_path / "no-models",
+    )  # fmt: skip
     assert code == 1
     assert "2 written, 0 skipped, 7 failed" in text
     for name in ("good", "deep"):  # 16 bits are scaled to 8
@@ -301,7 +313,7 @@ def test_bad_inputs_do_not_stop_the_good_one(command, tmp_path):
         "tall.png": "crop it to a square",
         "text.png": "not a readable image",
         "cut.png": "not a readable image",
-        "nobody.png": "no identity beside it",
+        "nobody.png": "no identity beside it (nobody.npy or .json), and to take it as a photo",
         "missing.png": "no such file",
         "list.txt": "not one of .png",
     }.items():
@@ -477,6 +489,90 @@ def test_the_page_escapes_names_and_loads_nothing(tmp_path):
     for _, attributes in parsed.tags:
         assert not {"src", "href", "onerror"} & set(attributes)
     assert "url(http" not in document
+
+
+def remove_a_view(folder):
+    (folder / "views" / outputs.view_name(1, np.array([120, 0]))).unlink()
+
+
+def cut_a_picture(folder):
+    path = folder / "input_normals.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def change_settings(folder, **changes):
+    path = folder / "settings.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (remove_a_view, "views/view_001_yaw+120.0_pitch+00.0.png is missing"),
+        (cut_a_picture, "head/input_normals.png is damaged"),
+        (lambda head: (head / "settings.json").write_text("["), "settings.json is damaged"),
+        (lambda head: (head / "settings.json").write_text("[" * 100_000), "settings.json is dam"),
+        (lambda head: change_settings(head, trajectory=[]), "do not fit"),
+        (lambda head: change_settings(head, observed_angles=3), "do not fit"),
+        (lambda head: change_settings(head, truth_angles=[[0, 0]]), "truth.png is missing"),
+        (lambda head: change_settings(head, likeness={"mean": 1}), "KeyError('views')"),
+    ],
+)
+def test_a_damaged_head_is_left_out_of_the_page(tmp_path, capsys, damage, reason):
+    for name in ("head", "sound"):
+        outputs.write_head(tmp_path / name, invented(cameras.turntable(3)), {})
+    damage(tmp_path / "head")
+    document = page.write_page(tmp_path).read_text()
+    assert document.count("<article>") == 1 and "<h2>sound</h2>" in document
+    assert "1 head." in document
+    (note,) = [line for line in document.splitlines() if "left out: head (" in line]
+    assert reason in html.unescape(note)
+    assert reason in capsys.readouterr().err
+
+
+def test_what_the_page_cannot_encode_does_not_stop_it(tmp_path):
+    outputs.write_head(tmp_path / "a", invented(cameras.turntable(3)), {"command": "\udcff"})
+    assert page.write_page(tmp_path).read_text().count("<article>") == 1
+
+
+def test_no_head_takes_the_place_of_the_page(tmp_path):
+    with pytest.raises(outputs.OutputError, match="rename the input"):
+        outputs.write_head(tmp_path / "index.html", invented(cameras.turntable(3)), {})
+    (tmp_path / "index.html").mkdir()
+    with pytest.raises(outputs.OutputError, match="not written by this program"):
+        page.write_page(tmp_path)
+
+
+def test_the_page_plots_the_likeness(tmp_path):
+    views = np.array([0.9, np.nan, -0.2])
+    measured = Likeness(views, recognition="0" * 64)
+    outputs.write_head(tmp_path / "a", invented(cameras.turntable(3)), {}, likeness=measured)
+    document = page.write_page(tmp_path).read_text()
+    assert "0.35 on average over the 2 of 3 views with a face" in document
+    # 0 degrees is the middle of 720, -120 a sixth; 120 is at the bottom, where -0.2 stands too.
+    assert (
+        '<circle cx="360.0" cy="12.0"' in document and '<circle cx="120.0" cy="120.0"' in document
+    )
+    assert document.count("<circle") == 2 and "-120°: -0.20</title>" in document
+    nobody = Likeness(np.full(3, np.nan), recognition="0" * 64)
+    outputs.write_head(tmp_path / "a", invented(cameras.turntable(3)), {}, likeness=nobody)
+    assert "no face was found in any view" in page.write_page(tmp_path).read_text()
+
+
+def test_the_page_is_quiet_for_screen_readers(tmp_path):
+    outputs.write_head(tmp_path / "a", invented(cameras.turntable(5)), {})
+    parsed = Collector()
+    parsed.feed(page.write_page(tmp_path).read_text())
+    by_tag = {tag: attributes for tag, attributes in parsed.tags}
+    assert by_tag["output"]["aria-live"] == "off"
+    assert by_tag["input"]["aria-valuetext"] == "0°"
+    assert by_tag["button"]["aria-label"] == "play"
+    stage = next(i for i, (_, attrs) in enumerate(parsed.tags) if attrs.get("class") == "stage")
+    assert all(
+        attrs.get("aria-hidden") == "true" for _, attrs in parsed.tags[stage + 1 : stage + 3]
+    )
+    tags = [tag for tag, _ in parsed.tags]
+    assert "style" not in tags[tags.index("body") :]
 
 
 def test_the_page_shows_every_frame(tmp_path):

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import reference_weights
 from flax import nnx
+from loading import load
 
 from spinmeround_jax import cameras, denoiser, guidance, samplers, schedules
 from spinmeround_jax.models import MultiViewUNet, UNetConfig
 from spinmeround_jax.sampling_steps import sample_jointly, sample_normals
-from spinmeround_jax.weights.released import unet_from_released
+from spinmeround_jax.weights import released
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def gaussian(x, sigma):
@@ -122,7 +125,7 @@ def tiny_unet():
     shapes = json.loads(path.read_text())["tiny_unet"]
     config = UNetConfig(model_channels=32, context_dim=576)
     unet = nnx.eval_shape(lambda: MultiViewUNet(config, rngs=nnx.Rngs(0)))
-    unet_from_released(unet, reference_weights.state_dict(shapes))
+    load(unet, released.targets(unet), reference_weights.state_dict(shapes))
     return nnx.split(unet)
 
 

@@ -19,6 +19,8 @@ from synthetic_shards import write_dataset
 from spinmeround_jax import checkpoints, data, loop, models, optim, parameters, sharding, train
 from spinmeround_jax.config import Config, OptimizerConfig, from_mapping
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MICRO = {
     "image_size": 16,
     "views": 4,
@@ -53,22 +55,6 @@ def directory(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     write_dataset(folder, subjects=4)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation(tmp_path_factory):
-    """Nearly all the time goes into compiling, and a resumed run compiles its programs again."""
-    settings = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "xla"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -139,6 +125,7 @@ def test_sigterm_exits_cleanly_and_the_same_command_resumes(directory, tmp_path)
     command = [
         sys.executable, "-m", "spinmeround_jax.train", "--config=configs/quickstart.py",
         f"--workdir={tmp_path}", f"--config.data.directory={directory}",
+        f"--config.latents.directory={tmp_path / 'latents'}",
         "--config.autoencoder_training.steps=2", "--config.autoencoder_training.lpips_weight=0.0",
         "--config.model.image_size=16", "--config.model.views=4",
         "--config.model.unet.model_channels=16", "--config.model.unet.channel_mult=(1,)",
@@ -165,7 +152,33 @@ def test_sigterm_exits_cleanly_and_the_same_command_resumes(directory, tmp_path)
     assert "optimizer.learning_rate: 0.001 -> 1.0" in refused.stderr
 
 
-def test_a_run_encodes_its_data_once_and_refuses_the_latents_of_another(directory, tmp_path):
+@pytest.mark.slow
+def test_a_pretrained_model_starts_on_several_devices(directory, tmp_path):
+    changes = {
+        "init_from": str(tmp_path / "init"), "autoencoder_training.steps": 0,
+        "optimizer.batch_size": 4, "stages": ({"steps": 2, "observed": (1,)},),
+    }  # fmt: skip
+    checkpoints.save_model(
+        tmp_path / "init", train.new_model(micro_config(directory, **changes)), {}
+    )
+    script = (
+        "import pathlib, jax, test_train as t; assert jax.device_count() == 4; "
+        f"config = t.micro_config({str(directory)!r}, **{changes!r}); "
+        f"t.train.train(config, pathlib.Path({str(tmp_path / 'run')!r}))"
+    )
+    tests = os.path.dirname(__file__)
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(tests), tests]),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert run.returncode == 0, run.stderr
+    assert "over 4 device(s)" in run.stdout
+
+
+def test_runs_with_the_same_autoencoder_encode_the_data_once(directory, tmp_path):
     stored = tmp_path / "latents"
     config = micro_config(
         directory,
@@ -173,15 +186,13 @@ def test_a_run_encodes_its_data_once_and_refuses_the_latents_of_another(director
         stages=({"steps": 2, "observed": (1,)},),
     )
     train.train(config, tmp_path / "run")
-    (moments,) = {path.name: path.stat().st_mtime_ns for path in stored.glob("*00000*.npy")}.items()
+    (moments,) = stored.glob("*/*00000*.npy")
+    written = moments.stat().st_mtime_ns
     assert checkpoints.load_model(tmp_path / "run" / "model").config == config.model
 
     train.train(config, tmp_path / "again")  # the same seed, so the same autoencoder
-    assert (stored / moments[0]).stat().st_mtime_ns == moments[1]  # used, not written again
-
-    other = dataclasses.replace(config, seed=1)
-    with pytest.raises(ValueError, match=r"latents.json: autoencoder was .*; delete the folder"):
-        train.train(other, tmp_path / "other")
+    assert moments.stat().st_mtime_ns == written  # used, not written again
+    assert list(stored.glob("*/*00000*.npy")) == [moments]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -242,7 +253,13 @@ def loss_of(setting):
             )
             compiled[ablation] = jax.jit(
                 lambda latents, batch: train.batch_loss(
-                    changed, graphdefs, params, empty_latent, latents, batch, jax.random.key(3)
+                    changed,
+                    graphdefs,
+                    params,
+                    empty_latent,
+                    latents,
+                    batch,
+                    *jax.random.split(jax.random.key(3)),
                 )[0]
             )
         return float(compiled[ablation](latents(random), dataclasses.replace(batch, **changes)))
@@ -406,9 +423,12 @@ def test_configs_have_the_same_fields():
     def keys(values):
         if isinstance(values, dict):
             return {name: keys(value) for name, value in values.items()}
+        if isinstance(values, tuple) and values and isinstance(values[0], dict):
+            return [keys(value) for value in values]
         return None
 
-    trees = [keys(dataclasses.asdict(full_config(name))) for name in ("quickstart", "tpu_v4")]
+    files = [importlib.import_module(f"configs.{name}") for name in ("quickstart", "tpu_v4")]
+    trees = [keys(file.get_config().to_dict()) for file in files]  # as written, before any check
     assert trees[0] == trees[1]
     assert json.dumps(trees[0]).count("null") > 80
 

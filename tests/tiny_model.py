@@ -6,7 +6,13 @@ from flax import nnx
 
 from spinmeround_jax import models, parameters
 from spinmeround_jax.config import ModelConfig
-from spinmeround_jax.models import AutoencoderConfig, IdentityEncoderConfig, Model, UNetConfig
+from spinmeround_jax.models import (
+    Autoencoder,
+    AutoencoderConfig,
+    IdentityEncoderConfig,
+    Model,
+    UNetConfig,
+)
 
 NETWORKS = ("unet", "autoencoder", "identity")
 CONFIG = ModelConfig(
@@ -25,22 +31,29 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
+def randomised(network, rng, spread=1.0):
+    """An abstract network with random values for every parameter, so that no output is zero.
+
+    Not the initialisers': to run them one by one takes longer than the tests.
+    """
+    graphdef, expected = parameters.split(network)
+    values = {}
+    for name, shape in expected.items():
+        noise = spread / np.sqrt(np.prod(shape.shape[:-1])) * rng.standard_normal(shape.shape)
+        values[name] = jnp.asarray(noise + name.endswith("scale"), jnp.float32)
+    return parameters.merge(graphdef, values)
+
+
 def random_model() -> Model:
-    """Random values for every parameter, so that no output is zero."""
     rng = np.random.default_rng(0)
 
-    def random(network):
-        graphdef, expected = parameters.split(network)
-        values = {}
-        for name, shape in expected.items():
-            spread = 1.0 / np.sqrt(np.prod(shape.shape[:-1]))
-            noise = spread * rng.standard_normal(shape.shape)
-            values[name] = jnp.asarray(noise + name.endswith("scale"), jnp.float32)
-        return parameters.merge(graphdef, values)
-
-    # Shapes only: running the initializers one by one takes longer than the tests.
     def build():
         model = models.build(CONFIG, rngs=nnx.Rngs(0))
         return [getattr(model, name) for name in NETWORKS]
 
-    return Model(CONFIG, *map(random, nnx.eval_shape(build)))
+    return Model(CONFIG, *(randomised(network, rng) for network in nnx.eval_shape(build)))
+
+
+def random_autoencoder(config: AutoencoderConfig, seed=0, spread=1.0) -> Autoencoder:
+    network = nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0)))
+    return randomised(network, np.random.default_rng(seed), spread)

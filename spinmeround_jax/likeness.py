@@ -1,0 +1,45 @@
+"""How much views look like the person: ArcFace similarity to the identity that was given."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from spinmeround_jax.photo.prepare import Models
+
+
+@dataclasses.dataclass(frozen=True)
+class Likeness:
+    """similarity: (n,) cosine of each view, NaN where no face is found, as from behind.
+
+    recognition: SHA-256 of the recognition model.
+    """
+
+    similarity: np.ndarray
+    recognition: str
+
+    @property
+    def faces(self) -> int:
+        """In how many views one was found."""
+        return int(np.isfinite(self.similarity).sum())
+
+    @property
+    def mean(self) -> float | None:
+        """Over the views with a face."""
+        return float(np.nanmean(self.similarity)) if self.faces else None
+
+
+def measure(images: np.ndarray, id_embedding: np.ndarray, models: Models) -> Likeness:
+    """Compare the largest face of each (n, H, W, 3) view in [-1, 1] with a (512,) unit identity.
+
+    Raises:
+        AssetError: a model is missing.
+    """
+    cosines = []
+    for view in np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8):
+        faces = models.finder.find(view)
+        # Landmarks count from pixel corners, recognition from pixel centres.
+        vector = models.recogniser.embed(view, faces[0].five - 0.5) if faces else None
+        cosines.append(np.nan if vector is None else float(vector @ id_embedding))
+    return Likeness(np.array(cosines, np.float64), models.recogniser.sha256)
