@@ -182,6 +182,8 @@ def _read_identity_file(path: pathlib.Path) -> np.ndarray:
         norm = float(np.linalg.norm(values.astype(np.float64)))
         if not np.isfinite(norm) or norm < 1e-6:
             raise ValueError(f"its length is {norm:g}")
+    except PortraitError:
+        raise
     except Exception as error:  # numpy, zip and JSON each have their own
         raise PortraitError(f"{path}: {wanted} ({_reason(error)})") from error
     return (values / norm).astype(np.float32)

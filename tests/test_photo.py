@@ -116,7 +116,7 @@ BAD_PHOTOS = {
     "at the border": (photo, five(centre=(10, 180)), "cut by the border of the photo; take one"),
     "tiny": (photo, five(side=80.0), "only 46 pixels tall; at least 60 are needed"),
     "extreme pose": (photo, five(yaw=85.0), "take a photo within 75 and 50"),
-    "not a face": (photo, [[9, 9], [300, 20], [100, 90], [20, 300], [350, 280]], "not those of a face"),
+    "not a face": (photo, [[150, 100], [250, 100], [330, 300], [170, 200], [230, 200]], "not those of a face"),
     "one point": (photo, [[50, 50]] * 5, "no head fits the landmarks"),
     "few pixels": (lambda path: photo(path, (30, 20)), five(), "30 x 20 pixels are too few"),
     "heic": (lambda path: path.write_bytes(HEIC), five(), "pillow-heif|not a readable image"),

@@ -237,7 +237,7 @@ def test_the_photos_own_transparency(models, tmp_path):
     image, _ = draw_photo()
     cut = image.convert("RGBA")
     alpha = np.full((640, 640), 255, np.uint8)
-    alpha[:, :200] = 0
+    alpha[:, :240] = 0
     cut.putalpha(Image.fromarray(alpha))
     cut.save(tmp_path / "a.png")
     prepared = prepare(tmp_path / "a.png", Options(), models)

@@ -120,12 +120,15 @@ def find_photos(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 
 def is_finished(folder: pathlib.Path, name: str) -> bool:
     """Whether both files of this portrait are there and ours."""
+    return _is_ours(folder / f"{name}.json") and (folder / f"{name}.png").is_file()
+
+
+def _is_ours(record: pathlib.Path) -> bool:
     try:
-        record = json.loads((folder / f"{name}.json").read_text())
+        about = json.loads(record.read_text())
     except (OSError, ValueError):
         return False
-    ours = isinstance(record, dict) and record.get("generator") == GENERATOR
-    return ours and (folder / f"{name}.png").is_file()
+    return isinstance(about, dict) and about.get("generator") == GENERATOR
 
 
 def write(folder: pathlib.Path, prepared: Prepared, with_preview: bool) -> None:
@@ -135,7 +138,7 @@ def write(folder: pathlib.Path, prepared: Prepared, with_preview: bool) -> None:
         PhotoError: files of that name are there that we did not write.
     """
     image, record = folder / f"{prepared.name}.png", folder / f"{prepared.name}.json"
-    if (image.exists() or record.exists()) and not is_finished(folder, prepared.name):
+    if (image.exists() or record.exists()) and not _is_ours(record):
         raise PhotoError(
             f"{prepared.path}: {image.name} or {record.name} is in the way in {folder}, not written "
             "by this program; move it, or choose another --out"
