@@ -88,7 +88,7 @@ def is_view_set(path: pathlib.Path) -> bool:
 
 def _is_portrait(path: pathlib.Path) -> bool:
     return (
-        path.suffix.lower() in IMAGE_SUFFIXES
+        images.is_picture_name(path)
         and not path.name.startswith(".")
         and not path.name.lower().endswith(TRUTH_SUFFIX)
         and path.is_file()

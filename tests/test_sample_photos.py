@@ -53,7 +53,7 @@ def test_a_folder_of_photos(models, tmp_path, capsys, monkeypatch):
     )
     photos = tmp_path / "photos"
     photos.mkdir()
-    photo_models.draw_photo()[0].save(photos / "ann.jpg", quality=95)
+    photo_models.draw_photo()[0].save(photos / "ann.png")
     photo_models.draw_photo(noses=())[0].save(photos / "wall.png")
     # The view that was given does not count; one has a face, one has none.
     measured = likeness.Likeness(np.array([1.0, 0.5, np.nan]), assets.RECOGNITION.sha256)
