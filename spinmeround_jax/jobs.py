@@ -41,7 +41,7 @@ class Job:
     source: dict[str, Any]
     truth: portraits.Truth | None = None
     recognition: str | None = None  # SHA-256 of the model that made the identity, if known
-    inputs: dict[str, str] = dataclasses.field(default_factory=dict)  # see Plan.inputs
+    request: dict[str, Any] = dataclasses.field(default_factory=dict)  # see Plan.request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +62,27 @@ class Plan:
     files: tuple[pathlib.Path, ...]  # that it is made from
     load: Callable[[], Job]
 
-    def inputs(self) -> dict[str, str]:
-        """SHA-256 of each file by name, those that are there."""
-        found = {}
-        for path in self.files:
-            if path.is_file():
-                with path.open("rb") as file:
-                    found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return found
+    options: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # what else decides the result
+
+    def request(self) -> dict[str, Any]:
+        """All that decides the result beside the run's settings, for JSON."""
+        return {
+            "seed": self.seed,
+            "observed_angles": [list(pair) for pair in self.observed_angles],
+            "files": [[path.name, _sha256(path)] for path in self.files],
+            **self.options,
+        }
+
+
+def _sha256(path: pathlib.Path) -> str | None:
+    """None where there is no such file, or none that can be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def new_people(count: int, seed: int, size: int) -> list[Plan]:
@@ -100,7 +113,10 @@ def interpolated(
         # One seed for all: only the identity changes along the way.
         jobs.append(Job(name, _no_images(size), identity, seed, source))
     files = (*portraits.files_of(first), *portraits.files_of(second))
-    return [Plan(job.name, (), seed, files, partial(_same, job)) for job in jobs]
+    return [
+        Plan(job.name, (), seed, files, partial(_same, job), {"fraction": job.source["fraction"]})
+        for job in jobs
+    ]
 
 
 def one_person(files: Sequence[pathlib.Path], angles: Angles, seed: int, size: int) -> Plan:
@@ -123,7 +139,9 @@ def from_inputs(paths: Sequence[pathlib.Path], seed: int, size: int, photos: Pho
                 if photo
                 else partial(_from_portrait, path, seed, size)
             )
-            plans.append(Plan(path.stem, FRONT, seed, portraits.files_of(path), load))
+            options = dataclasses.asdict(photos.options) if photo else {}
+            files = portraits.files_of(path)
+            plans.append(Plan(path.stem, FRONT, seed, files, load, options))
             continue
         try:
             plans.append(_plan_views(path.name, *read_view_set(path), seed, size))
@@ -203,7 +221,9 @@ def _from_photo(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job
     try:
         prepared = prepare(path, photos.options, photos.models)
     except PhotoError as error:
-        raise PortraitError(str(error)) from error
+        raise PortraitError(
+            f"{error} (python -m spinmeround_jax.photo prepares photos with more options)"
+        ) from error
     except AssetError as error:
         raise PortraitError(
             f"{path}: no identity beside it ({path.stem}.npy or .json), and to take it as a photo: "
@@ -222,4 +242,5 @@ def _from_photo(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job
 def _from_views(name: str, files: Sequence[pathlib.Path], seed: int, size: int) -> Job:
     images = np.stack([portraits.read_image(file, size) for file in files])
     source = {"observed": [str(file) for file in files]}
-    return Job(name, images, portraits.read_identity(files[0]), seed, source)
+    identity, recognition = portraits.read_identity(files[0]), portraits.read_recognition(files[0])
+    return Job(name, images, identity, seed, source, recognition=recognition)

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from spinmeround_jax.photo.faces import FaceError
 from spinmeround_jax.photo.prepare import Models
 
 
@@ -38,8 +39,11 @@ def measure(images: np.ndarray, id_embedding: np.ndarray, models: Models) -> Lik
     """
     cosines = []
     for view in np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8):
-        faces = models.finder.find(view)
-        # Landmarks count from pixel corners, recognition from pixel centres.
-        vector = models.recogniser.embed(view, faces[0].five - 0.5) if faces else None
+        try:
+            faces = models.finder.find(view)
+            # Landmarks count from pixel corners, recognition from pixel centres.
+            vector = models.recogniser.embed(view, faces[0].five - 0.5) if faces else None
+        except FaceError:  # of this view; the head itself is fine
+            vector = None
         cosines.append(np.nan if vector is None else float(vector @ id_embedding))
     return Likeness(np.array(cosines, np.float64), models.recogniser.sha256)

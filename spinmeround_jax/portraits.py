@@ -158,6 +158,8 @@ def has_identity(path: pathlib.Path) -> bool:
 
 def read_recognition(path: pathlib.Path) -> str | None:
     """SHA-256 of the model that made a portrait's identity, where `photo` wrote it down."""
+    if path.with_suffix(".npy").is_file():
+        return None  # the identity is read from there, and it does not say
     try:
         recognition = json.loads(path.with_suffix(".json").read_text())["recognition"]["sha256"]
     except Exception:  # no JSON, or none of ours

@@ -239,10 +239,11 @@ def plan(args: argparse.Namespace, size: int, photos: jobs.Photos) -> list[jobs.
     return jobs.from_inputs(args.input, args.seed, size, photos)
 
 
-def photo_settings(args: argparse.Namespace, model: Model) -> jobs.Photos:
+def photo_settings(args: argparse.Namespace) -> jobs.Photos:
     """How photos become portraits; models are loaded when the first one needs them."""
-    # The release's rays tell the release's weights, which know heads as PanoHead crops them.
-    framing = "panohead" if model.config.rays == "released" else "canonical"
+    # The released weights know heads as PanoHead crops them, others as data_prep places them.
+    kind = checkpoints.read_provenance(args.checkpoint).get("kind")
+    framing = "panohead" if kind == "released weights" else "canonical"
     return jobs.Photos(
         Models(args.models), Options(args.face, framing, "keep" if args.keep_background else "auto")
     )
@@ -307,7 +308,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     except ValueError as error:
         raise UsageError(f"{args.checkpoint}: {error}") from error
     sampling = sampling_settings(args, defaults)
-    photos = photo_settings(args, model)
+    photos = photo_settings(args)
     plans = plan(args, model.config.image_size, photos)
     common = settings_of(args, model, sampling, argv)
     # What decides the pictures: a head that was made with the same is left alone.
@@ -317,9 +318,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         p
         for p in plans
         if args.overwrite
-        or not outputs.is_finished(
-            args.out / p.name, {**same, "seed": p.seed, "inputs": p.inputs()}
-        )
+        or not outputs.is_finished(args.out / p.name, {**same, "request": p.request()})
     ]
 
     failed = 0
@@ -372,14 +371,16 @@ def group(plans: list[jobs.Plan], size: int) -> list[list[jobs.Plan]]:
     return [same[i : i + size] for same in alike.values() for i in range(0, len(same), size)]
 
 
-def load(batch: list[jobs.Plan]) -> tuple[list[Job], list[PortraitError]]:
+def load(batch: list[jobs.Plan]) -> tuple[list[Job], list[str]]:
     """Those that can be read, and what is wrong with the others."""
     loaded, errors = [], []
     for p in batch:
         try:
-            loaded.append(dataclasses.replace(p.load(), inputs=p.inputs()))
+            loaded.append(dataclasses.replace(p.load(), request=p.request()))
         except PortraitError as error:
-            errors.append(error)
+            errors.append(str(error))
+        except OSError as error:
+            errors.append(f"{p.name}: cannot be read ({error})")
     return loaded, errors
 
 
@@ -405,7 +406,7 @@ def make(
     seconds = round((time.monotonic() - began) / len(batch), 1)
     failed = 0
     for i, job in enumerate(batch):
-        about = {"source": job.source, "inputs": job.inputs, "seed": job.seed, "seconds": seconds}
+        about = {"source": job.source, "request": job.request, "seed": job.seed, "seconds": seconds}
         settings = {**about, **common}
         folder = args.out / job.name
         try:

@@ -228,6 +228,12 @@ def load_pretrained(config: Config) -> Model:
         found, expected = getattr(model.config, part), getattr(config.model, part)
         if found != expected:
             raise ValueError(f"{config.init_from}: {part} is {found}, the config says {expected}")
+    kind = checkpoints.read_provenance(config.init_from).get("kind")
+    if kind != "initialisation for training" and model.config.rays != config.model.rays:
+        raise ValueError(
+            f"{config.init_from}: learnt {model.config.rays!r} rays, the config says "
+            f"model.rays = {config.model.rays!r}, which mean something else in every channel"
+        )
     return model
 
 

@@ -201,6 +201,10 @@ def test_a_folder_that_mixes_portraits_and_sets_of_views(command, tmp_path):
     assert settings["observed_angles"] == [[0, 0], [40, 0], [-90, 5]]
     code, text, _ = command("--input", inputs / "three", "--yaw-pitch", "20,0")
     assert "0 written, 1 skipped" in text
+    described[1]["yaw"] = 50
+    (inputs / "three" / "views.json").write_text(json.dumps(described))
+    code, text, _ = command("--input", inputs / "three", "--yaw-pitch", "20,0")
+    assert "1 written, 0 skipped" in text
 
 
 @pytest.mark.parametrize(

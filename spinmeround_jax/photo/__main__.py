@@ -191,7 +191,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             prepared = prepare(photo, options, models, given.get(photo.name))
             write(args.out, prepared, args.preview)
-        except (PhotoError, AssetError) as error:
+        except (PhotoError, AssetError, OSError) as error:
             failed += 1
             print(f"error: {error}", file=sys.stderr)
             continue
@@ -210,6 +210,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, LandmarksError, AssetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the portraits written so far are complete", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
