@@ -321,7 +321,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         or not outputs.is_finished(args.out / p.name, {**same, "request": p.request()})
     ]
 
-    failed = 0
+    failed, unread = 0, []
     if wanted:
         with tqdm(desc="starting", unit="eval", dynamic_ncols=True) as bar:
 
@@ -346,6 +346,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
                 for error in errors:
                     tqdm.write(f"error: {error}", file=sys.stderr)
                 failed += len(errors)
+                unread += errors
                 # What cannot be read will not be sampled.
                 bar.total -= evaluations(batch[: len(errors)]) if errors else 0
                 if loaded:
@@ -356,6 +357,8 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
 
     skipped = len(plans) - len(wanted)
     print(f"{len(wanted) - failed} written, {skipped} skipped, {failed} failed")
+    for error in unread:  # again, as the first may have scrolled away
+        print(f"failed: {error}")
     if skipped:
         print(f"skipped: in {args.out}, made with the same; --overwrite makes them again")
     if args.out.is_dir():
