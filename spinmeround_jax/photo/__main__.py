@@ -193,7 +193,8 @@ def run(args: argparse.Namespace) -> int:
             write(args.out, prepared, args.preview)
         except (PhotoError, AssetError, OSError) as error:
             failed += 1
-            print(f"error: {error}", file=sys.stderr)
+            where = f"{photo}: " if isinstance(error, OSError) else ""
+            print(f"error: {where}{error}", file=sys.stderr)
             continue
         written += 1
         for note in prepared.notes:
