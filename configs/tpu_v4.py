@@ -20,11 +20,16 @@ def get_config() -> ConfigDict:
     config.init_from = "weights/init"
     config.train_identity_encoder = False  # Arc2Face's, as it is
     config.compute_dtype = "bfloat16"
+    config.mesh = ConfigDict(dict(fsdp=8, views=1))
+    config.remat = "elementwise"
+    config.accumulation = 1
 
     config.model = ConfigDict()
     config.model.image_size = 512
     config.model.views = 8
     config.model.rays = "released"
+    config.model.latent_mean = ()  # Stable Diffusion's latents as they are
+    config.model.latent_std = ()
     config.model.unet = ConfigDict(
         dict(
             in_channels=153,

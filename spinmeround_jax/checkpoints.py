@@ -37,6 +37,9 @@ FREE_FIELDS = (
     "checkpoint_every",
     "keep_checkpoints",
     "sampling",
+    "mesh",
+    "remat",
+    "accumulation",
     "data.directory",
     "data.workers",
     "data.prefetch",
@@ -131,10 +134,6 @@ class Checkpoints:
             raise CheckpointError(f"{folder}: {error}. {_UNREADABLE}") from error
         loader.set_state(_from_json(restored["loader"]["state"]))
         return restored["state"]
-
-    def should_stop(self, step: int) -> bool:
-        """Whether a process of a multi-process run was told to end (JAX's preemption service)."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
     def wait(self) -> None:
         """Return when everything saved is on disk."""

@@ -27,6 +27,8 @@ class ModelConfig:
     unet: UNetConfig
     autoencoder: AutoencoderConfig
     identity: IdentityEncoderConfig
+    latent_mean: tuple[float, ...]  # of RGB and normal latents' channels, see `latents`;
+    latent_std: tuple[float, ...]  # () takes them as the autoencoder gives them
 
     @property
     def latent_size(self) -> int:
@@ -45,6 +47,8 @@ FULL_SIZE = ModelConfig(
     unet=UNetConfig(),
     autoencoder=AutoencoderConfig(),
     identity=IdentityEncoderConfig(),
+    latent_mean=(),
+    latent_std=(),
 )
 
 
@@ -100,6 +104,14 @@ class NoiseConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices share what; the rest of the devices share the examples (`sharding`)."""
+
+    fsdp: int  # parameters and optimizer state, beside examples; 1 copies them to every device
+    views: int  # the views of one example
+
+
+@dataclasses.dataclass(frozen=True)
 class AutoencoderTrainingConfig:
     """Training of the autoencoder itself; steps = 0 where pretrained weights are loaded."""
 
@@ -141,6 +153,9 @@ class Config:
     init_from: str  # directory written by `convert`, or "" to start from scratch
     train_identity_encoder: bool
     compute_dtype: str  # "float32" | "bfloat16"; master weights are float32
+    mesh: MeshConfig
+    remat: str  # what the backward pass computes again: "nothing" | "elementwise" | "blocks"
+    accumulation: int  # parts of the batch whose gradients are added up, one after another
     data: DataConfig
     latents: LatentsConfig
     noise: NoiseConfig

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spinmeround_jax import cameras
 from spinmeround_jax import preconditioning as edm
+from spinmeround_jax.config import ModelConfig
 
+Array = TypeVar("Array", np.ndarray, jax.Array)
 Network = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -36,6 +40,30 @@ class Conditioning:
     observed_latents: jax.Array
     raymap: jax.Array
     mask: jax.Array
+
+
+def standardise(latents: Array, config: ModelConfig) -> Array:
+    """(..., 2 z) latents of the autoencoder, RGB half first -> those that are denoised.
+
+    Images and normal maps share one autoencoder but not their statistics; sigma_data = 1 wants every
+    channel of both at zero mean and unit deviation.
+    """
+    if not config.latent_std:
+        return latents
+    return (latents - np.float32(config.latent_mean)) / np.float32(config.latent_std)
+
+
+def restore(latents: Array, config: ModelConfig) -> Array:
+    """The inverse of `standardise`."""
+    if not config.latent_std:
+        return latents
+    return latents * np.float32(config.latent_std) + np.float32(config.latent_mean)
+
+
+def deny_normals(latents: jax.Array) -> jax.Array:
+    """The ablation without normals: their half is zero, which the network then learns to give back."""
+    z = latents.shape[-1] // 2
+    return jnp.where(jnp.arange(2 * z) < z, latents, 0.0)
 
 
 def condition(

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spinmeround_jax import data, latent_files, parameters, sharding, shards
+from spinmeround_jax.files import as_path
 from spinmeround_jax.manifest import read_manifest
 from spinmeround_jax.models import Autoencoder
 
@@ -27,7 +28,7 @@ def fingerprint(autoencoder: Autoencoder) -> str:
 
 def folder(directory: str | pathlib.Path, autoencoder: Autoencoder) -> pathlib.Path:
     """Where in `directory` training keeps what this autoencoder made: runs that differ do not meet."""
-    return pathlib.Path(directory) / fingerprint(autoencoder)[:12]
+    return as_path(directory) / fingerprint(autoencoder)[:12]
 
 
 def cache_latents(
@@ -52,7 +53,7 @@ def cache_latents(
     Raises:
         RecordError: damaged data, or `directory` holds latents of something else.
     """
-    directory, (first, step) = pathlib.Path(directory), part
+    directory, (first, step) = as_path(directory), part
     if not 0 <= first < step or backgrounds < 0:
         raise ValueError(f"part {first}/{step} needs 0 <= i < n, backgrounds {backgrounds} >= 0")
     source = data.SubjectSource(data_directory, split)
@@ -78,7 +79,7 @@ def check_cache(
     backgrounds: int,
 ) -> None:
     """Raises RecordError unless `directory` was written by `cache_latents` of the same."""
-    directory = pathlib.Path(directory)
+    directory = as_path(directory)
     wanted = describe(autoencoder, data_directory, backgrounds)
     latent_files.check_same(directory, latent_files.read_description(directory), wanted)
 
@@ -131,7 +132,7 @@ def _colours(subject: str, description: latent_files.Description) -> np.ndarray:
 
 def _encoder(autoencoder: Autoencoder, batch_size: int):
     """(n, H, W, 3) in [-1, 1] -> (n, h, w, 2z) float16 moments, over all devices of the process."""
-    mesh = sharding.make_mesh(jax.local_devices())
+    mesh = sharding.make_mesh(devices=jax.local_devices())
     batch_size += -batch_size % mesh.devices.size
     graphdef, params = parameters.split(autoencoder)
     params = jax.device_put(params, sharding.replicated(mesh))

@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
-from spinmeround_jax import sharding
+from spinmeround_jax import distributed, sharding
 from spinmeround_jax.checkpoints import Checkpoints
 from spinmeround_jax.optim import TrainState
 
@@ -36,7 +36,7 @@ class NotFiniteError(FloatingPointError):
 
 
 class Preempted(Exception):
-    """SIGTERM or SIGINT arrived; a checkpoint has been written."""
+    """SIGTERM or SIGINT arrived, here or in another process; a checkpoint has been written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +76,7 @@ def run(
     start = int(state.step)
     recent: list[dict[str, jax.Array]] = []  # metrics since the last report, on the device
     clock = time.monotonic()
+    several = jax.process_count() > 1
 
     def check() -> None:
         if (bad := int(state.bad_step)) >= 0:
@@ -83,7 +84,7 @@ def run(
 
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.wait)  # however this ends, what was saved gets to the disk
-        signalled = stack.enter_context(_signals())
+        signalled = stack.enter_context(_signals(several))
         bar = stack.enter_context(_progress(name, start, steps, writer is not None))
         for step in range(start + 1, steps + 1):
             batch = next(loader)
@@ -93,7 +94,7 @@ def run(
                 jax.block_until_ready(recent[-1 - QUEUED_STEPS])
             bar.update()
 
-            stop = bool(signalled) or checkpoints.should_stop(step)
+            stop = distributed.should_stop(step) if several else bool(signalled)
             if step % cadence.log == 0 or step == steps or stop:
                 check()
                 now = time.monotonic()
@@ -157,17 +158,24 @@ def _progress(name: str, start: int, steps: int, visible: bool) -> tqdm.tqdm:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; a second SIGINT interrupts at once."""
+def _signals(several: bool) -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT instead of dying of them; a second SIGINT interrupts at once.
+
+    With several processes SIGTERM is left to JAX, which tells all of them, and SIGINT becomes one: see
+    `distributed.should_stop`.
+    """
     received: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
+        if several:
+            distributed.request_stop()
         _logger.warning("%s: finishing this step", signal.Signals(number).name)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    caught = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, note) for number in caught}
     try:
         yield received
     finally:

@@ -2,8 +2,8 @@
 
 Arrays in, arrays out: no files and no flags. Each step is one jitted program with the loop over
 sigmas inside; all heads, inputs and groups of views of a step are one batch, cut into chunks of at
-most `max_batch` examples. Chunks are padded to a power of two, so that few programs are ever
-compiled, and none on a second call with the same sizes.
+most `max_batch` examples per device, which are split over the devices. Chunks are padded to a power
+of two, so that few programs are ever compiled, and none on a second call with the same sizes.
 
 Angles are (yaw, pitch) in degrees relative to the first observed view, which is yaw 0, pitch 0.
 """
@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from numpy.typing import ArrayLike
 
-from spinmeround_jax import cameras, samplers, sampling_steps, schedules
+from spinmeround_jax import cameras, samplers, sampling_steps, schedules, sharding
 from spinmeround_jax.config import AblationConfig, SamplingConfig, from_mapping
+from spinmeround_jax.denoiser import restore, standardise
 from spinmeround_jax.models import Model
+from spinmeround_jax.models.attention_kernels import best_for
 from spinmeround_jax.view_groups import IN_GROUP, anchor_angles, plan_views
 
 # The released code's values; 6.1 is its in-painting weight, free of the resolution (guidance.py).
@@ -92,7 +96,8 @@ class Pipeline:
         model: the networks; they are split once here, so later changes to them are not seen.
         sampling: `RELEASED`, or the values that the model was trained to be sampled with.
         ablation: what the model was denied in training.
-        max_batch: examples (of `model.config.views` views) of one call of the network.
+        max_batch: examples (of `model.config.views` views) of one call of the network, per device.
+        devices: over which the examples are split; None takes all of this process.
         progress: see `Progress`.
     """
 
@@ -103,6 +108,7 @@ class Pipeline:
         ablation: AblationConfig = NO_ABLATION,
         max_batch: int = 8,
         progress: Progress | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ):
         if sampling.sampler not in samplers.SAMPLERS:
             names = ", ".join(samplers.SAMPLERS)
@@ -116,18 +122,23 @@ class Pipeline:
         self.ablation = ablation
         self.max_batch = max_batch
         self.progress = progress or (lambda step, evaluations: None)
-        self._unet = nnx.split(model.unet)
-        self._autoencoder = nnx.split(model.autoencoder)
-        self._identity = nnx.split(model.identity)
+        self._mesh = sharding.make_mesh(devices=devices or jax.local_devices())
+        self._kernel = best_for(self._mesh.devices.flat[0], jnp.dtype(model.unet.dtype))
+        self._unet, self._autoencoder, self._identity = (
+            (graphdef, jax.device_put(state, sharding.replicated(self._mesh)))
+            for graphdef, state in map(nnx.split, (model.unet, model.autoencoder, model.identity))
+        )
         self._sigmas = schedules.karras_sigmas(
             sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho
         )
         size = self.config.image_size
         graphdef, state = self._identity
         self.empty_context = np.asarray(sampling_steps.empty_context(state, graphdef=graphdef))
-        grey = self.encode(np.zeros((1, size, size, 3), np.float32))[0]
-        normals = np.zeros_like(grey) if ablation.no_normals else grey
-        self._empty_latent = np.concatenate([grey, normals], axis=-1)
+        grey = np.zeros((1, size, size, 3), np.float32)
+        halves = [self.encode(grey, "image")[0], self.encode(grey, "normals")[0]]
+        if ablation.no_normals:
+            halves[1] = np.zeros_like(halves[1])
+        self._empty_latent = np.concatenate(halves, axis=-1)
 
     # -- networks, in chunks
 
@@ -137,22 +148,23 @@ class Pipeline:
             return np.broadcast_to(self.empty_context, (heads, *self.empty_context.shape[1:]))
         graphdef, state = self._identity
         batch = {"id_embedding": np.asarray(id_embeddings, np.float32)}
-        return self._chunked(
-            functools.partial(sampling_steps.contexts, graphdef=graphdef), state, batch
-        )
+        contexts = functools.partial(sampling_steps.contexts, graphdef=graphdef, mesh=self._mesh)
+        return self._chunked(contexts, state, batch)
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """(n, H, W, 3) in [-1, 1] -> (n, h, w, z) scaled mean latents."""
+    def encode(self, pictures: np.ndarray, kind: Literal["image", "normals"]) -> np.ndarray:
+        """(n, H, W, 3) in [-1, 1] -> (n, h, w, z): that half of the mean latents."""
         graphdef, state = self._autoencoder
-        encode = functools.partial(sampling_steps.encode, graphdef=graphdef)
-        return self._chunked(encode, state, {"images": images}, 4 * self.max_batch)
+        encode = functools.partial(sampling_steps.encode, graphdef=graphdef, mesh=self._mesh)
+        half = self._chunked(encode, state, {"images": pictures}, 4 * self.max_batch)
+        both = standardise(np.concatenate([half, half], axis=-1), self.config)
+        return np.split(both, 2, axis=-1)[("image", "normals").index(kind)]
 
-    def decode(self, latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def decode(self, sampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(..., h, w, 2z) -> images and unit normals, each (..., H, W, 3) in [-1, 1]."""
         graphdef, state = self._autoencoder
-        halves = np.stack(np.split(latents, 2, axis=-1))
+        halves = np.stack(np.split(restore(sampled, self.config), 2, axis=-1))
         flat = halves.reshape(-1, *halves.shape[-3:])
-        decode = functools.partial(sampling_steps.decode, graphdef=graphdef)
+        decode = functools.partial(sampling_steps.decode, graphdef=graphdef, mesh=self._mesh)
         images = self._chunked(decode, state, {"latents": flat}, 4 * self.max_batch)
         images = images.reshape(*halves.shape[:-3], *images.shape[1:])
         return images[0], unit_normals(images[1])
@@ -190,6 +202,8 @@ class Pipeline:
                 np.float32(self.sampling.normals_guidance),
                 graphdef=graphdef,
                 rays=self.config.rays,
+                kernel=self._kernel,
+                mesh=self._mesh,
             )
 
         def report(examples):
@@ -345,7 +359,7 @@ class Pipeline:
         if not observed or self.ablation.no_image:
             return np.tile(self._empty_latent, (heads, observed, 1, 1, 1))
         latents = self.estimate_normals(
-            self.encode(images.reshape(-1, size, size, 3)),
+            self.encode(images.reshape(-1, size, size, 3), "image"),
             np.tile(observed_angles, (heads, 1)),
             np.repeat(context, observed, axis=0),
             np.repeat(seeds, observed),
@@ -383,6 +397,8 @@ class Pipeline:
                 sampler=self.sampling.sampler,
                 guided=guided,
                 shared_noise=self.sampling.shared_noise,
+                kernel=self._kernel,
+                mesh=self._mesh,
             )
 
         def report(examples):
@@ -401,14 +417,17 @@ class Pipeline:
 
     def _chunked(self, program, state, batch, size=None, report=None) -> np.ndarray:
         """`program(state, batch)` over a dictionary of arrays with a common first axis."""
-        size = size or self.max_batch
+        devices = self._mesh.devices.size
+        size = (size or self.max_batch) * devices
         examples = len(next(iter(batch.values())))
+        split = sharding.batch_sharding(self._mesh)
         results = []
         for start in range(0, examples, size):
             count = min(size, examples - start)
             padded = min(size, 1 << (count - 1).bit_length())
+            padded += -padded % devices
             rows = start + np.minimum(np.arange(padded), count - 1)
-            chunk = {name: array[rows] for name, array in batch.items()}
+            chunk = {name: jax.device_put(a[rows], split) for name, a in batch.items()}
             results.append(np.array(program(state, chunk))[:count])
             if report:
                 report(count)

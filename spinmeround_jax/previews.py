@@ -14,7 +14,13 @@ from PIL import Image
 
 from spinmeround_jax import cameras, data, parameters, schedules
 from spinmeround_jax.config import Config, DataConfig
-from spinmeround_jax.denoiser import condition, unconditional
+from spinmeround_jax.denoiser import (
+    condition,
+    deny_normals,
+    restore,
+    standardise,
+    unconditional,
+)
 from spinmeround_jax.manifest import read_manifest
 from spinmeround_jax.sampling_steps import sample_jointly
 
@@ -66,10 +72,11 @@ def reconstructions(
     return grid(np.stack(rows))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _sample(
     graphdefs: tuple[tuple[str, nnx.GraphDef], ...],
     config: Config,
+    everywhere: jax.sharding.Sharding,
     params: dict[str, parameters.Parameters],
     empty_latent: jax.Array,
     images: jax.Array,
@@ -82,15 +89,15 @@ def _sample(
     autoencoder, identity = networks["autoencoder"], networks["identity"]
     b, v = world_to_camera.shape[:2]
     seen = jnp.concatenate([autoencoder.encode(images), autoencoder.encode(normals)], axis=-1)
-    z = config.model.autoencoder.latent_channels
-    has_normals = jnp.where(jnp.arange(2 * z) < z, 1.0, 0.0 if config.ablation.no_normals else 1.0)
-    seen = (empty_latent if config.ablation.no_image else seen) * has_normals
-    latents = jnp.zeros((b, v, *seen.shape[-3:])).at[:, 0].set(seen)
+    seen = empty_latent if config.ablation.no_image else standardise(seen, config.model)
+    if config.ablation.no_normals:
+        seen = deny_normals(seen)
+    observed = jnp.zeros((b, v, *seen.shape[-3:])).at[:, 0].set(seen)
     context = identity.empty() if config.ablation.no_identity else identity(id_embedding)
     conditional = condition(
         jnp.broadcast_to(context, (b, *context.shape[1:])),
         jnp.broadcast_to(jnp.arange(v) == 0, (b, v)),
-        latents,
+        observed,
         world_to_camera,
         config.model.rays,
     )
@@ -100,19 +107,20 @@ def _sample(
             SAMPLING_STEPS, sampling.sigma_min, sampling.sigma_max, sampling.rho
         )
     )
-    shape = (b, 1 if sampling.shared_noise else v, *latents.shape[2:])
-    latents = sample_jointly(
+    shape = (b, 1 if sampling.shared_noise else v, *observed.shape[2:])
+    sampled = sample_jointly(
         networks["unet"],
-        jnp.broadcast_to(jax.random.normal(jax.random.key(0), shape), latents.shape),
+        jnp.broadcast_to(jax.random.normal(jax.random.key(0), shape), observed.shape),
         conditional,
-        unconditional(conditional, identity.empty(), empty_latent * has_normals),
+        unconditional(conditional, identity.empty(), empty_latent),
         sigmas,
         sampling.guidance_scale,
         sampling.sampler,
     )
-    halves = jnp.stack(jnp.split(latents, 2, axis=-1), axis=1)
+    halves = jnp.stack(jnp.split(restore(sampled, config.model), 2, axis=-1), axis=1)
     decoded = autoencoder.decode(halves.reshape(-1, *halves.shape[3:]))
-    return decoded.reshape(b, 2, v, *decoded.shape[1:])
+    decoded = decoded.reshape(b, 2, v, *decoded.shape[1:])
+    return jax.lax.with_sharding_constraint(decoded, everywhere)  # so that every process has it all
 
 
 def anchors(
@@ -132,6 +140,7 @@ def anchors(
     pictures = _sample(
         tuple(graphdefs.items()),
         config,
+        empty_latent.sharding,
         params,
         empty_latent,
         np.stack([subject.images[0] for subject in subjects]),

@@ -1,21 +1,26 @@
 """The jitted programs of sampling, with the loop over sigmas inside (SPEC section 4).
 
 Networks come as (graphdef, state) of `nnx.split`: the state is an argument, the graphdef static, so
-that all `Pipeline`s of one architecture share their compiled programs.
+that all `Pipeline`s of one architecture share their compiled programs. Every program runs on each
+device of a mesh with that device's examples; nothing is sent between devices.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from spinmeround_jax import denoiser as multiview
-from spinmeround_jax import guidance, samplers
+from spinmeround_jax import guidance, samplers, sharding
 from spinmeround_jax.cameras import Rays
 from spinmeround_jax.denoiser import Conditioning, Network
+from spinmeround_jax.models.attention import Execution
 
 
 def sample_jointly(
@@ -86,9 +91,26 @@ def _noise(seeds, streams, shape, shared: bool) -> jax.Array:
     return jax.vmap(one)(seeds, streams)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graphdef", "rays", "sampler", "guided", "shared_noise")
-)
+def _over_examples(program: Callable) -> Callable:
+    """Jit of `program(state, batch, *shared, **static)` where devices share the batch's examples.
+
+    The jitted function takes `mesh` (see `sharding`) beside the static arguments.
+    """
+    examples = P(sharding.EXAMPLES)
+
+    def run(state, batch, *shared, mesh, **static):
+        specs = (P(), examples, *[P()] * len(shared))
+        body = functools.partial(program, **static)
+        return jax.shard_map(
+            body, mesh=mesh, in_specs=specs, out_specs=examples, check_vma=False
+        )(state, batch, *shared)  # fmt: skip
+
+    run.__name__, run.__doc__ = program.__name__, program.__doc__
+    keywords = inspect.getfullargspec(program).kwonlyargs
+    return jax.jit(run, static_argnames=("mesh", *keywords))
+
+
+@_over_examples
 def joint_views(
     state: nnx.State,
     batch: dict[str, jax.Array],
@@ -102,6 +124,7 @@ def joint_views(
     sampler: str,
     guided: bool,
     shared_noise: bool,
+    kernel: str,
 ) -> jax.Array:
     """`sample_jointly` from poses and seeds; observed views first or not, as `observed` tells.
 
@@ -111,17 +134,18 @@ def joint_views(
             world_to_camera (b, v, 4, 4), seed (b,) and stream (b, 2) integers.
         empty_context, empty_latent: (1, t, d) and (h, w, c), for guidance.
         guided: False leaves the unconditional branch out.
+        kernel: of attention, see `models.attention_kernels`.
     """
     names = ("context", "observed", "observed_latents", "world_to_camera")
     conditional = multiview.condition(*(batch[name] for name in names), rays)
     without = multiview.unconditional(conditional, empty_context, empty_latent) if guided else None
     shape = batch["observed_latents"].shape[1:]
     noise = _noise(batch["seed"], batch["stream"], shape, shared_noise)
-    network = nnx.merge(graphdef, state)
+    network = functools.partial(nnx.merge(graphdef, state), how=Execution(kernel=kernel))
     return sample_jointly(network, noise, conditional, without, sigmas, guidance_scale, sampler)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "rays"))
+@_over_examples
 def normals(
     state: nnx.State,
     batch: dict[str, jax.Array],
@@ -130,6 +154,7 @@ def normals(
     *,
     graphdef: nnx.GraphDef,
     rays: Rays,
+    kernel: str,
 ) -> jax.Array:
     """`sample_normals` from poses and seeds: (n, h, w, 2z).
 
@@ -144,11 +169,11 @@ def normals(
     poses = batch["world_to_camera"][:, None]
     conditioning = multiview.condition(batch["context"], unobserved, nothing, poses, rays)
     noise = _noise(batch["seed"], batch["stream"], nothing.shape[1:], False)
-    network = nnx.merge(graphdef, state)
+    network = functools.partial(nnx.merge(graphdef, state), how=Execution(kernel=kernel))
     return sample_normals(network, noise, conditioning, image_latents, sigmas, strength)[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
+@_over_examples
 def contexts(state, batch, *, graphdef):
     return nnx.merge(graphdef, state)(batch["id_embedding"])
 
@@ -158,11 +183,11 @@ def empty_context(state, *, graphdef):
     return nnx.merge(graphdef, state).empty()
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
+@_over_examples
 def encode(state, batch, *, graphdef):
     return nnx.merge(graphdef, state).encode(batch["images"])
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
+@_over_examples
 def decode(state, batch, *, graphdef):
     return jnp.clip(nnx.merge(graphdef, state).decode(batch["latents"]), -1.0, 1.0)

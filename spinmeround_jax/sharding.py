@@ -1,25 +1,59 @@
-"""Where arrays live: a mesh over all devices, batches split over it, parameters copied or split.
+"""Where arrays live: one mesh over all devices, batches split over it, parameters copied or split.
 
-One device is the same code with a mesh of one.
+The mesh has three axes. Examples are split over "data" and "fsdp"; parameters, their moving average and
+their optimizer state over "fsdp" (fully sharded data parallelism); the views of an example over "views".
+One device is the same code with a mesh of 1 x 1 x 1. `diffusion_step` holds the collectives.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from spinmeround_jax.config import MeshConfig
+
 Tree = Any
+AXES = ("data", "fsdp", "views")
+EXAMPLES = ("data", "fsdp")
 FSDP_MIN_SIZE = 2**18  # elements; below it, gathering costs more than the memory saved
+ALL_ON_DATA = MeshConfig(fsdp=1, views=1)
+_PER_EXAMPLE = {"dropped", "id_embedding"}  # of data.Batch; its other fields have an axis of views
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices (of all processes) along one axis, "data"."""
-    return Mesh(np.array(jax.devices() if devices is None else devices), ("data",))
+def make_mesh(
+    config: MeshConfig = ALL_ON_DATA, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """All devices (of all processes) as "data" x "fsdp" x "views"; "data" takes what the others leave.
+
+    Neighbours on a chip's network are neighbours on the last axes, which talk most. Of several TPU
+    slices each holds whole groups of "fsdp" x "views": only gradients pass between slices.
+
+    Raises:
+        ValueError: the devices do not divide so.
+    """
+    devices = jax.devices() if devices is None else devices
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    group = config.fsdp * config.views
+    if group < 1 or len(devices) % (slices * group):
+        raise ValueError(
+            f"config.mesh: fsdp {config.fsdp} x views {config.views} does not divide "
+            f"{len(devices)} device(s) in {slices} slice(s)"
+        )
+    shape = (len(devices) // group, config.fsdp, config.views)
+    if slices > 1:
+        inner = (shape[0] // slices, *shape[1:])
+        array = mesh_utils.create_hybrid_device_mesh(
+            inner, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    else:
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(array, AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -28,42 +62,70 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split along the first axis, the examples."""
-    return NamedSharding(mesh, P("data"))
+    """Split along the first axis, the examples; every one of them whole."""
+    return NamedSharding(mesh, P(EXAMPLES))
 
 
-def state_shardings(mesh: Mesh, tree: Tree, *, fsdp: bool) -> Tree:
+def batch_specs(batch: Any) -> Any:
+    """How the fields of a `data.Batch` are split: by example, and by view where they have views."""
+
+    def spec(field: dataclasses.Field) -> P | None:
+        if getattr(batch, field.name) is None:
+            return None
+        return P(EXAMPLES) if field.name in _PER_EXAMPLE else P(EXAMPLES, "views")
+
+    return type(batch)(**{field.name: spec(field) for field in dataclasses.fields(batch)})
+
+
+def state_shardings(mesh: Mesh, tree: Tree) -> Tree:
     """A sharding for every array of `tree` (arrays or ShapeDtypeStructs).
 
-    With `fsdp`, each array of at least FSDP_MIN_SIZE elements is split along its largest axis that
-    the mesh divides (big_vision's rule: by shape, so that the networks know no axis names).
-    Optimizer state and moving average have the shapes of their parameters, so they are split alike.
+    Each array of at least FSDP_MIN_SIZE elements is split over "fsdp" along its largest axis that
+    divides (big_vision's rule: by shape, so that the networks know no axis names). Optimizer state
+    and moving average have the shapes of their parameters, so they are split alike.
     """
-    devices = mesh.shape["data"]
+    devices = mesh.shape["fsdp"]
 
     def rule(x: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
-        if fsdp and devices > 1 and x.size >= FSDP_MIN_SIZE:
+        if devices > 1 and x.size >= FSDP_MIN_SIZE:
             for axis in sorted(range(x.ndim), key=lambda axis: -x.shape[axis]):
                 if x.shape[axis] % devices == 0:
-                    return NamedSharding(mesh, P(*[None] * axis, "data"))
+                    return NamedSharding(mesh, P(*[None] * axis, "fsdp"))
         return replicated(mesh)
 
     return jax.tree.map(rule, tree)
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Raises ValueError unless the global batch divides over the devices."""
-    if batch_size % mesh.devices.size:
+def check_batch_size(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
+    """Raises ValueError unless the global batch divides over devices and accumulated parts."""
+    groups = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (groups * accumulation):
+        parts = f" in {accumulation} parts each" if accumulation > 1 else ""
         raise ValueError(
-            f"batch_size {batch_size} is not a multiple of the {mesh.devices.size} devices; "
+            f"batch_size {batch_size} does not divide over {groups} devices{parts}; "
             "change config.optimizer.batch_size"
         )
 
 
+def check_views(mesh: Mesh, views: int) -> None:
+    """Raises ValueError unless the views of an example divide over the devices of one process."""
+    devices = mesh.shape["views"]
+    if views % devices:
+        raise ValueError(f"config.mesh.views {devices} does not divide the model's {views} views")
+    if any(len({d.process_index for d in row}) > 1 for row in mesh.devices.reshape(-1, devices)):
+        raise ValueError(
+            f"config.mesh.views {devices}: the views of an example would lie in several processes, "
+            "each of which loads whole examples; choose at most the devices of one process"
+        )
+
+
 def global_batch(mesh: Mesh, batch: Tree) -> Tree:
-    """Global arrays, split over "data", from the examples this process loaded."""
-    placement = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(placement, x), batch)
+    """Global arrays, split as `batch_specs` tells, from the examples this process loaded."""
+    return jax.tree.map(
+        lambda spec, x: jax.make_array_from_process_local_data(NamedSharding(mesh, spec), x),
+        batch_specs(batch),
+        batch,
+    )
 
 
 def abstract(tree: Tree, shardings: Tree | NamedSharding) -> Tree:

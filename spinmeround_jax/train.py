@@ -8,7 +8,12 @@ Examples:
   python -m spinmeround_jax.train --config=configs/quickstart.py --workdir=/tmp/run \\
       --config.optimizer.batch_size=4 --config.ablation.no_normals=True
 
-SIGTERM or Ctrl-C finishes the step, writes a checkpoint and exits with 0; the same command resumes.
+  # On every host of a TPU pod or SLURM job the same command; elsewhere, on each host n of N:
+  python -m spinmeround_jax.train --config=configs/h100.py --workdir=/shared/run \\
+      --coordinator=HOST:PORT --process_count=N --process_id=n        (docs/launching.md)
+
+SIGTERM or Ctrl-C, to any of the processes, finishes the step, writes a checkpoint and exits with 0; the
+same command resumes.
 The finished model is in <workdir>/model, pictures in <workdir>/samples, curves for
 `tensorboard --logdir <workdir>/tensorboard`.
 """
@@ -37,25 +42,25 @@ from tensorboardX import SummaryWriter
 from spinmeround_jax import (
     checkpoints,
     data,
+    distributed,
     latent_cache,
     loop,
     models,
     optim,
     parameters,
     previews,
-    schedules,
     sharding,
 )
-from spinmeround_jax.autoencoder_training import latents_of, train_autoencoder
+from spinmeround_jax.autoencoder_training import train_autoencoder
 from spinmeround_jax.config import Config, from_mapping
-from spinmeround_jax.denoiser import condition, drop
-from spinmeround_jax.losses import diffusion_loss
+from spinmeround_jax.denoiser import deny_normals, standardise
+from spinmeround_jax.diffusion_step import make_step
 from spinmeround_jax.manifest import read_manifest
 from spinmeround_jax.models import Autoencoder, Model
+from spinmeround_jax.models.unet import REMAT
 from spinmeround_jax.samplers import SAMPLERS
 
 Tree = Any
-Metrics = dict[str, jax.Array]
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; --config.<field>=<value> overrides a field."
@@ -63,8 +68,17 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; resumed if it holds one. Default: runs/<config.name>."
 )
-_FSDP = flags.DEFINE_bool(
-    "fsdp", False, "Split large parameters and their optimizer state over the devices."
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where nothing else tells (TPU pods, SLURM do)."
+)
+_PROCESS_COUNT = flags.DEFINE_integer(
+    "process_count", None, "Processes of this run, with --coordinator; 1 looks for no others."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0, with --coordinator."
+)
+_STOPPED_EXIT_CODE = flags.DEFINE_integer(
+    "stopped_exit_code", 0, "Exit code after SIGTERM or Ctrl-C, for those who start again by it."
 )
 
 
@@ -72,7 +86,7 @@ _FSDP = flags.DEFINE_bool(
 # The run
 
 
-def train(config: Config, workdir: pathlib.Path, *, fsdp: bool = False) -> pathlib.Path:
+def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     """Train, or resume training, as `config` says.
 
     Returns:
@@ -84,7 +98,7 @@ def train(config: Config, workdir: pathlib.Path, *, fsdp: bool = False) -> pathl
         ValueError: the config contradicts itself, the data or the run in `workdir`.
     """
     # -- Devices
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(config.mesh)
     main_process = jax.process_index() == 0
     check(config, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -101,9 +115,14 @@ def train(config: Config, workdir: pathlib.Path, *, fsdp: bool = False) -> pathl
 
     # -- Networks: pretrained, or an autoencoder trained here and the others new
     pretrained = load_pretrained(config) if config.init_from else None
-    autoencoder = (
-        pretrained.autoencoder if pretrained else train_autoencoder(config, workdir, mesh, writer)
-    )
+    if pretrained:
+        autoencoder = pretrained.autoencoder
+        mean, std = pretrained.config.latent_mean, pretrained.config.latent_std
+    else:
+        autoencoder, mean, std = train_autoencoder(config, workdir, mesh, writer)
+    if not config.model.latent_std:
+        model = dataclasses.replace(config.model, latent_mean=mean, latent_std=std)
+        config = dataclasses.replace(config, model=model)
     if config.latents.directory:
         # Many hosts would race for the same files: there the cache is written before, by its command.
         cache = latent_cache.cache_latents if jax.process_count() == 1 else latent_cache.check_cache
@@ -120,7 +139,7 @@ def train(config: Config, workdir: pathlib.Path, *, fsdp: bool = False) -> pathl
         return optim.init(new_parameters(config) if params is None else params, transform)
 
     abstract = jax.eval_shape(init)
-    placement = sharding.state_shardings(mesh, abstract, fsdp=fsdp)
+    placement = sharding.state_shardings(mesh, abstract)
     saved = checkpoints.Checkpoints(
         workdir / "checkpoints", keep=config.keep_checkpoints, config=config
     )
@@ -138,7 +157,9 @@ def train(config: Config, workdir: pathlib.Path, *, fsdp: bool = False) -> pathl
 
     # -- Step
     step_fn = jax.jit(
-        make_step(config, graphdefs, transform), donate_argnums=0, out_shardings=(placement, None)
+        make_step(config, graphdefs, transform, mesh),
+        donate_argnums=0,
+        out_shardings=(placement, None),
     )
 
     # -- Pictures
@@ -201,13 +222,17 @@ def check(config: Config, mesh: Mesh) -> None:
         ("compute_dtype", config.compute_dtype, ("float32", "bfloat16")),
         ("sampling.sampler", config.sampling.sampler, tuple(SAMPLERS)),
         ("model.rays", config.model.rays, ("true", "released")),
+        ("remat", config.remat, tuple(REMAT)),
     ):
         if value not in choices:
             raise ValueError(f"config.{name} must be one of {', '.join(choices)}, got {value!r}")
-    for name in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
+    for name in (
+        "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "accumulation",
+    ):  # fmt: skip
         if getattr(config, name) < 1:
             raise ValueError(f"config.{name} must be at least 1, got {getattr(config, name)}")
-    sharding.check_batch_size(mesh, config.optimizer.batch_size)
+    sharding.check_batch_size(mesh, config.optimizer.batch_size, config.accumulation)
+    sharding.check_views(mesh, config.model.views)
     trains_autoencoder = config.autoencoder_training.steps > 0
     if bool(config.init_from) == trains_autoencoder:
         raise ValueError(
@@ -272,95 +297,17 @@ def freeze(
     grey = jax.jit(
         lambda params: parameters.merge(graphdef, params).encode(jnp.zeros((1, size, size, 3)))[0]
     )(params)
-    normals = jnp.zeros_like(grey) if config.ablation.no_normals else grey
+    empty_latent = standardise(jnp.concatenate([grey, grey], axis=-1), config.model)
     frozen = {
         "networks": {name: parameters.split(module)[1] for name, module in fixed.items()},
-        "empty_latent": jnp.concatenate([grey, normals], axis=-1),
+        "empty_latent": deny_normals(empty_latent) if config.ablation.no_normals else empty_latent,
     }
-    return graphdefs, jax.device_put(frozen, sharding.replicated(mesh))
+    # Through the host: arrays of one device cannot go to those of other processes.
+    return graphdefs, jax.device_put(jax.device_get(frozen), sharding.replicated(mesh))
 
 
 def _all_networks(model: Model) -> dict[str, nnx.Module]:
     return {"unet": model.unet, "autoencoder": model.autoencoder, "identity": model.identity}
-
-
-# --------------------------------------------------------------------------------------------------
-# Step
-
-
-def make_step(config: Config, graphdefs: dict[str, nnx.GraphDef], transform):
-    """(state, frozen, batch) -> (state, metrics): one update on one global batch."""
-
-    def step(
-        state: optim.TrainState, frozen: Tree, batch: data.Batch
-    ) -> tuple[optim.TrainState, Metrics]:
-        # The key depends on the step alone, so that a resumed run draws the same noise.
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        sigma_key, noise_key, posterior_key = jax.random.split(key, 3)
-        latents = latents_of(
-            batch,
-            graphdefs["autoencoder"],
-            frozen["networks"]["autoencoder"],
-            posterior_key if config.latents.sample else None,
-        )
-
-        def loss_fn(params: Tree) -> tuple[jax.Array, Metrics]:
-            return batch_loss(
-                config, graphdefs, {**frozen["networks"], **params},
-                frozen["empty_latent"], latents, batch, sigma_key, noise_key,
-            )  # fmt: skip
-
-        (loss, shares), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        state, norm = optim.update(state, loss, gradients, transform, config.optimizer.ema_decay)
-        return state, {"loss": loss, **shares, "gradient_norm": norm}
-
-    return step
-
-
-def batch_loss(
-    config: Config,
-    graphdefs: dict[str, nnx.GraphDef],
-    params: Tree,
-    empty_latent: jax.Array,
-    latents: jax.Array,
-    batch: data.Batch,
-    sigma_key: jax.Array,
-    noise_key: jax.Array,
-) -> tuple[jax.Array, Metrics]:
-    """The diffusion loss of a batch: noise, dropout for guidance, and ablations (SPEC section 3).
-
-    Args:
-        params: of "unet" and "identity".
-        empty_latent: (h, w, c).
-        latents: (b, v, h, w, c) of all views.
-    """
-    z = config.model.autoencoder.latent_channels
-    if config.ablation.no_normals:
-        # Nothing to know, but to be learnt: sampling then ends at zero there, as here.
-        latents = jnp.where(jnp.arange(2 * z) < z, latents, 0.0)
-
-    identity = parameters.merge(graphdefs["identity"], params["identity"])
-    empty_context = identity.empty()
-    if config.ablation.no_identity:
-        context = jnp.broadcast_to(empty_context, (len(latents), *empty_context.shape[1:]))
-    else:
-        context = identity(batch.id_embedding)
-
-    given = latents
-    if config.ablation.no_image:
-        given = jnp.broadcast_to(empty_latent, latents.shape)
-    conditioning = condition(
-        context, batch.observed, given, batch.world_to_camera, config.model.rays
-    )
-    conditioning = drop(conditioning, batch.dropped, empty_context, empty_latent)
-
-    targets = jnp.sum(~batch.observed, axis=1)
-    sigma = schedules.lognormal_sigmas(
-        sigma_key, targets.shape, config.noise.mean, config.noise.std, targets
-    )
-    noise = jax.random.normal(noise_key, latents.shape)
-    unet = parameters.merge(graphdefs["unet"], params["unet"])
-    return diffusion_loss(unet, latents, sigma, noise, conditioning)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -416,9 +363,11 @@ def main(argv: list[str]) -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of its work
     try:
         config = from_mapping(Config, _CONFIG.value)
-        train(config, pathlib.Path(_WORKDIR.value or f"runs/{config.name}"), fsdp=_FSDP.value)
+        distributed.initialize(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_ID.value)
+        train(config, pathlib.Path(_WORKDIR.value or f"runs/{config.name}"))
     except loop.Preempted as message:
-        print(f"{message}. The same command resumes.")
+        print(f"{message}. The same command resumes.", flush=True)
+        sys.exit(_STOPPED_EXIT_CODE.value)
     except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -32,6 +32,8 @@ from spinmeround_jax.weights import diffusers, mapping, released, sources
 CONFIG = ModelConfig(
     image_size=16,
     views=4,
+    latent_mean=(),
+    latent_std=(),
     rays="released",
     unet=UNetConfig(
         model_channels=8, channel_mult=(1, 2), res_blocks=1, attention_levels=(0, 1),

@@ -1,4 +1,4 @@
-"""Optimizer, moving average and shardings."""
+"""Optimizer and moving average."""
 
 import dataclasses
 
@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
-from jax.sharding import PartitionSpec as P
 
-from spinmeround_jax import optim, sharding
+from spinmeround_jax import optim
 from spinmeround_jax.config import OptimizerConfig
 
 CONFIG = OptimizerConfig(
@@ -76,34 +74,3 @@ def test_first_bad_step_is_remembered():
             state, jnp.float32(loss), {"w": jnp.full(2, gradient)}, transform, 0.9
         )
     assert int(state.bad_step) == 1 and int(state.step) == 3
-
-
-def test_large_arrays_are_split_along_their_largest_divisible_axis():
-    mesh = AbstractMesh((4,), ("data",))
-    shapes = {"kernel": (3, 3, 512, 1024), "odd": (6, 262143), "even": (8, 262143), "small": (4, 4)}
-    tree = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    split = sharding.state_shardings(mesh, tree, fsdp=True)
-    assert split["kernel"].spec == P(None, None, None, "data")
-    assert split["even"].spec == P("data")
-    assert split["odd"].spec == split["small"].spec == P()
-    whole = sharding.state_shardings(mesh, tree, fsdp=False)
-    assert all(placement.spec == P() for placement in whole.values())
-
-
-def test_batches_must_divide_over_devices():
-    mesh = sharding.make_mesh()
-    sharding.check_batch_size(mesh, 4 * mesh.devices.size)
-
-    class FourDevices:
-        devices = np.zeros(4)
-
-    with pytest.raises(ValueError, match="batch_size 6 is not a multiple of the 4 devices"):
-        sharding.check_batch_size(FourDevices(), 6)
-
-
-def test_global_batch_is_the_local_one_on_one_process():
-    mesh = sharding.make_mesh()
-    batch = {"x": np.arange(8.0).reshape(4, 2)}
-    placed = sharding.global_batch(mesh, batch)
-    np.testing.assert_array_equal(placed["x"], batch["x"])
-    assert placed["x"].sharding == sharding.batch_sharding(mesh)

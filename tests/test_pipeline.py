@@ -284,7 +284,7 @@ def test_ablations_deny_what_they_say(model, denied):
 def test_the_ablation_without_normals_observes_none(model, pipeline):
     images, identities = inputs(1)
     denied = Pipeline(model, SAMPLING, dataclasses.replace(NO_ABLATION, no_normals=True), 2)
-    image_latents = pipeline.encode(images[:, 0])
+    image_latents = pipeline.encode(images[:, 0], "image")
     context, seeds = pipeline.contexts(identities, 1), np.array([0], np.uint32)
     for chosen in (pipeline, denied):
         latents = chosen.estimate_normals(image_latents, FRONT, context, seeds, np.zeros(1, int))
@@ -333,3 +333,20 @@ def test_slerp_walks_the_arc_evenly():
     np.testing.assert_allclose(slerp(a, a, 1), [a, a, a])
     with pytest.raises(ValueError, match="opposite"):
         slerp(a, -a, 1)
+
+
+def test_standardised_latents_decode_to_the_same_pictures(model, pipeline):
+    mean, std = tuple(np.linspace(-1, 1, 8).tolist()), tuple(np.linspace(0.5, 2, 8).tolist())
+    config = dataclasses.replace(model.config, latent_mean=mean, latent_std=std)
+    scaled = Pipeline(dataclasses.replace(model, config=config), SAMPLING, NO_ABLATION, 2)
+    images = inputs(2)[0][:, 0]
+    halves = [[p.encode(images, kind) for kind in ("image", "normals")] for p in (scaled, pipeline)]
+    for half, (ours, plain) in enumerate(zip(*halves, strict=True)):
+        channels = slice(4 * half, 4 * half + 4)
+        np.testing.assert_allclose(ours * std[channels] + mean[channels], plain, atol=1e-5)
+    decoded = [
+        p.decode(np.concatenate(h, axis=-1))
+        for p, h in zip((scaled, pipeline), halves, strict=True)
+    ]
+    for ours, plain in zip(*decoded, strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-4)

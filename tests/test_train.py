@@ -16,7 +16,17 @@ import pytest
 from flax import nnx
 from synthetic_shards import write_dataset
 
-from spinmeround_jax import checkpoints, data, loop, models, optim, parameters, sharding, train
+from spinmeround_jax import (
+    checkpoints,
+    data,
+    diffusion_step,
+    loop,
+    models,
+    optim,
+    parameters,
+    sharding,
+    train,
+)
 from spinmeround_jax.config import Config, OptimizerConfig, from_mapping
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -66,6 +76,8 @@ def final_state(workdir, config):
     transform = optim.optimizer(config.optimizer, 6)
     abstract = jax.eval_shape(lambda: optim.init(train.new_parameters(config), transform))
     placement = sharding.replicated(sharding.make_mesh())
+    model = checkpoints.load_model(workdir / "model").config  # with the latents' statistics
+    config = dataclasses.replace(config, model=model)
     saved = checkpoints.Checkpoints(workdir / "checkpoints", keep=2, config=config)
     recorder = Recorder()
     state = saved.restore(sharding.abstract(abstract, placement), recorder)
@@ -188,7 +200,9 @@ def test_runs_with_the_same_autoencoder_encode_the_data_once(directory, tmp_path
     train.train(config, tmp_path / "run")
     (moments,) = stored.glob("*/*00000*.npy")
     written = moments.stat().st_mtime_ns
-    assert checkpoints.load_model(tmp_path / "run" / "model").config == config.model
+    made = checkpoints.load_model(tmp_path / "run" / "model").config
+    assert dataclasses.replace(made, latent_mean=(), latent_std=()) == config.model
+    assert len(made.latent_mean) == len(made.latent_std) == 8 and min(made.latent_std) > 0
 
     train.train(config, tmp_path / "again")  # the same seed, so the same autoencoder
     assert moments.stat().st_mtime_ns == written  # used, not written again
@@ -229,7 +243,7 @@ def test_loss_falls_on_a_repeated_batch(setting):
     transform = optim.optimizer(optimizer, 100)
     state = optim.init({name: params[name] for name in ("unet", "identity")}, transform)
     frozen = {"networks": {"autoencoder": params["autoencoder"]}, "empty_latent": empty_latent}
-    step = jax.jit(train.make_step(config, graphdefs, transform))
+    step = jax.jit(diffusion_step.make_step(config, graphdefs, transform, sharding.make_mesh()))
     losses = []
     for _ in range(60):
         state, metrics = step(state, frozen, batch)
@@ -242,7 +256,8 @@ def test_loss_falls_on_a_repeated_batch(setting):
 def loss_of(setting):
     """batch_loss for an ablation and changes to latents and batch."""
     config, graphdefs, params, empty_latent, batch = setting
-    random = np.random.default_rng(0).standard_normal((4, 4, 8, 8, 8), np.float32)
+    random, noise = np.random.default_rng(0).standard_normal((2, 4, 4, 8, 8, 8), np.float32)
+    sigma = np.array([0.3, 1.0, 3.0, 10.0], np.float32)
     compiled = {}
 
     def loss(ablation="", latents=lambda x: x, **changes):
@@ -252,14 +267,8 @@ def loss_of(setting):
                 config, ablation=dataclasses.replace(config.ablation, **denied)
             )
             compiled[ablation] = jax.jit(
-                lambda latents, batch: train.batch_loss(
-                    changed,
-                    graphdefs,
-                    params,
-                    empty_latent,
-                    latents,
-                    batch,
-                    *jax.random.split(jax.random.key(3)),
+                lambda latents, batch: diffusion_step.batch_loss(
+                    changed, graphdefs, params, empty_latent, latents, batch, sigma, noise
                 )[0]
             )
         return float(compiled[ablation](latents(random), dataclasses.replace(batch, **changes)))
@@ -308,6 +317,8 @@ def test_contradictory_configs_are_refused(directory):
         ({"autoencoder_training.steps": 0}, "either config.init_from"),
         ({"train_identity_encoder": False}, "needs pretrained weights"),
         ({"ablation.no_image": True, "ablation.no_identity": True}, "leave nothing"),
+        ({"remat": "all"}, "config.remat must be one of nothing"),
+        ({"accumulation": 3}, "batch_size 2 does not divide over 1 devices in 3 parts"),
     ):
         with pytest.raises(ValueError, match=message):
             train.check(micro_config(directory, **changes), mesh)
@@ -338,6 +349,12 @@ def test_pretrained_weights_start_a_run(directory, tmp_path, setting):
 # Loop
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Number:
+    id_embedding: np.ndarray
+
+
 class Counting:
     """A loader whose batches are their numbers."""
 
@@ -345,7 +362,7 @@ class Counting:
 
     def __next__(self):
         self.step += 1
-        return np.full((1,), self.step - 1, np.float32)
+        return Number(np.full((1,), self.step - 1, np.float32))
 
     def get_state(self):
         return {"step": self.step}
@@ -377,7 +394,7 @@ PLAIN = OptimizerConfig(
 @pytest.mark.parametrize("fault", [np.nan, np.inf])
 def test_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, fault):
     def step_fn(state, batch, transform):
-        loss = jnp.where(batch[0] == 5, fault, 1.0)
+        loss = jnp.where(batch.id_embedding[0] == 5, fault, 1.0)
         state, _ = optim.update(state, loss, {"w": loss * state.params["w"]}, transform, 0.9)
         return state, {"loss": loss}
 
@@ -403,7 +420,7 @@ def test_steps_are_queued_without_waiting(tmp_path, monkeypatch):
 
     def step_fn(state, batch, transform):
         state, norm = optim.update(
-            state, jnp.ones(()), {"w": batch + state.params["w"]}, transform, 0.9
+            state, jnp.ones(()), {"w": batch.id_embedding + state.params["w"]}, transform, 0.9
         )
         return state, {"loss": norm}
 
@@ -427,14 +444,17 @@ def test_configs_have_the_same_fields():
             return [keys(value) for value in values]
         return None
 
-    files = [importlib.import_module(f"configs.{name}") for name in ("quickstart", "tpu_v4")]
+    files = [
+        importlib.import_module(f"configs.{name}") for name in ("quickstart", "tpu_v4", "h100")
+    ]
     trees = [keys(file.get_config().to_dict()) for file in files]  # as written, before any check
-    assert trees[0] == trees[1]
+    assert trees[0] == trees[1] == trees[2]
     assert json.dumps(trees[0]).count("null") > 80
 
 
-def test_tpu_v4_is_the_papers_model():
-    config = full_config("tpu_v4")
+@pytest.mark.parametrize("name", ["tpu_v4", "h100"])
+def test_full_size_configs_are_the_papers_model(name):
+    config = full_config(name)
     model = nnx.eval_shape(lambda: train.new_model(config).unet)
     assert parameters.count(parameters.split(model)[1]) == 859_961_608
     assert config.model.latent_size == 64

@@ -18,6 +18,8 @@ NETWORKS = ("unet", "autoencoder", "identity")
 CONFIG = ModelConfig(
     image_size=16,
     views=8,
+    latent_mean=(),
+    latent_std=(),
     rays="true",
     unet=UNetConfig(
         model_channels=16, channel_mult=(1,), res_blocks=1, attention_levels=(0,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from spinmeround_jax.models import attention_kernels
 from spinmeround_jax.models.layers import ZEROS, GroupNorm, Keys, conv, linear
 
 # Size of all logits beyond which the CPU path takes the examples one by one, so that logits stay in
@@ -17,12 +19,40 @@ from spinmeround_jax.models.layers import ZEROS, GroupNorm, Keys, conv, linear
 _CPU_LOGITS_BYTES = 2**24
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False) -> jax.Array:
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a network computes, not what: all choices give the same up to rounding.
+
+    Attributes:
+        view_axis: mesh axis over which the views of an example are split, inside `shard_map`.
+        remat: what the backward pass computes again instead of keeping it, a key of `unet.REMAT`.
+        kernel: of attention, see `attention_kernels`; those of accelerators cannot be partitioned, so
+            with several devices they need `shard_map`.
+    """
+
+    view_axis: str | None = None
+    remat: str = "nothing"
+    kernel: str = "plain"
+
+
+PLAIN = Execution()
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False, kernel: str = "plain"
+) -> jax.Array:
     """Softmax attention, q (n, s, heads, d), k and v (n, t, heads, d) -> (n, s, heads, d).
 
     Every attention of this package passes here. The softmax is float32 whatever the inputs are, and
     the backward pass computes the (s, t) probabilities again instead of storing them.
+
+    Args:
+        kernel: taken where it fits these shapes and there is no mask.
     """
+    if not causal and attention_kernels.fits(kernel, q, k):
+        return {"splash": attention_kernels.splash, "cudnn": attention_kernels.cudnn}[kernel](
+            q, k, v
+        )
 
     @jax.checkpoint
     def platform_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -65,13 +95,27 @@ class MultiHeadAttention(nnx.Module):
         self.value = linear(context_width, width, use_bias=False, dtype=dtype, rngs=rngs)
         self.out = linear(width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """x (n, s, width), context (n, t, context_width) -> (n, s, width)."""
+    def __call__(
+        self,
+        x: jax.Array,
+        context: jax.Array,
+        kernel: str = "plain",
+        context_axis: str | None = None,
+    ) -> jax.Array:
+        """x (n, s, width), context (n, t, context_width) -> (n, s, width).
+
+        Args:
+            context_axis: mesh axis over which the t tokens are split; all devices' are attended to.
+        """
         q, k, v = (
             rearrange(tokens, "n s (heads d) -> n s heads d", heads=self.heads)
             for tokens in (self.query(x), self.key(context), self.value(context))
         )
-        return self.out(rearrange(attention(q, k, v), "n s heads d -> n s (heads d)"))
+        if context_axis:
+            k, v = (jax.lax.all_gather(x, context_axis, axis=1, tiled=True) for x in (k, v))
+        return self.out(
+            rearrange(attention(q, k, v, kernel=kernel), "n s heads d -> n s (heads d)")
+        )
 
 
 class GatedFeedForward(nnx.Module):
@@ -108,28 +152,32 @@ class TransformerBlock(nnx.Module):
         self.norm_3 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, **common)
         self.feed_forward = GatedFeedForward(width, **common)
 
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, context: jax.Array, how: Execution = PLAIN) -> jax.Array:
         """x (b, v, n, width), context (b, t, d) or (b, v, t, d) -> (b, v, n, width)."""
-        views = x.shape[1]
-        x = x + self._self_attention(self.norm_1(x), views)
-        x = x + self._cross_attention(self.norm_2(x), context, views)
+        x = x + self._self_attention(self.norm_1(x), how)
+        x = x + self._cross_attention(self.norm_2(x), context, how)
         return x + self.feed_forward(self.norm_3(x))
 
-    def _self_attention(self, x: jax.Array, views: int) -> jax.Array:
+    def _self_attention(self, x: jax.Array, how: Execution) -> jax.Array:
+        views = x.shape[1]
         if self.joint:
             x = rearrange(x, "b v n c -> b (v n) c")
-            return rearrange(self.self_attention(x, x), "b (v n) c -> b v n c", v=views)
+            out = self.self_attention(x, x, how.kernel, how.view_axis)
+            return rearrange(out, "b (v n) c -> b v n c", v=views)
         x = rearrange(x, "b v n c -> (b v) n c")
-        return rearrange(self.self_attention(x, x), "(b v) n c -> b v n c", v=views)
+        return rearrange(self.self_attention(x, x, how.kernel), "(b v) n c -> b v n c", v=views)
 
-    def _cross_attention(self, x: jax.Array, context: jax.Array, views: int) -> jax.Array:
+    def _cross_attention(self, x: jax.Array, context: jax.Array, how: Execution) -> jax.Array:
+        views = x.shape[1]
         if context.ndim == 3:
             # One context per example: its keys and values serve the queries of all views at once.
             x = rearrange(x, "b v n c -> b (v n) c")
-            return rearrange(self.cross_attention(x, context), "b (v n) c -> b v n c", v=views)
+            out = self.cross_attention(x, context, how.kernel)
+            return rearrange(out, "b (v n) c -> b v n c", v=views)
         x = rearrange(x, "b v n c -> (b v) n c")
         context = rearrange(context, "b v t d -> (b v) t d")
-        return rearrange(self.cross_attention(x, context), "(b v) n c -> b v n c", v=views)
+        out = self.cross_attention(x, context, how.kernel)
+        return rearrange(out, "(b v) n c -> b v n c", v=views)
 
 
 class ViewTransformer(nnx.Module):
@@ -159,11 +207,13 @@ class ViewTransformer(nnx.Module):
         )
         self.project_out = conv(channels, channels, 1, kernel_init=ZEROS, **common)
 
-    def __call__(self, x: jax.Array, context: jax.Array, views: int) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, context: jax.Array, views: int, how: Execution = PLAIN
+    ) -> jax.Array:
         """x (b v, h, w, channels), context (b, t, d) or (b, v, t, d) -> (b v, h, w, channels)."""
         height = x.shape[1]
         tokens = rearrange(self.project_in(self.norm(x)), "(b v) h w c -> b v (h w) c", v=views)
         for block in self.blocks:
-            tokens = block(tokens, context)
+            tokens = block(tokens, context, how)
         tokens = rearrange(tokens, "b v (h w) c -> (b v) h w c", h=height)
         return x + self.project_out(tokens)

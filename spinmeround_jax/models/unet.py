@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from spinmeround_jax.models.attention import ViewTransformer
+from spinmeround_jax.models.attention import PLAIN, Execution, ViewTransformer
 from spinmeround_jax.models.layers import (
     ZEROS,
     GroupNorm,
@@ -21,6 +25,20 @@ from spinmeround_jax.models.layers import (
 )
 
 NORM_EPSILON = 1e-5  # of residual blocks and the output; the transformers' norm has 1e-6
+
+
+def _is_product_with_weights(primitive: jax.extend.core.Primitive, *args: Any, **kw: Any) -> bool:
+    return primitive.name == "conv_general_dilated" or (
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **kw)
+    )
+
+
+# By how much is kept of a residual block and its transformer for the backward pass.
+REMAT: dict[str, Callable[[Callable], Callable]] = {
+    "nothing": lambda block: block,  # all is kept
+    "elementwise": functools.partial(jax.checkpoint, policy=_is_product_with_weights),
+    "blocks": jax.checkpoint,  # the block's input is kept: least memory, a third more arithmetic
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +110,18 @@ class Level(nnx.Module):
         )
 
     def apply(
-        self, index: int, x: jax.Array, time: jax.Array, context: jax.Array, views: int
+        self,
+        index: int,
+        x: jax.Array,
+        time: jax.Array,
+        context: jax.Array,
+        views: int,
+        how: Execution,
     ) -> jax.Array:
         """Residual block `index` and its transformer, if any."""
         x = self.blocks[index](x, time)
         if self.transformers:
-            x = self.transformers[index](x, context, views)
+            x = self.transformers[index](x, context, views, how)
         return x
 
 
@@ -105,7 +129,7 @@ class MultiViewUNet(nnx.Module):
     """F(x; c_noise, context) for all views of an example together."""
 
     def __init__(self, config: UNetConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.dtype = config, dtype
         common = {"dtype": dtype, "rngs": Keys(rngs)}
         widths = config.widths
         last = len(widths) - 1
@@ -143,18 +167,31 @@ class MultiViewUNet(nnx.Module):
         self.norm_out = GroupNorm(width, config.norm_groups, NORM_EPSILON, **common)
         self.conv_out = conv(width, config.out_channels, 3, kernel_init=ZEROS, **common)
 
-    def __call__(self, x: jax.Array, c_noise: jax.Array, context: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        c_noise: jax.Array,
+        context: jax.Array,
+        how: Execution = PLAIN,
+    ) -> jax.Array:
         """Network output before preconditioning.
 
         Args:
             x: (b, v, h, w, in_channels); h and w divisible by 2^(levels - 1).
             c_noise: (b,), or (b, v) for a noise level per view.
             context: (b, t, context_dim) shared by the views, or (b, v, t, context_dim).
+            how: changes time and memory only. Where it splits the views, v counts those that are here.
 
         Returns:
             (b, v, h, w, out_channels) float32.
         """
         batch, views = x.shape[:2]
+        rematerialised = REMAT[how.remat]
+
+        def apply(stage: Level, index: int, x: jax.Array) -> jax.Array:
+            block = functools.partial(stage.apply, index, views=views, how=how)
+            return rematerialised(block)(x, time, context)
+
         c_noise = jnp.broadcast_to(c_noise.reshape(batch, -1), (batch, views))
         time = self.time_embedding(rearrange(c_noise, "b v -> (b v)"))
 
@@ -162,20 +199,20 @@ class MultiViewUNet(nnx.Module):
         skips = [x]
         for level, stage in enumerate(self.down):
             for index in range(len(stage.blocks)):
-                x = stage.apply(index, x, time, context, views)
+                x = apply(stage, index, x)
                 skips.append(x)
             if level < len(self.downsamples):
                 x = self.downsamples[level](x)
                 skips.append(x)
 
         x = self.middle_1(x, time)
-        x = self.middle_transformer(x, context, views)
+        x = self.middle_transformer(x, context, views, how)
         x = self.middle_2(x, time)
 
         for step, stage in enumerate(self.up):
             for index in range(len(stage.blocks)):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = stage.apply(index, x, time, context, views)
+                x = apply(stage, index, x)
             if step < len(self.upsamples):
                 x = self.upsamples[step](upsample_nearest(x))
 
