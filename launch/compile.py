@@ -1,0 +1,381 @@
+"""Compiles a config's programs for accelerators that need not be there, and reports what they take.
+
+Examples:
+  # Does the paper's model train on 8 v5e chips with one example each, and how fast at best?
+  python -m launch.compile --config=configs/tpu_v4.py --topology=v5e:2x4
+
+  # The largest batch that fits; memory, FLOPs, bytes, collectives and times, as JSON and a picture too
+  python -m launch.compile --config=configs/tpu_v4.py --topology=v4:2x2x2 --largest --out=out/v4
+
+  # Sampling; and a small model in a minute
+  python -m launch.compile --config=configs/tpu_v4.py --topology=v5e:1x1 --program=sample
+  python -m launch.compile --config=configs/quickstart.py --topology=v5e:2x4 --examples=1
+
+It needs '.[tpu]' (libtpu holds the compiler) and no TPU. At the lowest effort, the default, a full-size step
+takes minutes; memory is then within a few per cent of that at the highest effort.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from launch import chips
+from launch.chips import GIB
+
+TIMEOUT = 3 * 3600.0
+
+
+class CompileError(Exception):
+    """A program could not be compiled; the message is the compiler's."""
+
+
+class TooLarge(CompileError):
+    """It does not fit into the chip's memory; the message names the largest arrays."""
+
+
+# --------------------------------------------------------------------------------------------------
+# One compilation, in a process of its own: the compiler keeps its memory, and may end the process
+
+
+def compile_here(request: dict[str, Any]) -> dict[str, Any]:
+    """What the child process does with `request` (see `compile_apart`)."""
+    import jax
+    from jax.experimental import topologies
+
+    from launch import hlo, programs
+
+    jax.config.update("jax_optimization_level", request["effort"])
+    config = load_config(request["config"], request["overrides"])
+    name, chip = chips.parse(request["topology"])
+    options = dict(chip.options)
+    if request["slices"] > 1:
+        options["num_slices"] = request["slices"]
+    shape = [int(side) for side in request["topology"].partition(":")[2].split("x")]
+    if all(side == 1 for side in shape):
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name=request["topology"], **options
+    ).devices
+    config = programs.with_batch(config, len(devices), request["examples"])
+    if request["program"] == "train":
+        lowered, held = programs.train_step(config, devices, request["cached"])
+    else:
+        lowered, held = programs.sampler(config, devices, int(request["examples"]))
+    compiled = lowered.compile()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    try:
+        found = hlo.collectives(compiled.as_text())
+    except Exception as error:  # the text of a good program cannot always be had
+        print(f"no HLO text: {error}", file=sys.stderr)
+        found = {}
+    return {
+        "devices": len(devices),
+        "chip": name,
+        "forward_flops": programs.forward_flops(config),
+        "held": held,
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "peak": peak(memory),
+        "flops": cost.get("flops"),
+        "bytes": cost.get("bytes accessed"),
+        "collectives": {kind: dataclasses.asdict(value) for kind, value in found.items()},
+        "steps": config.sampling.steps,
+        "batch_size": config.optimizer.batch_size,
+        "paper_steps": sum(stage.steps for stage in config.stages),
+    }
+
+
+def peak(memory: Any) -> int:
+    """Bytes in use at once: arguments, results that are not written over them, and temporaries."""
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+
+
+def load_config(path: str, overrides: Sequence[str]) -> Any:
+    """The `Config` of a file of configs/, with --config.NAME=VALUE overrides.
+
+    Raises:
+        ValueError: there is no such file, or it is no complete config.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    from spinmeround_jax.config import Config, from_mapping
+
+    values = flags.FlagValues()
+    words = ["launch.compile", f"--config={path}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=words)
+    try:
+        values(words)
+        return from_mapping(Config, holder.value)
+    except (flags.Error, OSError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def compile_apart(request: dict[str, Any]) -> dict[str, Any]:
+    """`compile_here` in a new process.
+
+    Args:
+        request: config, overrides, topology, slices, program ("train" | "sample"), examples per
+            device, cached (latents computed ahead), effort.
+
+    Raises:
+        TooLarge, CompileError: with the compiler's words.
+    """
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU to ask
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no other process is in the way
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.compile", "--child"], input=json.dumps(request),
+        capture_output=True, text=True, env=environment, timeout=TIMEOUT,
+    )  # fmt: skip
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    words = done.stderr.strip()
+    if "RESOURCE_EXHAUSTED" in words or "Ran out of memory" in words:
+        raise TooLarge(largest_arrays(words))
+    if done.returncode < 0:
+        words = f"the compiler ended with signal {-done.returncode}; try --effort=O2\n{words}"
+    raise CompileError(words[-3000:])
+
+
+def largest_arrays(words: str) -> str:
+    """The lines of an out-of-memory message that tell how much, and of what."""
+    lines = [line.strip() for line in words.splitlines()]
+    told = [
+        line for line in lines if "hbm" in line.lower() or "Size:" in line or "Operator:" in line
+    ]
+    return "\n".join(told[:12]) or words[-2000:]
+
+
+# --------------------------------------------------------------------------------------------------
+# What it means
+
+
+def times(result: dict[str, Any], program: str) -> dict[str, float]:
+    """Seconds that each resource needs at its peak for one step (of sampling: the whole)."""
+    chip = chips.CHIPS[result["chip"]]
+    sent = sum(kind["sent"] for kind in result["collectives"].values())
+    repeats = 1 if program == "train" else result["steps"]
+    return {
+        "arithmetic": useful_flops(result, program) / chip.flops,
+        # The compiler counts one pass of a loop's body: of the sampler, one step.
+        "memory": repeats * (result["bytes"] or 0.0) / chip.bandwidth,
+        "interconnect": repeats * sent / chip.interconnect,
+    }
+
+
+def useful_flops(result: dict[str, Any], program: str) -> float:
+    """Per device and step, without what is computed again: 3 forward passes, or 2 for each step."""
+    examples = result["batch_size"] / result["devices"]
+    passes = 3.0 if program == "train" else 2.0 * result["steps"]
+    return passes * result["forward_flops"] * examples
+
+
+def report(result: dict[str, Any], request: dict[str, Any]) -> str:
+    """The text that is printed."""
+    chip = chips.CHIPS[result["chip"]]
+    bound = times(result, request["program"])
+    slowest = max(bound, key=bound.get)
+    step = bound[slowest]
+    examples = result["batch_size"] / result["devices"]
+    program = (
+        "training step" if request["program"] == "train" else f"{result['steps']}-step sampling"
+    )
+    lines = [
+        f"{request['config']} on {request['topology']}"
+        + (f" x {request['slices']} slices" if request["slices"] > 1 else "")
+        + f": {program}, {result['devices']} devices, {examples:g} example(s) of all views on each",
+        "",
+        f"memory     {result['peak'] / GIB:6.2f} GiB of {chip.memory / GIB:.0f} at once, of which "
+        f"{result['temporary'] / GIB:.2f} temporary",
+        *(f"             {size / GIB:6.2f} {name}" for name, size in result["held"].items()),
+        f"bytes      {(result['bytes'] or 0) / examples / 1e9:6.1f} GB read and written per example",
+        f"FLOPs      {(result['flops'] or 0) / 1e12:6.2f} T counted by the compiler, "
+        f"{useful_flops(result, request['program']) / 1e12:.2f} T needed (kernels and loops' later "
+        "passes are not counted)",
+    ]
+    for kind, value in result["collectives"].items():
+        lines.append(f"{kind:18} {value['count']:5d}  {value['bytes'] / 1e9:8.3f} GB")
+    lines += ["", "At each resource's peak a step takes"]
+    lines += [f"  {name:13} {1000 * seconds:9.1f} ms" for name, seconds in bound.items()]
+    lines.append(
+        f"so the {slowest} bounds it: at best {bound['arithmetic'] / step:.0%} of peak FLOP/s, "
+        f"{result['batch_size'] / step:.1f} examples/s"
+    )
+    if request["program"] == "train":
+        hours = step * result["paper_steps"] * result["devices"] / 3600
+        lines.append(
+            f"The config's {result['paper_steps']:,} steps would take {hours:,.0f} chip-hours at best"
+        )
+    return "\n".join(lines)
+
+
+def roofline(results: Sequence[tuple[str, dict[str, Any], str]], path: pathlib.Path) -> None:
+    """A plot of useful FLOP/s against FLOPs per byte, as SVG: (label, result, program) each."""
+    import math
+
+    width, height, margin = 640, 400, 60
+
+    def x(intensity: float) -> float:
+        return margin + (math.log10(intensity) + 1) / 4.5 * (width - 2 * margin)
+
+    def y(rate: float) -> float:
+        return height - margin - (math.log10(rate) - 11) / 4.2 * (height - 2 * margin)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
+    ]
+    for exponent in range(-1, 4):
+        parts.append(
+            f'<text x="{x(10.0**exponent):.0f}" y="{height - margin + 18}" '
+            f'text-anchor="middle">{10.0**exponent:g}</text>'
+        )
+    for exponent in range(11, 16):
+        parts.append(
+            f'<text x="{margin - 6}" y="{y(10.0**exponent):.0f}" '
+            f'text-anchor="end">{10.0 ** (exponent - 12):g}</text>'
+        )
+    parts.append(
+        f'<text x="{width / 2}" y="{height - 14}" text-anchor="middle">FLOPs per byte of HBM</text>'
+        f'<text x="14" y="{height / 2}" transform="rotate(-90 14 {height / 2})" '
+        'text-anchor="middle">TFLOP/s per chip</text>'
+    )
+    for name in sorted({result["chip"] for _, result, _ in results}):
+        chip = chips.CHIPS[name]
+        knee = chip.flops / chip.bandwidth
+        points = [(0.1, 0.1 * chip.bandwidth), (knee, chip.flops), (3000.0, chip.flops)]
+        line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="#888"/>')
+        parts.append(
+            f'<text x="{x(900):.0f}" y="{y(chip.flops) - 5:.0f}" fill="#666">{name}</text>'
+        )
+    for label, result, program in results:
+        bound = times(result, program)
+        repeats = 1 if program == "train" else result["steps"]
+        flops = useful_flops(result, program)
+        a = x(flops / (repeats * result["bytes"]))
+        b = y(flops / max(bound.values()))
+        parts.append(
+            f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="#c33"/>'
+            f'<text x="{a + 7:.1f}" y="{b + 12:.1f}">{label}</text>'
+        )
+    path.write_text("".join(parts) + "</svg>\n")
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.compile",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="a file of configs/")
+    parser.add_argument("--topology", required=True, type=_topology, help="such as v4:2x2x2")
+    parser.add_argument("--slices", type=int, default=1, help="of that topology (1)")
+    parser.add_argument("--program", choices=("train", "sample"), default="train")
+    parser.add_argument(
+        "--examples", type=float, default=1.0,
+        help="on each device (1); 0.25 where the views are split over 4",
+    )  # fmt: skip
+    parser.add_argument(
+        "--largest", action="store_true", help="double --examples for as long as it fits"
+    )
+    parser.add_argument(
+        "--encode", action="store_true", help="encode pictures in the step, without cached latents"
+    )
+    parser.add_argument(
+        "--effort", choices=("O0", "O1", "O2", "O3"), default="O0",
+        help="of the compiler (O0, minutes; O2, its own default, up to 20); v6e needs O2",
+    )  # fmt: skip
+    parser.add_argument("--out", type=pathlib.Path, help="folder for report.json and roofline.svg")
+    parser.epilog = "Any further --config.NAME=VALUE overrides a value of the config."
+    arguments, rest = parser.parse_known_args(argv)
+    if wrong := [word for word in rest if not word.startswith("--config.")]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    arguments.overrides = rest
+    return arguments
+
+
+def _topology(text: str) -> str:
+    try:
+        chips.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv == ["--child"]:
+        print(json.dumps(compile_here(json.load(sys.stdin))))
+        return 0
+    arguments = parse_arguments(argv)
+    if importlib.util.find_spec("libtpu") is None:
+        print(
+            "error: libtpu is missing, it holds the compiler: pip install '.[tpu]'", file=sys.stderr
+        )
+        return 1
+    request = {
+        "config": arguments.config, "overrides": arguments.overrides,
+        "topology": arguments.topology, "slices": arguments.slices,
+        "program": arguments.program, "examples": arguments.examples,
+        "cached": not arguments.encode, "effort": arguments.effort,
+    }  # fmt: skip
+    results: list[tuple[str, dict[str, Any], str]] = []
+    try:
+        load_config(arguments.config, arguments.overrides)
+        while True:
+            print(
+                f"compiling for {request['examples']:g} example(s) per device ...", file=sys.stderr
+            )
+            try:
+                result = compile_apart(request)
+            except TooLarge as error:
+                print(f"{request['examples']:g} example(s) per device do not fit:\n{error}")
+                if not results:
+                    return 1
+                break
+            label = f"{request['topology']} {request['program']} {request['examples']:g}"
+            results.append((label, result, request["program"]))
+            print(report(result, request), "\n")
+            if not arguments.largest:
+                break
+            request["examples"] *= 2
+    except (CompileError, ValueError, subprocess.TimeoutExpired) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        content = [{"label": label, **result} for label, result, _ in results]
+        (arguments.out / "report.json").write_text(json.dumps(content, indent=1) + "\n")
+        roofline(results, arguments.out / "roofline.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The ahead-of-time report: what is read from HLO, what is counted, and a small model compiled."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import pytest
+from test_train import full_config
+from tiny_model import CONFIG
+
+from launch import chips, hlo, programs
+from launch import compile as command
+
+HLO = """
+  %g = bf16[8,128]{1,0} all-gather(bf16[1,128]{1,0} %p), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %s = (f32[16]{0}, f32[64]{0}) all-gather-start(f32[16]{0} %q), replica_groups=[2,4]<=[8], dimensions={0}
+  %d = f32[64]{0} all-gather-done((f32[16]{0}, f32[64]{0}) %s)
+  ROOT %r = (f32[100]{0}, f32[]) all-reduce(f32[100]{0} %x, f32[] %y), replica_groups={{0,1},{2,3}}
+  %t = bf16[4]{0} reduce-scatter(bf16[32]{0} %z), replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
+  %c = f32[10]{0} collective-permute(f32[10]{0} %w), source_target_pairs={{0,1},{1,0}}
+  %f = f32[10]{0} fusion(f32[10]{0} %all-reduce.1), kind=kLoop
+"""
+
+
+def test_collectives_are_read_from_the_text():
+    found = hlo.collectives(HLO)
+    assert found == {
+        "all-gather": hlo.Collectives(2, 2048 + 256, 1792 + 192),
+        "all-reduce": hlo.Collectives(1, 404, 404),
+        "reduce-scatter": hlo.Collectives(1, 64, 56),
+        "collective-permute": hlo.Collectives(1, 40, 40),
+    }
+
+
+def test_forward_flops_of_the_papers_model():
+    """7.30 TFLOP for 8 views, 1.86 of them attention: an independent count, see docs/scale.md."""
+    assert programs.forward_flops(full_config("tpu_v4")) == pytest.approx(7.30e12, rel=0.01)
+
+
+def test_flops_are_counted_through_loops_and_products():
+    def f(x):
+        return jax.lax.scan(lambda carry, _: (carry @ carry, None), x, None, length=3)[0] @ x[:, :5]
+
+    jaxpr = jax.make_jaxpr(f)(jax.ShapeDtypeStruct((10, 10), "float32"))
+    assert programs._flops(jaxpr.jaxpr) == 3 * 2000 + 1000
+
+
+def test_topologies_and_batches_that_cannot_be_are_refused():
+    assert chips.parse("v4:2x2x2")[0] == "v4"
+    for text in ("v4:2x2", "v9:2x2", "v5e", "v5e:2xA", "v5e:0x4"):
+        with pytest.raises(ValueError, match=r"expected CHIP:SHAPE|whole numbers"):
+            chips.parse(text)
+    config = full_config("quickstart")
+    assert programs.with_batch(config, 8, 0.25).optimizer.batch_size == 2
+    with pytest.raises(ValueError, match="no whole batch"):
+        programs.with_batch(config, 8, 0.3)
+    with pytest.raises(ValueError, match=r"configs/none.py"):
+        command.load_config("configs/none.py", [])
+    changed = command.load_config("configs/quickstart.py", ["--config.mesh.fsdp=4"])
+    assert changed.mesh.fsdp == 4
+
+
+def test_the_programs_lower_for_devices_of_here():
+    """Shapes and placements fit together; what they hold is counted from the shardings."""
+    config = dataclasses.replace(full_config("quickstart"), model=CONFIG)
+    config = programs.with_batch(config, 1, 2)
+    for cached in (True, False):
+        lowered, held = programs.train_step(config, jax.devices()[:1], cached)
+        assert "func.func" in lowered.as_text()
+        assert held["parameters"] == held["moving average"]
+        assert abs(held["optimizer state"] - 2 * held["parameters"]) < 100
+        assert (held["frozen networks"] > 10_000) != cached  # the autoencoder, or one latent
+    lowered, held = programs.sampler(config, jax.devices()[:1], 2)
+    assert "while" in lowered.as_text() and held["parameters"] > 0
+
+
+RESULT = {
+    "chip": "v4", "devices": 8, "batch_size": 8, "forward_flops": 7.3e12, "flops": 2e13, "bytes": 5e10,
+    "peak": 2**34, "temporary": 2**33, "held": {"parameters": 2**30}, "steps": 50, "paper_steps": 1000,
+    "collectives": {"all-gather": {"count": 3, "bytes": 8 * 10**9, "sent": 7 * 10**9}},
+}  # fmt: skip
+
+
+def test_the_report_names_what_bounds_the_step(tmp_path):
+    request = {"config": "c.py", "topology": "v4:2x2x2", "slices": 1, "program": "train"}
+    bound = command.times(RESULT, "train")
+    assert bound["arithmetic"] == pytest.approx(3 * 7.3e12 / 275e12)
+    assert bound["memory"] == pytest.approx(5e10 / 1228e9)
+    assert bound["interconnect"] == pytest.approx(7e9 / 300e9)
+    text = command.report(RESULT, request)
+    assert "so the arithmetic bounds it: at best 100% of peak" in text
+    assert "16.00 GiB of 32 at once" in text and "all-gather" in text
+    slow = {**RESULT, "bytes": 5e11}
+    assert "so the memory bounds it: at best 20% of peak" in command.report(slow, request)
+    command.roofline([("here", RESULT, "train")], tmp_path / "roofline.svg")
+    assert "here" in (tmp_path / "roofline.svg").read_text()
+
+
+def test_what_does_not_fit_is_named():
+    words = """I0000 noise
+RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in hbm. Used 40.00G of 31.75G hbm.
+  1. Size: 8.00G
+     Operator: op_name="jit(step)/unet/down/0/attention"
+"""
+    told = command.largest_arrays(words)
+    assert "Used 40.00G" in told and "unet/down/0/attention" in told and "noise" not in told
+
+
+def test_command_without_the_compiler_says_so(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else find(name, *a)
+    )
+    assert command.main(["--config=configs/quickstart.py", "--topology=v5e:2x4"]) == 1
+    assert "pip install '.[tpu]'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs '.[tpu]'")
+def test_a_small_model_compiles_for_eight_chips(tmp_path, capsys):
+    arguments = ["--config=configs/quickstart.py", "--topology=v5e:2x4", f"--out={tmp_path}"]
+    assert command.main([*arguments, "--config.mesh.fsdp=4"]) == 0
+    (result,) = json.loads((tmp_path / "report.json").read_text())
+    gathered, scattered = (result["collectives"][kind] for kind in ("all-gather", "reduce-scatter"))
+    # Each split parameter once, in the arithmetic's precision, and nothing else.
+    assert gathered["count"] == scattered["count"] and gathered["bytes"] == scattered["bytes"]
+    assert set(result["collectives"]) == {"all-gather", "reduce-scatter", "all-reduce"}
+    assert (tmp_path / "roofline.svg").stat().st_size > 500
+    assert "v5e:2x4" in capsys.readouterr().out
