@@ -1,7 +1,9 @@
 """The evaluation command on a small rendered set whose views can be told apart."""
 
+import csv
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import synthetic_shards
 from tiny_model import random_model
 
 from spinmeround_jax import cameras, checkpoints, data, evaluate
-from spinmeround_jax.pipeline import RELEASED
+from spinmeround_jax.evaluation import heads as protocol
+from spinmeround_jax.evaluation import measures, parts
+from spinmeround_jax.pipeline import RELEASED, Pipeline
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -19,52 +23,111 @@ def heads(tmp_path_factory):
     return synthetic_shards.write_rings(tmp_path_factory.mktemp("data") / "heads")
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    sampling = dataclasses.replace(RELEASED, steps=2, sigma_max=5.0, normals_steps=1)
+    checkpoints.save_model(folder, random_model(), {"sampling": dataclasses.asdict(sampling)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(heads, model, tmp_path_factory):
+    """A run's folder, and its arguments."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    arguments = ["--checkpoint", str(model), "--data", str(heads), "--out", str(out)]
+    arguments += ["--subjects", "2", "--sweep", "anchors=false", "--max-batch", "1"]
+    assert evaluate.main(arguments) == 0
+    return out, arguments
+
+
 def test_views_are_found_by_angle_also_across_180(heads):
     source = data.HeldOut(heads)
-    found = evaluate.find_views(source, 0, np.array([[180, 0], [-180, 0], [-7.5, 0]]))
+    found = protocol.find_views(source, 0, np.array([[180, 0], [-180, 0], [-7.5, 0]]))
     assert found == [24, 24, 47]
     with pytest.raises(ValueError, match="no view at yaw 10, pitch 0"):
-        evaluate.find_views(source, 0, np.array([[10, 0]]))
+        protocol.find_views(source, 0, np.array([[10, 0]]))
 
 
 def test_baselines_are_the_mean_and_the_nearest_training_head(heads):
     train = data.HeldOut(heads, "train")
     angles = cameras.anchors()
     portrait = train.load(1, [0]).images  # its own nearest neighbour
-    mean, nearest, chosen = evaluate.baselines(train, portrait, angles)
-    assert chosen.tolist() == [1]
-    views = evaluate.find_views(train, 0, angles)
-    np.testing.assert_array_equal(nearest.images[0], train.load(1, views).images)
+    found = protocol.mean_and_nearest(train, portrait, angles)
+    assert found["nearest"].tolist() == [1]
+    views = protocol.find_views(train, 0, angles)
     everyone = np.mean([train.load(i, views).images for i in range(3)], axis=0)
-    np.testing.assert_allclose(mean.images[0], everyone, atol=1e-6)
+    np.testing.assert_allclose(found["images"], everyone, atol=1e-6)
 
 
 def test_neighbour_difference_of_a_closed_ring():
     ring = np.zeros((1, 4, 2, 2, 3))
     ring[:, 1] = 1.0  # two of the four steps change by 1
-    np.testing.assert_allclose(evaluate.neighbour_difference(ring), [0.5])
+    np.testing.assert_allclose(measures.neighbour_difference(ring), [0.5])
 
 
-def test_command_writes_table_scores_and_pictures(heads, tmp_path, monkeypatch, capsys):
-    # LPIPS needs larger pictures than this test's; it has its own test.
-    monkeypatch.setattr(evaluate, "perceptual", lambda a, b: np.mean(abs(a - b), axis=(2, 3, 4)))
-    sampling = dataclasses.replace(RELEASED, steps=2, sigma_max=5.0, normals_steps=1)
-    checkpoints.save_model(
-        tmp_path / "model", random_model(), {"sampling": dataclasses.asdict(sampling)}
-    )
-    out = tmp_path / "out"
-    code = evaluate.main(
-        ["--checkpoint", f"tiny={tmp_path / 'model'}", "--data", str(heads), "--out", str(out)]
-        + ["--subjects", "2"]
-    )
-    assert code == 0
+def test_command_writes_tables_scores_and_pictures(finished):
+    out, _ = finished
     table = (out / "table.md").read_text()
-    assert table in capsys.readouterr().out
-    assert "| tiny |" in table and "| tiny: its autoencoder |" in table
-    scores = json.loads((out / "scores.json").read_text())["scores"]
+    for row in ("mean training head", "tiny", "tiny, anchors false", "tiny: its autoencoder"):
+        assert f"| {row} |" in table
+    result = json.loads((out / "scores.json").read_text())
+    scores = result["scores"]
     assert len(scores["tiny"]["psnr"]) == 2 and len(scores["tiny"]["consistency"]) == 2
-    assert np.isfinite(scores["tiny"]["psnr"]).all()
+    assert np.shape(result["per_view"]["tiny"]["psnr"]) == (2, 7)
+    assert any("LPIPS needs 32 pixels" in note for note in result["notes"])
+    summary = result["summary"]["tiny"]["psnr"]
+    assert summary["low"] <= summary["mean"] <= summary["high"] and summary["subjects"] == 2
+    with (out / "scores.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["row"] == "tiny"]
+    found = [float(row["value"]) for row in rows if row["measure"] == "psnr"]
+    np.testing.assert_allclose(found, scores["tiny"]["psnr"], rtol=1e-6)
+    assert {row["subject"] for row in rows} == {"person-1", "person-5"}
     assert {path.name for path in out.glob("*.png")} == {"worst.png", "median.png", "best.png"}
+
+
+def test_what_is_kept_is_not_sampled_again(finished, heads, monkeypatch):
+    out, arguments = finished
+    before = {name: (out / name).read_bytes() for name in ("table.md", "scores.json")}
+    count = len(list((out / "parts").iterdir()))
+    monkeypatch.setattr(Pipeline, "__init__", None)  # nothing is to be sampled
+    assert evaluate.main(arguments) == 0
+    assert before == {name: (out / name).read_bytes() for name in before}
+
+    monkeypatch.undo()
+    calls = []
+    init = Pipeline.__init__
+    monkeypatch.setattr(
+        Pipeline, "__init__", lambda self, *a, **named: calls.append(1) or init(self, *a, **named)
+    )
+    largest = max((out / "parts").iterdir(), key=os.path.getsize)
+    largest.write_bytes(largest.read_bytes()[:-30])  # as a full disk would leave it
+    kept = (out / "parts").iterdir()
+    assert evaluate.main(arguments) == 0
+    assert len(calls) == 1 and len(list(kept)) == count
+    assert before == {name: (out / name).read_bytes() for name in before}
+
+    # Another seed, and touched data, are other parts.
+    assert evaluate.main([*arguments, "--seed", "1"]) == 0
+    assert len(list((out / "parts").iterdir())) == count + 4
+    assert (out / "scores.json").read_bytes() != before["scores.json"]
+
+
+def test_a_part_is_for_what_made_it_alone(tmp_path):
+    kept = parts.Parts(tmp_path, {"data": 1})
+    made = kept.make({"row": "a"}, lambda: {"x": np.arange(3)})
+    np.testing.assert_array_equal(kept.get({"row": "a"})["x"], made["x"])
+    assert kept.get({"row": "b"}) is None
+    assert parts.Parts(tmp_path, {"data": 2}).get({"row": "a"}) is None
+
+
+def test_changed_weights_have_another_hash(model, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "a").write_bytes(b"1")
+    first = parts.hash_of(copy)
+    (copy / "a").write_bytes(b"2")
+    assert len({first, parts.hash_of(copy), parts.hash_of(model)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -77,6 +140,17 @@ def test_rows_of_one_name_are_refused(heads, capsys, items):
         evaluate.main([*checkpoints, "--data", str(heads)])
     assert stopped.value.code == 2
     assert "name each model: NAME=DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [("steps=1.5", "'1.5' is not a int"), ("anchors=no", "'no' is not a bool"),
+     ("step=1", "settings are steps"), ("sampler=ddim", "sampler must be one of")],
+)  # fmt: skip
+def test_bad_sweeps_are_named(heads, model, tmp_path, capsys, sweep, message):
+    arguments = ["--checkpoint", str(model), "--data", str(heads), "--subjects", "1"]
+    assert evaluate.main([*arguments, "--sweep", sweep, "--out", str(tmp_path)]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_errors_name_the_folder(heads, tmp_path, capsys):

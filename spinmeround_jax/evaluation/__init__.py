@@ -1,0 +1,1 @@
+"""How views are judged: protocols, measures, what is kept of a run, and the report."""

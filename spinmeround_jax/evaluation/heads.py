@@ -1,0 +1,314 @@
+"""The protocol `heads`: held-out rendered heads, at any of the views that data_prep renders.
+
+Beside the truth, two baselines that need no model: the training set's mean image at each view, and the
+training subject whose frontal view is nearest in pixels, shown at each view.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from spinmeround_jax import cameras, data
+from spinmeround_jax.evaluation import frechet, measures, models
+from spinmeround_jax.evaluation.measures import Score, Views
+from spinmeround_jax.evaluation.models import Candidate
+from spinmeround_jax.evaluation.parts import Parts, stamp_of
+from spinmeround_jax.evaluation.results import Result, Strip
+from spinmeround_jax.evaluation.sampling import Variant
+from spinmeround_jax.outputs import to_pixels
+
+RING = 48
+SUBJECTS = 32
+MEAN, NEAREST, TRUE = "mean training head", "nearest training head", "true renders"
+TOLERANCE = 0.01  # degrees within which a stored camera is the one asked for
+
+
+def find_views(source: data.HeldOut, subject: int, angles: np.ndarray) -> list[int]:
+    """Indices of a subject's views that stand at the (n, 2) yaws and pitches.
+
+    Raises:
+        ValueError: naming the first angle that was not rendered.
+    """
+    stored = source.angles(subject)
+    indices = []
+    for yaw, pitch in angles:
+        turn = (stored[:, 0] - yaw + 180.0) % 360.0 - 180.0
+        distance = np.maximum(abs(turn), abs(stored[:, 1] - pitch))
+        if distance.min() > TOLERANCE:
+            index, row = source.source[subject]
+            raise ValueError(
+                f"{index.path}: {index.subjects[row]} has no view at yaw {yaw:g}, pitch {pitch:g}; "
+                "evaluation needs the 48-view ring that data_prep renders by default"
+            )
+        indices.append(int(distance.argmin()))
+    return indices
+
+
+def load_views(source: data.HeldOut, subjects: list[int], angles: np.ndarray) -> Views:
+    """The listed subjects at (n, 2) angles; all subjects of a set share their viewpoints."""
+    indices = find_views(source, subjects[0], angles)
+    loaded = [source.load(i, indices) for i in subjects]
+    return Views(
+        images=np.stack([subject.images for subject in loaded]),
+        normals=np.stack([subject.normals for subject in loaded]),
+        mask=np.stack([subject.alpha > 0.5 for subject in loaded]),
+    )
+
+
+def mean_and_nearest(
+    train: data.HeldOut, frontal: np.ndarray, angles: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Both baselines at (n, 2) angles.
+
+    Args:
+        frontal: (s, h, w, 3) portraits to find neighbours of.
+
+    Returns:
+        "images" and "normals" (n, h, w, 3) of the mean training head, normals of any length; and
+        "nearest" (s,), the training subject chosen for each portrait.
+    """
+    indices = find_views(train, 0, np.concatenate([[[0.0, 0.0]], angles]))
+    image_sum, normal_sum, distances = 0.0, 0.0, []
+    for i in tqdm(range(len(train)), desc="baselines", unit="subject"):
+        subject = train.load(i, indices)
+        distances.append(np.mean((frontal - subject.images[0]) ** 2, axis=(1, 2, 3)))
+        image_sum = image_sum + subject.images[1:]
+        normal_sum = normal_sum + subject.normals[1:]
+    return {
+        "images": image_sum / len(train),
+        "normals": normal_sum,
+        "nearest": np.argmin(distances, axis=0),
+    }
+
+
+def repeated(images: np.ndarray, normals: np.ndarray, mask: np.ndarray) -> Views:
+    """(n, h, w, 3) views of one head as those of all s subjects of the (s, n, h, w) mask."""
+    everyone = (*mask.shape, 3)
+    return Views(np.broadcast_to(images, everyone), np.broadcast_to(normals, everyone), mask)
+
+
+def ceiling_name(name: str) -> str:
+    return f"{name}: its autoencoder"
+
+
+def check_rows(args: argparse.Namespace) -> None:
+    """Raises ValueError unless every row of the table will have a name of its own."""
+    rows = [MEAN, NEAREST, TRUE]
+    for name, _ in map(models.named, args.checkpoint):
+        for row in (name, ceiling_name(name)):
+            if row in rows:
+                raise ValueError(
+                    f"--checkpoint: two rows would be {row!r}; name each model: NAME=DIR"
+                )
+            rows.append(row)
+
+
+# --------------------------------------------------------------------------------------------------
+# The protocol
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Measure every model and baseline; what was kept of an earlier run is not made again.
+
+    Raises:
+        ValueError, CheckpointError, RecordError, OSError: naming what cannot be used.
+    """
+    protocol = _Heads(args)
+    scores = protocol.references()
+    for candidate in protocol.candidates:
+        for variant in candidate.variants:
+            scores.append(protocol.sampled(candidate, variant))
+        scores.append(protocol.ceiling(candidate))
+    scores = frechet.added(
+        scores, protocol.strips, protocol.count, protocol.instruments, protocol.parts
+    )
+    return Result(
+        protocol="heads",
+        sentence=f"{protocol.count} held-out subjects, 7 anchors from the frontal view",
+        subjects=protocol.names,
+        views=[f"{yaw:g}°" for yaw, _ in cameras.anchors()],
+        yaws=cameras.anchors()[:, 0],
+        scores=scores,
+        strips=protocol.strips,
+        columns=lambda subject: [f"{yaw:g}°" for yaw, _ in cameras.anchors()],
+        details={
+            "models": {candidate.name: candidate.about() for candidate in protocol.candidates},
+            "nearest": protocol.baselines["nearest"].tolist(),
+        },
+        notes=protocol.instruments.notes,
+    )
+
+
+class _Heads:
+    """A run; a part is made of as many subjects as all devices sample at once."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.portraits = data.HeldOut(args.data, "held_out")
+        self.train = data.HeldOut(args.data, "train")
+        self.count = args.subjects or min(SUBJECTS, len(self.portraits))
+        if self.count > len(self.portraits):
+            raise ValueError(
+                f"{args.data} has {len(self.portraits)} held-out subjects to choose from"
+            )
+        self.args = args
+        self.size = self.portraits.source.image_size
+        self.instruments = measures.choose(args, self.size)
+        self.wanted = self.instruments.wanted
+        self.trajectory = cameras.turntable(RING)
+        order = find_views(self.portraits, 0, self.trajectory)
+        self.anchors = [order.index(i) for i in find_views(self.portraits, 0, cameras.anchors())]
+        self.candidates = [Candidate(item, args) for item in args.checkpoint]
+        size = args.max_batch * jax.local_device_count()
+        self.chunks = [
+            list(range(start, min(start + size, self.count)))
+            for start in range(0, self.count, size)
+        ]
+        common = {"protocol": "heads", "data": stamp_of(args.data), "measures": self.wanted}
+        common["files"] = dict(self.instruments.files)
+        self.parts = Parts(args.out / "parts", common)
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        stored = (self.portraits.source[i] for i in range(self.count))
+        return [str(index.subjects[row]) for index, row in stored]
+
+    @functools.cached_property
+    def baselines(self) -> dict[str, np.ndarray]:
+        front = find_views(self.portraits, 0, np.zeros((1, 2)))
+
+        def make() -> dict[str, np.ndarray]:
+            frontal = np.stack([self.portraits.load(i, front).images[0] for i in range(self.count)])
+            return mean_and_nearest(self.train, frontal, cameras.anchors())
+
+        return self.parts.make({"row": "baselines", "subjects": self.count}, make)
+
+    def truth(self, chunk: list[int]) -> tuple[Views, Views]:
+        """The ring, and the anchors."""
+        ring = load_views(self.portraits, chunk, self.trajectory)
+        return ring, self.instruments.looked_at(ring.at(self.anchors))
+
+    def references(self) -> list[Score]:
+        """The rows that need no model."""
+        baselines, poses = self.baselines, cameras.orbit(*self.trajectory.T)
+
+        def make(chunk: list[int]) -> dict[str, np.ndarray]:
+            ring, truth = self.truth(chunk)
+            mean = repeated(baselines["images"], baselines["normals"], truth.mask)
+            chosen = baselines["nearest"][chunk].tolist()
+            nearest = load_views(self.train, chosen, cameras.anchors())
+            true = measures.reprojections(ring.images, ring.normals, poses, self.wanted)
+            return {
+                **_prefixed("mean", measures.compare(mean, truth, self.instruments)),
+                **_prefixed("nearest", measures.compare(nearest, truth, self.instruments)),
+                **_prefixed("true", true),
+            }
+
+        found = []
+        for chunk in tqdm(self.chunks, desc="references", unit="part"):
+            decided = {"row": "references", "subjects": chunk, "of": self.count}
+            found.append(self.parts.make(decided, functools.partial(make, chunk)))
+        rows = [(MEAN, "mean"), (NEAREST, "nearest"), (TRUE, "true")]
+        scores = [Score(name, "reference", _joined(found, prefix)) for name, prefix in rows]
+        return [score for score in scores if score.values]
+
+    def _decided(self, candidate: Candidate, variant: Variant, chunk: list[int]) -> dict[str, Any]:
+        about = {"row": "model", "seed": self.args.seed, "subjects": chunk}
+        return {**about, **candidate.decided_by(variant)}
+
+    def sampled(self, candidate: Candidate, variant: Variant) -> Score:
+        """A model, sampled in one way."""
+        name = models.row_name(candidate.name, variant)
+        decided = [self._decided(candidate, variant, chunk) for chunk in self.chunks]
+        missing = [
+            chunk
+            for chunk, d in zip(self.chunks, decided, strict=True)
+            if self.parts.get(d) is None
+        ]
+        with tqdm(desc=name, unit="eval", smoothing=0.05, disable=not missing) as bar:
+            if missing:
+                pipeline = candidate.pipeline(variant, bar, self.size, self.args.data)
+                count = pipeline.evaluations if variant.anchors else pipeline.direct_evaluations
+                bar.reset(sum(count(len(chunk), self.trajectory) for chunk in missing))
+
+            def make(chunk: list[int]) -> dict[str, np.ndarray]:
+                ring, truth = self.truth(chunk)
+                identities = np.stack([self.portraits.load(i, [0]).id_embedding for i in chunk])
+                spin = pipeline.spin if variant.anchors else pipeline.spin_directly
+                seeds = self.args.seed + np.array(chunk)
+                made = spin(ring.images[:, :1], identities, self.trajectory, seeds)
+                anchors = Views(made.images, made.normals, ring.mask).at(self.anchors)
+                values = measures.compare(anchors, truth, self.instruments)
+                if measures.CONSISTENCY.name in self.wanted:
+                    change = [measures.neighbour_difference(x.images) for x in (made, ring)]
+                    values[measures.CONSISTENCY.name] = change[0] / change[1]
+                poses = cameras.orbit(*self.trajectory.T)
+                values |= measures.reprojections(made.images, made.normals, poses, self.wanted)
+                pictures = {
+                    "images": to_pixels(anchors.images),
+                    "normals": to_pixels(anchors.normals),
+                }
+                return _prefixed("value", values) | pictures
+
+            found = [
+                self.parts.make(d, functools.partial(make, chunk))
+                for chunk, d in zip(self.chunks, decided, strict=True)
+            ]
+        return Score(name, "model", _joined(found, "value"))
+
+    def ceiling(self, candidate: Candidate) -> Score:
+        """The truth through the model's autoencoder: what diffusion can at best reach."""
+
+        def make(chunk: list[int]) -> dict[str, np.ndarray]:
+            _, truth = self.truth(chunk)
+            with tqdm(disable=True) as bar:
+                pipeline = candidate.pipeline(candidate.variants[0], bar, self.size, self.args.data)
+            repeat = Views(*pipeline.repeat(truth.images, truth.normals), truth.mask)
+            return _prefixed("value", measures.compare(repeat, truth, self.instruments))
+
+        name = ceiling_name(candidate.name)
+        found = []
+        for chunk in tqdm(self.chunks, desc=name, unit="part"):
+            decided = {"row": "ceiling", "weights": candidate.weights, "subjects": chunk}
+            found.append(self.parts.make(decided, functools.partial(make, chunk)))
+        return Score(name, "reference", _joined(found, "value"))
+
+    def strips(self, subject: int) -> list[Strip]:
+        """The truth, the baselines and every model's images; then the true normals and theirs."""
+        angles = cameras.anchors()
+        truth = self.portraits.load(subject, find_views(self.portraits, 0, angles))
+        nearest = self.train.load(
+            int(self.baselines["nearest"][subject]), find_views(self.train, 0, angles)
+        )
+        images = [
+            ("true", to_pixels(truth.images)),
+            (NEAREST, to_pixels(nearest.images)),
+            (MEAN, to_pixels(self.baselines["images"])),
+        ]
+        normals = [("true normals", to_pixels(truth.normals))]
+        chunk = next(chunk for chunk in self.chunks if subject in chunk)
+        for candidate in self.candidates:
+            for variant in candidate.variants:
+                part = self.parts.get(self._decided(candidate, variant, chunk))
+                name = models.row_name(candidate.name, variant)
+                images.append((name, part["images"][subject - chunk[0]]))
+                normals.append((f"{name}, normals", part["normals"][subject - chunk[0]]))
+        return images + normals
+
+
+def _prefixed(prefix: str, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{prefix}.{name}": value for name, value in values.items()}
+
+
+def _joined(found: list[dict[str, np.ndarray]], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of a prefix over all parts."""
+    names = [name for name in found[0] if name.startswith(f"{prefix}.")]
+    return {
+        name.removeprefix(f"{prefix}."): np.concatenate([part[name] for part in found])
+        for name in names
+    }

@@ -1,0 +1,185 @@
+"""The protocol `nersemble`: the paper's capture of 16 cameras, prepared by `data_prep.captures`.
+
+Models are sampled from the input camera's picture at the other cameras into folders of views, which are
+then judged as everybody else's are. What the paper leaves open is in nersemble.json, as our choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import json
+import pathlib
+import shutil
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from spinmeround_jax import cameras, portraits
+from spinmeround_jax.evaluation import folders, view_folders
+from spinmeround_jax.evaluation.models import Candidate, row_name
+from spinmeround_jax.evaluation.parts import environment, stamp_of
+from spinmeround_jax.evaluation.results import Result
+from spinmeround_jax.evaluation.sampling import Variant
+from spinmeround_jax.evaluation.view_folders import TRANSFORMS, FolderError, Frame
+from spinmeround_jax.outputs import to_pixels
+
+MADE_OF = "made_of.json"
+
+
+def read_protocol() -> dict[str, Any]:
+    """nersemble.json."""
+    file = importlib.resources.files("spinmeround_jax.evaluation") / "nersemble.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def read_list(path: pathlib.Path) -> list[str]:
+    """Subjects, one a line; what follows a # is a remark.
+
+    Raises:
+        FolderError: there are none, or one twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FolderError(f"{path}: cannot be read ({error})") from error
+    names = [name for line in lines if (name := line.partition("#")[0].strip())]
+    if not names or len(set(names)) < len(names):
+        raise FolderError(f"{path}: expected subjects, one a line, none twice")
+    return names
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Sample every model, then judge models and other methods.
+
+    Raises:
+        FolderError, ValueError, CheckpointError, OSError: naming what cannot be used.
+    """
+    protocol = read_protocol()
+    truth = view_folders.find_heads(args.truth / "views")
+    if args.subject_list:
+        wanted = read_list(args.subject_list)
+        if missing := [name for name in wanted if name not in truth]:
+            raise FolderError(
+                f"{args.truth}: {missing[0]} and {len(missing) - 1} more of {args.subject_list} are "
+                "not there; prepare them with data_prep.captures, or take them off the list"
+            )
+        truth = {name: truth[name] for name in wanted}
+    truth = dict(list(truth.items())[: args.subjects])
+    frames = {name: view_folders.read_frames(folder) for name, folder in truth.items()}
+    for name, its in frames.items():
+        if missing := [s for s in protocol["cameras"] if serial_of(its, s) is None]:
+            raise FolderError(
+                f"{truth[name]}: no picture of {len(missing)} of the {len(protocol['cameras'])} "
+                f"cameras, such as {missing[0]}; the protocol wants all"
+            )
+    methods: dict[str, pathlib.Path] = {}
+    candidates = [Candidate(item, args) for item in args.checkpoint]
+    for candidate in candidates:
+        for variant in candidate.variants:
+            out = args.out / "sampled" / row_name(candidate.name, variant).replace("/", "_")
+            _sample(candidate, variant, truth, frames, out, args)
+            methods[row_name(candidate.name, variant)] = out
+    methods |= dict(folders.named(item) for item in args.method)
+    if not methods:
+        raise ValueError("--protocol nersemble needs --checkpoint or --method")
+    judged = set(protocol["cameras"]) - {protocol["input_camera"]}
+    result = folders.judge(
+        args,
+        truth,
+        methods,
+        "nersemble",
+        masked=True,
+        judged=lambda frame: any(serial in frame.name for serial in judged),
+        details={
+            "models": {candidate.name: candidate.about() for candidate in candidates},
+            "nersemble": protocol,
+        },
+    )
+    if len(truth) != protocol["identities"]:
+        result.notes.insert(0, f"{len(truth)} subjects, the paper has {protocol['identities']}")
+    return result
+
+
+def serial_of(frames: list[Frame], serial: str) -> Frame | None:
+    """The picture that a camera took."""
+    return next((frame for frame in frames if serial in frame.name), None)
+
+
+def _sample(
+    candidate: Candidate,
+    variant: Variant,
+    truth: Mapping[str, pathlib.Path],
+    frames: Mapping[str, list[Frame]],
+    out: pathlib.Path,
+    args: argparse.Namespace,
+) -> None:
+    """A folder of views for each subject in `out`; those that are there and of the same are kept."""
+    serial = read_protocol()["input_camera"]
+    wanted = {
+        name: {
+            **candidate.decided_by(variant),
+            "environment": environment(),
+            "seed": (args.seed + zlib.crc32(name.encode())) % 2**31,  # whoever else is there
+            "truth": stamp_of(truth[name]),
+            "identity": portraits.read_identity(_portrait(args.truth, name)).tolist(),
+        }
+        for name in truth
+    }
+    missing = [name for name in truth if not _is_made(out / name, wanted[name])]
+    if not missing:
+        return
+    size = candidate.model.config.image_size
+    with tqdm(desc=out.name, unit="eval", smoothing=0.05) as bar:
+        pipeline = candidate.pipeline(variant, bar, size, args.truth)
+        count = pipeline.evaluations if variant.anchors else pipeline.direct_evaluations
+        angles = {name: relative_angles(frames[name], serial) for name in missing}
+        bar.reset(sum(count(1, angles[name]) for name in missing))
+        for name in missing:
+            image, _, _ = view_folders.load(serial_of(frames[name], serial), size)
+            identity = portraits.read_identity(_portrait(args.truth, name))
+            spin = pipeline.spin if variant.anchors else pipeline.spin_directly
+            head = spin(image[None, None], identity[None], angles[name], [wanted[name]["seed"]])
+            _write(out / name, frames[name], head.images[0], wanted[name])
+
+
+def _portrait(root: pathlib.Path, name: str) -> pathlib.Path:
+    return root / "portraits" / f"{name}.png"
+
+
+def relative_angles(frames: list[Frame], serial: str) -> np.ndarray:
+    """(n, 2) yaw and pitch of all cameras as seen from the input camera, which is (0, 0)."""
+    poses = np.stack([frame.world_to_camera for frame in frames])
+    reference = serial_of(frames, serial).world_to_camera
+    return np.stack(cameras.yaw_pitch(cameras.relative_to(reference, poses)), axis=-1)
+
+
+def _is_made(folder: pathlib.Path, of: dict[str, Any]) -> bool:
+    try:
+        return json.loads((folder / MADE_OF).read_text()) == json.loads(json.dumps(of))
+    except (OSError, ValueError):
+        return False
+
+
+def _write(
+    folder: pathlib.Path, frames: list[Frame], images: np.ndarray, made_of: dict[str, Any]
+) -> None:
+    """Views under the truth's names and cameras, whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "views").mkdir(parents=True)
+    about = []
+    for frame, pixels in zip(frames, to_pixels(images), strict=True):
+        Image.fromarray(pixels).save(partial / "views" / f"{frame.name}.png")
+        pose = np.linalg.inv(frame.world_to_camera).tolist()
+        about.append({"file_path": f"views/{frame.name}.png", "transform_matrix": pose})
+    size = images.shape[1]
+    transforms = {"w": size, "h": size, "fl_x": frames[0].focal * size, "frames": about}
+    (partial / TRANSFORMS).write_text(json.dumps(transforms, indent=1))
+    (partial / MADE_OF).write_text(json.dumps(made_of))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

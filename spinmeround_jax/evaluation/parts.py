@@ -1,0 +1,105 @@
+"""What a run keeps, so that a later one need not do it again: arrays under the hash of what made them.
+
+A part is used only if everything that decides it is the same: model, data, settings, seed, subjects,
+the code of this package, JAX and the device. Nothing is ever written over; delete the folder to be
+rid of parts that are no longer asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import pathlib
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import spinmeround_jax
+from spinmeround_jax.files import write_atomically
+
+PACKAGE = pathlib.Path(spinmeround_jax.__file__).parent
+SHOWING = ("page", "charts", "report", "figures")  # modules that draw what was measured
+
+
+class Parts:
+    """The parts in `directory`; `common` is what decides all of them alike."""
+
+    def __init__(self, directory: pathlib.Path, common: Mapping[str, Any]):
+        self.directory = directory
+        self.common = {"environment": environment(), **common}
+
+    def get(self, decided_by: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """The arrays of a part; None if they are not there, or the file is damaged."""
+        path, about = self._where(decided_by)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            if arrays.pop("about").item() != about:
+                raise ValueError("it was made of something else")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            print(f"{path}: damaged, made again ({error})", file=sys.stderr)
+            return None
+        return arrays
+
+    def make(
+        self, decided_by: Mapping[str, Any], make: Callable[[], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """The arrays of a part, made and kept if they are not there."""
+        arrays = self.get(decided_by)
+        if arrays is None:
+            arrays = make()
+            path, about = self._where(decided_by)
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, about=np.array(about), **arrays)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, buffer.getvalue())
+        return arrays
+
+    def _where(self, decided_by: Mapping[str, Any]) -> tuple[pathlib.Path, str]:
+        about = json.dumps({**self.common, **decided_by}, sort_keys=True)
+        return self.directory / f"{hashlib.sha256(about.encode()).hexdigest()[:20]}.npz", about
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """Code and machine, as far as they decide what is computed."""
+    code = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if not path.stem.startswith(SHOWING):
+            code.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())
+    devices = jax.devices()
+    return {
+        "code": code.hexdigest(),
+        "jax": jax.__version__,
+        "devices": f"{len(devices)} {devices[0].platform} ({devices[0].device_kind})",
+    }
+
+
+def hash_of(path: pathlib.Path) -> str:
+    """SHA-256 of a file, or of all files of a folder and their names.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        digest.update(f"{file.relative_to(path)}\n".encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def stamp_of(folder: pathlib.Path) -> str:
+    """Hash of the names, sizes and times of a folder's files: data too large to be read twice."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    about = [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()

@@ -1,0 +1,165 @@
+"""Ways to sample one model, to be compared, and the pipeline that knows them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from spinmeround_jax.config import SamplingConfig
+from spinmeround_jax.pipeline import Heads, Pipeline
+from spinmeround_jax.samplers import SAMPLERS
+from spinmeround_jax.view_groups import SAME_VIEW
+
+DIRECT_STREAM = 4  # of random numbers: steps 1 to 3 have theirs
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """sampling: its settings. anchors: False leaves out step 2, see `spin_directly`.
+
+    label: what it changes, such as "steps 12"; "" is the checkpoint's own way.
+    """
+
+    label: str
+    sampling: SamplingConfig
+    anchors: bool = True
+
+
+def variants(own: Variant, sweeps: Sequence[str]) -> list[Variant]:
+    """`own`, then one for each value of each sweep, all other settings being those of `own`.
+
+    Args:
+        sweeps: items such as "steps=12,24,48", "anchors=false".
+
+    Raises:
+        ValueError: naming the item.
+    """
+    types = typing.get_type_hints(SamplingConfig) | {"anchors": bool}
+    found = [own]
+    for item in sweeps:
+        key, equals, values = item.partition("=")
+        if not equals or key not in types:
+            raise ValueError(
+                f"--sweep {item}: expected SETTING=VALUE,VALUE; settings are {', '.join(types)}"
+            )
+        for text in values.split(","):
+            try:
+                value = _read(types[key], text)
+            except ValueError as error:
+                kind = types[key].__name__
+                raise ValueError(f"--sweep {item}: {text!r} is not a {kind}") from error
+            if key == "sampler" and value not in SAMPLERS:
+                raise ValueError(f"--sweep {item}: sampler must be one of {', '.join(SAMPLERS)}")
+            label = f"{key.replace('_', ' ')} {text}"
+            if key == "anchors":
+                found.append(dataclasses.replace(own, label=label, anchors=value))
+            else:
+                sampling = dataclasses.replace(own.sampling, **{key: value})
+                found.append(dataclasses.replace(own, label=label, sampling=sampling))
+    return found
+
+
+def _read(kind: type, text: str) -> Any:
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError(text)
+        return text == "true"
+    value = kind(text)
+    if kind is float and not np.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+class EvaluationPipeline(Pipeline):
+    """`Pipeline`, with a way around step 2, and through the autoencoder alone."""
+
+    def repeat(self, images: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(..., h, w, 3) views and normals through the autoencoder: the best that sampling can do."""
+        shape = images.shape
+        halves = [
+            self.encode(pictures.reshape(-1, *shape[-3:]), kind)
+            for pictures, kind in ((images, "image"), (normals, "normals"))
+        ]
+        images, normals = self.decode(np.concatenate(halves, axis=-1))
+        return images.reshape(shape), normals.reshape(shape)
+
+    def spin_directly(
+        self,
+        images: np.ndarray,
+        id_embeddings: np.ndarray | None,
+        trajectory: np.ndarray,
+        seeds: ArrayLike,
+    ) -> Heads:
+        """`spin` from one view without step 2: every group of views observes the input alone.
+
+        The paper's anchors are what groups of views have in common; this shows what they are good
+        for. Groups are neighbours in yaw, as many as the network samples at once.
+
+        Args:
+            images: (b, 1, H, W, 3). The others as in `spin`.
+
+        Returns:
+            `Heads` without anchors.
+        """
+        trajectory = np.asarray(trajectory, np.float32).reshape(-1, 2)
+        seeds, front = np.asarray(seeds, np.uint32), np.zeros((1, 2), np.float32)
+        heads = len(seeds)
+        context = self.contexts(id_embeddings, heads)
+        observed = self._observed_latents(images, front, context, seeds)
+        groups = self._groups(trajectory)
+        angles = np.concatenate(
+            [np.broadcast_to(front, (len(groups), 1, 2)), trajectory[groups]], axis=1
+        )
+        sampled = self._joint(
+            "views",
+            np.repeat(observed, len(groups), axis=0),
+            np.tile(angles, (heads, 1, 1)),
+            np.repeat(context, len(groups), axis=0),
+            np.repeat(seeds, len(groups)),
+            np.tile([(DIRECT_STREAM, group) for group in range(len(groups))], (heads, 1)),
+        )
+        latents = np.empty((heads, len(trajectory), *sampled.shape[2:]), np.float32)
+        latents[:, groups] = sampled.reshape(heads, len(groups), *sampled.shape[1:])[:, :, 1:]
+        given = _is_front(trajectory)  # shown as it was given, as `spin` does
+        latents[:, given] = observed
+        views, normals = self.decode(latents)
+        views[:, given] = images
+        _, observed_normals = self.decode(observed)
+        nothing = np.empty((heads, 0, *views.shape[2:]), np.float32)
+        return Heads(
+            observed_angles=front,
+            observed_images=images,
+            observed_normals=observed_normals,
+            anchor_angles=np.empty((0, 2), np.float32),
+            anchor_images=nothing,
+            anchor_normals=nothing,
+            trajectory=trajectory,
+            images=views,
+            normals=normals,
+        )
+
+    def _groups(self, trajectory: np.ndarray) -> np.ndarray:
+        """(g, views - 1) indices of the views sampled together; the last one repeated to fill up."""
+        size = self.config.views - 1
+        order = np.argsort(trajectory[:, 0] % 360.0, kind="stable")
+        order = order[~_is_front(trajectory[order])]
+        parts = np.array_split(order, -(-len(order) // size))
+        return np.stack([np.pad(part, (0, size - len(part)), mode="edge") for part in parts])
+
+    def direct_evaluations(self, heads: int, trajectory: np.ndarray) -> int:
+        """What `progress` will have been told in all after `spin_directly`."""
+        denied = self.ablation.no_normals or self.ablation.no_image
+        normals = 0 if denied else self.sampling.normals_steps
+        groups = len(self._groups(np.asarray(trajectory, np.float32).reshape(-1, 2)))
+        calls = self._calls(self._guided(1, True))
+        return heads * (normals + groups * self.config.views * calls)
+
+
+def _is_front(angles: np.ndarray) -> np.ndarray:
+    """(n,) bool of (n, 2) angles: the view that was given."""
+    return abs(angles).max(axis=1) < SAME_VIEW
