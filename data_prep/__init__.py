@@ -1,4 +1,4 @@
-"""Training data from parametric people: MakeHuman (CC0) heads, grown hair, exact normals.
+"""Training data: parametric people of MakeHuman (CC0) heads, PanoHead's, scans; captures to evaluate on.
 
-`python -m data_prep.render_heads --help` renders a data set; `contact_sheet` draws an overview.
+Every module with a command tells of it with `--help`; docs/data_factory.md tells of all of them.
 """

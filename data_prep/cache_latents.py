@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 
-from spinmeround_jax import checkpoints, latent_cache, records
+from spinmeround_jax import checkpoints, files, latent_cache, records
 
 EXAMPLES = """examples:
   # with the autoencoder of a training run, or of a converted or finished model
@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checkpoint", type=pathlib.Path, required=True, help="with model.json")
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of shards")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    parser.add_argument("--data", type=files.as_path, required=True, help="folder of shards")
+    parser.add_argument("--out", type=files.as_path, required=True, help="folder to write")
     parser.add_argument("--split", default="train", help="(train)")
     parser.add_argument(
         "--backgrounds", type=int, default=2,

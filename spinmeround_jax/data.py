@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from spinmeround_jax import cameras, records, shards
+from spinmeround_jax.files import as_path
 from spinmeround_jax.latent_files import LatentSource
 from spinmeround_jax.manifest import read_manifest
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # the config imports the models, which worker processes can d
     from spinmeround_jax.config import DataConfig, StageConfig
 
 _MAX_SUBSTITUTES = 20
+_BLOCK = 2**14  # pixels; what is worked on at once stays in the processor's cache
 _logger = logging.getLogger(__name__)
 
 
@@ -67,7 +69,7 @@ class SubjectSource:
     """
 
     def __init__(self, directory: str | pathlib.Path, split: str):
-        self.directory, self.split = pathlib.Path(directory), split
+        self.directory, self.split = as_path(directory), split
         manifest = read_manifest(directory)
         self.image_size: int = manifest["image_size"]
         self.views: int = manifest["views"]
@@ -159,8 +161,7 @@ def read_views(
     normals = np.empty((len(found), size, size, 3), np.float32)
     for i, record in enumerate(found):
         where = index.where(row, record.view)
-        rgba[i] = records.decode_image(record.image, size, where)
-        normals[i] = records.decode_normals(record.normals, size, where)
+        rgba[i], _ = records.decode_view(record, size, where, normals[i])
     return found, rgba, normals
 
 
@@ -174,16 +175,31 @@ def composite(rgba: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.
     Returns:
         (..., 3) float32 images in [-1, 1] and (...) float32 alpha in [0, 1].
     """
-    alpha = rgba[..., 3] * np.float32(1.0 / 255.0)
-    images = np.empty((*alpha.shape, 3), np.float32)
-    for channel, colour in enumerate(background * 2.0 - 1.0):
-        # c + a (x - c), plane by plane: four times faster than broadcasting over the last axis.
-        plane = rgba[..., channel] * np.float32(2.0 / 255.0)
-        plane -= np.float32(1.0 + colour)
-        plane *= alpha
-        plane += np.float32(colour)
-        images[..., channel] = plane
-    return np.clip(images, -1.0, 1.0, out=images), alpha
+    images = np.empty((*rgba.shape[:-1], 3), np.float32)
+    composite_into(images, rgba, background)
+    return images, rgba[..., 3] * np.float32(1.0 / 255.0)
+
+
+def composite_into(images: np.ndarray, rgba: np.ndarray, background: np.ndarray) -> None:
+    """The same into (..., 3) float32, contiguous."""
+    colours = (background * 2.0 - 1.0).astype(np.float32)
+    pixels, results = rgba.reshape(-1, 4), images.reshape(-1, 3)
+    buffers = np.empty((2, min(_BLOCK, len(pixels))), np.float32)
+    for start in range(0, len(pixels), _BLOCK):
+        block, result = pixels[start : start + _BLOCK], results[start : start + _BLOCK]
+        alpha, plane = buffers[:, : len(block)]
+        if not block[:, 3].any():  # above the head
+            result[:] = colours
+            continue
+        np.multiply(block[:, 3], np.float32(1.0 / 255.0), out=alpha)
+        for channel, colour in enumerate(colours):
+            # c + a (x - c), plane by plane: four times faster than broadcasting over the last axis.
+            np.multiply(block[:, channel], np.float32(2.0 / 255.0), out=plane)
+            plane -= np.float32(1.0) + colour
+            plane *= alpha
+            plane += colour
+            result[:, channel] = plane
+        np.clip(result, -1.0, 1.0, out=result)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -208,7 +224,7 @@ def draw_views(
 
 @dataclasses.dataclass(frozen=True)
 class _Sampler:
-    """Example number -> arrays of one example. Plain fields only: it goes to worker processes."""
+    """Example numbers -> a batch's arrays. Plain fields only: it goes to worker processes."""
 
     source: SubjectSource
     stage_ends: tuple[int, ...]  # examples, cumulative
@@ -223,14 +239,45 @@ class _Sampler:
     skip_corrupt: bool
     latents: LatentSource | None
 
-    def __call__(self, n: int, subject: tuple[shards.ShardIndex, int]) -> dict[str, Any]:
+    def __call__(
+        self, examples: Sequence[tuple[int, tuple[shards.ShardIndex, int]]]
+    ) -> dict[str, Any]:
+        """Arrays of the `Batch`, and `faults`: what was wrong with subjects that were replaced."""
+        # Pictures are decoded into the batch: at 512 pixels to copy them costs as much as decoding.
+        pictures = self._room(len(examples))
+        faults: list[str] = []
+        rest = []
+        for i, (n, subject) in enumerate(examples):
+            room = {name: array[i] for name, array in pictures.items()}
+            rest.append(self._fill(n, subject, room, faults))
+        facts = {name: np.stack([facts[name] for facts in rest]) for name in rest[0]}
+        return {**facts, **pictures, "faults": faults}
+
+    def _room(self, count: int) -> dict[str, np.ndarray]:
+        if self.latents:
+            height, width, channels = self.latents.description.latent_shape
+            shape = (count, self.views, 2, height, width, 2 * channels)
+            return {"moments": np.empty(shape, np.float32)}
+        shape = (count, self.views, self.source.image_size, self.source.image_size, 3)
+        return {"images": np.empty(shape, np.float32), "normals": np.empty(shape, np.float32)}
+
+    def _fill(
+        self,
+        n: int,
+        subject: tuple[shards.ShardIndex, int],
+        room: dict[str, np.ndarray],
+        all_faults: list[str],
+    ) -> dict[str, np.ndarray]:
+        """Example n: its pictures into `room`, the rest is returned; its faults are appended."""
         faults: list[str] = []
         while True:
             rng = np.random.default_rng([self.seed, n, len(faults)])
             if faults:
                 subject = self.source[int(rng.integers(len(self.source)))]
             try:
-                return {**self._example(n, subject, rng), "faults": faults}
+                facts = self._example(n, subject, rng, room)
+                all_faults += faults
+                return facts
             except records.RecordError as error:
                 if not self.skip_corrupt:
                     raise
@@ -246,8 +293,12 @@ class _Sampler:
         return (abs(yaw) <= self.max_frontal_yaw) & (abs(pitch) <= self.max_frontal_pitch)
 
     def _example(
-        self, n: int, subject: tuple[shards.ShardIndex, int], rng: np.random.Generator
-    ) -> dict[str, Any]:
+        self,
+        n: int,
+        subject: tuple[shards.ShardIndex, int],
+        rng: np.random.Generator,
+        room: dict[str, np.ndarray],
+    ) -> dict[str, np.ndarray]:
         index, row = subject
         stage = int(np.searchsorted(self.stage_ends, n, side="right"))
         observed = int(rng.choice(self.stage_observed[stage]))
@@ -256,15 +307,18 @@ class _Sampler:
         colour = rng.random(3)
         dropped = rng.random() < self.guidance_dropout
 
-        pictures: dict[str, np.ndarray] = {}
         if self.latents:
             stored = self.latents.description.backgrounds
             background = 1 + int(rng.integers(stored)) if random_background else 0
-            pictures["moments"], id_embedding = self.latents.read(index, row, chosen, background)
+            id_embedding = self.latents.read(index, row, chosen, background, room["moments"])
         else:
-            found, rgba, normals = read_views(index, row, chosen.tolist(), self.source.image_size)
-            images, _ = composite(rgba, colour if random_background else np.ones(3))
-            pictures |= {"images": images, "normals": normals}
+            found = index.read_views(row, chosen.tolist())
+            background = colour if random_background else np.ones(3)
+            for i, record in enumerate(found):
+                where = index.where(row, record.view)
+                size = self.source.image_size
+                rgba, _ = records.decode_view(record, size, where, room["normals"][i])
+                composite_into(room["images"][i], rgba, background)
             id_embedding = found[0].id_embedding
         world_to_camera = index.world_to_camera[row, chosen]
         if self.relative_cameras and observed:
@@ -274,16 +328,11 @@ class _Sampler:
             "dropped": np.bool_(dropped),
             "id_embedding": id_embedding,
             "world_to_camera": world_to_camera,
-            **pictures,
         }
 
 
-def _stack(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    faults = [fault for example in examples for fault in example["faults"]]
-    fields = examples[0].keys() - {"faults"}
-    return {name: np.stack([example[name] for example in examples]) for name in fields} | {
-        "faults": faults
-    }
+def _numbered(n: int, subject: Any) -> tuple[int, Any]:
+    return n, subject
 
 
 # --------------------------------------------------------------------------------------------------
@@ -485,10 +534,11 @@ def make_loader(
         .seed(seed)
         .shuffle()  # anew in each epoch
         .repeat()
-        .map_with_index(sampler)  # before slicing: n counts over all processes
+        .map_with_index(_numbered)  # before slicing: n counts over all processes
         .slice(slice(0, stage_ends[-1]))
-        .batch(share, batch_fn=_stack)
+        .batch(share, batch_fn=list)
         .slice(slice(process_index, None, process_count))
+        .map(sampler)
     )
     identity = {
         "split": split,

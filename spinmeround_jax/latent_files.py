@@ -1,7 +1,7 @@
 """Latents computed ahead of training: the files, and random access to them (numpy only).
 
     latents.json                        made from which data by which autoencoder, see `Description`
-    train-00000-of-00008.moments.npy    (S, V, 2 + k, h, w, 2z) float16, memory-mapped when read
+    train-00000-of-00008.moments.npy    (S, V, 2 + k, h, w, 2z) float16
     train-00000-of-00008.subjects.npz   subjects (S,) str, id_embedding (S, 512), colours (S, k, 3)
 
 One pair of files for each TFRecord shard, with its S subjects of V views in the same order. Third
@@ -16,14 +16,14 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from spinmeround_jax.files import write_atomically
+from spinmeround_jax.files import as_path, begun, publish, read_ranges, write_atomically
 from spinmeround_jax.records import ID_EMBEDDING_SIZE, RecordError
 from spinmeround_jax.shards import ShardIndex
 
@@ -118,21 +118,17 @@ def shard_writer(
         colours: (S, k, 3) float32 in [0, 1].
     """
     moments_path, subjects_path = paths(directory, index.path)
-    # Two runs that write the same shard must not write the same file.
-    unfinished = moments_path.with_name(f".{moments_path.name}.{os.getpid()}.tmp")
     shape = (len(index.subjects), *description.moments_shape)
-    try:
+    with begun(moments_path, unique=True) as unfinished:
         moments = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
         yield moments
         moments.flush()
         del moments
-        os.replace(unfinished, moments_path)
+        publish(unfinished, moments_path)
         facts = {"subjects": index.subjects, "id_embedding": id_embedding, "colours": colours}
         buffer = io.BytesIO()
         np.savez(buffer, **facts)
         write_atomically(subjects_path, buffer.getvalue())  # last: see `is_complete`
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 class LatentSource:
@@ -143,7 +139,7 @@ class LatentSource:
     """
 
     def __init__(self, directory: str | pathlib.Path, indexes: Sequence[ShardIndex]):
-        self.directory, self._indexes = pathlib.Path(directory), tuple(indexes)
+        self.directory, self._indexes = as_path(directory), tuple(indexes)
         self.description = read_description(self.directory)
         self._shards = {index.path.name: self._open(index) for index in indexes}
 
@@ -151,28 +147,35 @@ class LatentSource:
         return LatentSource, (self.directory, self._indexes)  # a worker process maps them itself
 
     def read(
-        self, index: ShardIndex, row: int, views: Sequence[int], background: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Some views of the subject in `row` of a shard.
+        self,
+        index: ShardIndex,
+        row: int,
+        views: Sequence[int],
+        background: int,
+        moments: np.ndarray,
+    ) -> np.ndarray:
+        """Reads some views of the subject in `row` of a shard.
 
         Args:
             background: 0 is white, then 1..k.
+            moments: (v, 2, h, w, 2z) float32 to fill with those of image and normal map.
 
         Returns:
-            (v, 2, h, w, 2z) float32 moments of image and normal map, and (512,) identity.
+            (512,) identity.
         """
-        moments, id_embedding = self._shards[index.path.name]
-        chosen = moments[row, np.asarray(views)][:, [ON_WHITE + background, NORMALS]]
-        return chosen.astype(np.float32), id_embedding[row]
+        stored, id_embedding = self._shards[index.path.name]
+        stored.read(row, views, (ON_WHITE + background, NORMALS), moments)
+        return id_embedding[row]
 
-    def _open(self, index: ShardIndex) -> tuple[np.ndarray, np.ndarray]:
+    def _open(self, index: ShardIndex) -> tuple[_Moments, np.ndarray]:
         moments_path, subjects_path = paths(self.directory, index.path)
         shape = (len(index.subjects), *self.description.moments_shape)
         try:
-            moments = np.load(moments_path, mmap_mode="r", allow_pickle=False)
+            moments = _Moments(moments_path)
             if moments.shape != shape or moments.dtype != np.float16:
                 raise ValueError(f"holds {moments.shape} {moments.dtype}, expected {shape} float16")
-            with np.load(subjects_path, allow_pickle=False) as stored:
+            content = io.BytesIO(subjects_path.read_bytes())
+            with np.load(content, allow_pickle=False) as stored:
                 subjects, id_embedding = stored["subjects"], stored["id_embedding"]
             if not np.array_equal(subjects, index.subjects):
                 raise ValueError(f"subjects differ from those of {index.path}")
@@ -181,3 +184,44 @@ class LatentSource:
         except Exception as error:  # numpy, zip and its header parser each have their own
             raise RecordError(f"{moments_path}: unusable latents ({error}); {_REMEDY}") from error
         return moments, id_embedding
+
+
+class _Moments:
+    """A .npy file of which some blocks are read at a time, each in one piece.
+
+    It is not mapped into memory: that brings in pages one by one, or, with read-ahead, ten times what
+    is used; and a bucket cannot be mapped.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        (start,) = read_ranges(path, [(0, 4096)])
+        header = io.BytesIO(start)
+        version = np.lib.format.read_magic(header)
+        if version != (1, 0):
+            raise ValueError(f"npy version {version}, expected 1.0")
+        self.shape, fortran, self.dtype = np.lib.format.read_array_header_1_0(header)
+        self._start = header.tell()
+        self._block = math.prod(self.shape[3:]) * self.dtype.itemsize
+        size, wanted = path.stat().st_size, self._start + math.prod(self.shape[:3]) * self._block
+        if fortran or size != wanted:
+            raise ValueError(f"{size} bytes, expected {wanted}")
+
+    def read(
+        self, row: int, views: Sequence[int], kinds: Sequence[int], moments: np.ndarray
+    ) -> None:
+        """Fills (v, kinds, h, w, 2z) float32."""
+        ranges = []
+        for view in views:
+            for kind in kinds:
+                number = (row * self.shape[1] + int(view)) * self.shape[2] + kind
+                start = self._start + number * self._block
+                ranges.append((start, start + self._block))
+        try:
+            blocks = read_ranges(self._path, ranges)
+        except OSError as error:
+            raise RecordError(f"{self._path}: cannot be read ({error}); {_REMEDY}") from error
+        for block, target in zip(blocks, moments.reshape(-1, *self.shape[3:]), strict=True):
+            if len(block) != self._block:
+                raise RecordError(f"{self._path}: became shorter while it was read; {_REMEDY}")
+            target[...] = np.frombuffer(block, self.dtype).reshape(target.shape)

@@ -7,18 +7,28 @@ its views 0..V-1. `docs/data_format.md` tells more.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import io
 import logging
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from spinmeround_jax import cameras, records, tfrecord
-from spinmeround_jax.files import sync_directory, write_atomically
+from spinmeround_jax.files import (
+    as_path,
+    begun,
+    is_local,
+    publish,
+    read_at_random,
+    read_ranges,
+    write_atomically,
+)
 from spinmeround_jax.records import RecordError, ViewRecord
 from spinmeround_jax.tfrecord import REPAIR
 
@@ -35,10 +45,10 @@ def _where(path: pathlib.Path, offset: int, number: int) -> str:
 
 def scan(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, ViewRecord]]:
     """Yield (offset, length of the data, record) of every record of a shard, checking each."""
-    path = pathlib.Path(path)
+    path = as_path(path)
     offset, number = 0, 0
     with _open(path) as file:
-        file_size = os.fstat(file.fileno()).st_size
+        file_size = _size(file)
         if file_size == 0:
             raise RecordError(f"{path}: the shard is empty (0 bytes); {REPAIR}")
         while offset < file_size:
@@ -53,13 +63,21 @@ def _read_view(
     file: BinaryIO, path: pathlib.Path, offset: int, length: int, number: int
 ) -> ViewRecord:
     where = _where(path, offset, number)
-    data = tfrecord.read_frame(file, os.fstat(file.fileno()).st_size, offset, where)
+    data = tfrecord.read_frame(file, _size(file), offset, where)
+    return _parse_view(data, path, length, where)
+
+
+def _parse_view(data: bytes, path: pathlib.Path, length: int, where: str) -> ViewRecord:
     if len(data) != length:
         raise RecordError(
             f"{where}: holds {len(data)} bytes, the index says {length}; "
             f"delete {index_path(path).name}, it will be rebuilt"
         )
     return records.parse(data, where)
+
+
+def _size(file: BinaryIO) -> int:
+    return file.seek(0, os.SEEK_END)
 
 
 def _open(path: pathlib.Path) -> BinaryIO:
@@ -90,14 +108,38 @@ class ShardIndex:
             RecordError: wrong checksums, missing or malformed fields, another version, or records
                 that are not those the index tells of.
         """
+        if not is_local(self.path):
+            return self._fetch_views(row, views)
         found = []
         with _open(self.path) as file:
+            read_at_random(file)
             for view in views:
                 number = row * self.offsets.shape[1] + int(view)
                 offset = int(self.offsets[row, view])
                 record = _read_view(file, self.path, offset, int(self.lengths[row, view]), number)
                 self._check(record, row, int(view), number)
                 found.append(record)
+        return found
+
+    def _fetch_views(self, row: int, views: Sequence[int]) -> list[ViewRecord]:
+        """`read_views` from a bucket: all at once, as every request waits for an answer."""
+        starts = [int(self.offsets[row, view]) for view in views]
+        lengths = [int(self.lengths[row, view]) for view in views]
+        ranges = [
+            (start, start + length + tfrecord.FRAME_OVERHEAD)
+            for start, length in zip(starts, lengths, strict=True)
+        ]
+        try:
+            frames = read_ranges(self.path, ranges)
+        except OSError as error:
+            raise RecordError(f"{self.path}: cannot be read ({error}); {REPAIR}") from error
+        found = []
+        for view, frame, length in zip(views, frames, lengths, strict=True):
+            where = self.where(row, int(view))
+            data = tfrecord.read_frame(io.BytesIO(frame), len(frame), 0, where)
+            record = _parse_view(data, self.path, length, where)
+            self._check(record, row, int(view), row * self.offsets.shape[1] + int(view))
+            found.append(record)
         return found
 
     def _check(self, record: ViewRecord, row: int, view: int, number: int) -> None:
@@ -120,7 +162,7 @@ class ShardIndex:
 
 
 def index_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    path = pathlib.Path(path)
+    path = as_path(path)
     return path.with_name(path.name + ".index.npz")
 
 
@@ -130,9 +172,9 @@ def read_index(path: str | os.PathLike[str]) -> ShardIndex:
     Raises:
         RecordError: the shard is missing, empty, truncated or damaged (when scanned).
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     with _open(path) as file:
-        if os.fstat(file.fileno()).st_size == 0:
+        if _size(file) == 0:
             raise RecordError(f"{path}: the shard is empty (0 bytes); {REPAIR}")
     if (index := _load_sidecar(path)) is not None:
         return index
@@ -142,21 +184,46 @@ def read_index(path: str | os.PathLike[str]) -> ShardIndex:
 
 def rebuild_index(path: str | os.PathLike[str]) -> ShardIndex:
     """Scan the shard, checking every record, and write its sidecar anew."""
-    index = _scan_index(pathlib.Path(path))
-    _write_sidecar(index, index.path.stat().st_size)
+    index = _scan_index(as_path(path))
+    _write_sidecar(index, index.path.stat().st_size, sha256_of(index.path))
     return index
+
+
+def sha256_of(path: pathlib.Path) -> str:
+    """SHA-256 of a shard's bytes, in hexadecimal; reads all of them."""
+    with _open(path) as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`bytes`, and `sha256` as its writer saw it, of a complete shard; {} of any other.
+
+    Shards written before hashes were kept have none.
+    """
+    path = as_path(path)
+    if _load_sidecar(path) is None:
+        return {}
+    with np.load(io.BytesIO(index_path(path).read_bytes()), allow_pickle=False) as arrays:
+        found = {"bytes": int(arrays["shard_bytes"])}
+        if "sha256" in arrays:
+            found["sha256"] = str(arrays["sha256"])
+    return found
 
 
 def is_complete(path: str | os.PathLike[str]) -> bool:
     """Whether a writer finished this shard: it and its index exist. Records are not read."""
-    path = pathlib.Path(path)
+    path = as_path(path)
     return path.is_file() and _load_sidecar(path) is not None
 
 
 def _load_sidecar(path: pathlib.Path) -> ShardIndex | None:
     """The sidecar, or None where it is missing, unreadable or was made for another file."""
     try:
-        with np.load(index_path(path), allow_pickle=False) as arrays:
+        content = io.BytesIO(index_path(path).read_bytes())
+        with np.load(content, allow_pickle=False) as arrays:
             if arrays["schema_version"] != records.SCHEMA_VERSION:
                 return None
             if arrays["shard_bytes"] != path.stat().st_size:
@@ -187,12 +254,13 @@ def _is_sound(index: ShardIndex) -> bool:
     )
 
 
-def _write_sidecar(index: ShardIndex, shard_bytes: int) -> None:
+def _write_sidecar(index: ShardIndex, shard_bytes: int, sha256: str) -> None:
     buffer = io.BytesIO()
     np.savez(
         buffer,
         schema_version=np.int64(records.SCHEMA_VERSION),
         shard_bytes=np.int64(shard_bytes),
+        sha256=np.str_(sha256),
         subjects=index.subjects,
         offsets=index.offsets,
         lengths=index.lengths,
@@ -241,31 +309,32 @@ class ShardWriter:
         with ShardWriter(directory / shard_name("train", 0, 8)) as writer:
             writer.write_subject(records)
 
-    The shard grows under a temporary name in the same folder, removed if the block raises. On exit
-    the index is renamed into place first, the shard second: a kill in between leaves no shard, so
-    that `is_complete` is false and a resuming writer does this shard again.
+    The shard grows under a temporary name in the same folder (for a bucket: on the local disk),
+    removed if the block raises. On exit the index is renamed into place first, the shard second: a
+    kill in between leaves no shard, so that `is_complete` is false and a resuming writer does this
+    shard again.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = pathlib.Path(path)
-        self._temporary = self.path.with_name(f".{self.path.name}.tmp")
+        self.path = as_path(path)
+        self._stack = contextlib.ExitStack()
+        self._sha256 = hashlib.sha256()
         self._rows: list[tuple[str, list[tuple[int, int, np.ndarray]]]] = []
         self._subjects: set[str] = set()
         self._image_size: int | None = None
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> ShardWriter:
-        self._file = self._temporary.open("wb")
+        with contextlib.ExitStack() as stack:
+            self._temporary = stack.enter_context(begun(self.path))
+            self._file = stack.enter_context(self._temporary.open("wb"))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        assert self._file is not None
-        try:
+        with self._stack:
             if kind is None:
                 self._commit()
-        finally:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
 
     def write_subject(self, views: Sequence[ViewRecord]) -> None:
         """Append all records of one subject, views 0..V-1 in order, V the same for all subjects.
@@ -291,7 +360,9 @@ class ShardWriter:
         for record in views:
             data = records.serialize(record)
             row.append((self._file.tell(), len(data), np.asarray(record.world_to_camera)))
-            self._file.write(tfrecord.frame(data))
+            frame = tfrecord.frame(data)
+            self._file.write(frame)
+            self._sha256.update(frame)
         self._rows.append((subject, row))
         self._subjects.add(subject)
 
@@ -299,8 +370,9 @@ class ShardWriter:
         where = f"{self.path}: subject {record.subject!r} view {record.view}"
         if record.subject != first.subject or record.view != view:
             raise ValueError(f"{where}: expected view {view} of {first.subject!r}")
-        for mode, encoded in (("RGBA", record.image), ("RGB", record.normals)):
-            size = records.image_size_of(encoded, mode, where)
+        pictures = ((record.image, ("RGBA",)), (record.normals, ("RGB", "RGBA")))
+        for encoded, modes in pictures:
+            size = records.image_size_of(encoded, modes, where)
             self._image_size = self._image_size or size
             if size != self._image_size:
                 raise ValueError(f"{where}: {size} pixels, earlier images {self._image_size}")
@@ -329,6 +401,6 @@ class ShardWriter:
             raise ValueError(f"{self.path}: no subject was written, a shard holds at least one")
         self._file.flush()
         os.fsync(self._file.fileno())
-        _write_sidecar(_make_index(self.path, self._rows), self._file.tell())
-        os.replace(self._temporary, self.path)
-        sync_directory(self.path.parent)
+        index = _make_index(self.path, self._rows)
+        _write_sidecar(index, self._file.tell(), self._sha256.hexdigest())
+        publish(self._temporary, self.path)

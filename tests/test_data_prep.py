@@ -1,8 +1,6 @@
 """Parametric heads: determinism, geometry of cameras and normals, and the command line."""
 
 import dataclasses
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -17,7 +15,16 @@ try:
 except assets.AssetsMissing as error:
     pytest.skip(str(error), allow_module_level=True)
 
-from data_prep import contact_sheet, people, render, render_heads, shading, viewpoints
+from data_prep import (
+    contact_sheet,
+    factory,
+    people,
+    render,
+    render_heads,
+    shading,
+    viewpoints,
+    workers,
+)
 from data_prep.subjects import build_scene
 from spinmeround_jax import cameras, records, shards
 from spinmeround_jax.manifest import read_manifest
@@ -182,9 +189,11 @@ def test_positive_yaw_shows_the_side_at_positive_x(bald):
 
 
 def test_a_rendered_subject_is_what_the_writer_takes(tmp_path):
-    path = tmp_path / "train-00000-of-00001.tfrecord"
-    render_heads.render_shard(render_heads.Job(path, (7,), seed=0, size=32, views=2, samples=1))
-    index = shards.read_index(path)
+    source = render_heads.ParametricHeads(8, 0, size=32, seed=0, views=2, samples=1)
+    (job,) = factory.plan(source, tmp_path, 8)
+    job = dataclasses.replace(job, subjects=job.subjects[7:])
+    factory.write_shard(job, workers.made(source.records, job.subjects, workers=1))
+    index = shards.read_index(job.path)
     assert index.subjects.tolist() == ["parametric-0-000007"]
     np.testing.assert_array_equal(
         index.world_to_camera[0], cameras.orbit(*viewpoints.viewpoints(2).T)
@@ -208,12 +217,11 @@ def test_the_overview_lies_on_white():
 
 @pytest.fixture
 def run_cli(monkeypatch):
-    def subject_records(job, number):
-        views = synthetic_shards.make_records(number % 10, job.views, job.size)
-        name = render_heads.subject_name(job.seed, number)
+    def subject_records(source, name):
+        views = synthetic_shards.make_records(int(name[-1]), source.views, source.size)
         return [dataclasses.replace(view, subject=name) for view in views]
 
-    monkeypatch.setattr(render_heads, "subject_records", subject_records)
+    monkeypatch.setattr(render_heads.ParametricHeads, "records", subject_records)
 
     def run(folder, *more):
         command = "--subjects 2 --held-out 1 --size 32 --views 2 --workers 1 --shard-subjects 1"
@@ -257,14 +265,3 @@ def test_negative_numbers_are_wrong_usage(tmp_path, run_cli, option, capsys):
     with pytest.raises(SystemExit) as stopped:
         run_cli(tmp_path, option, "-1")
     assert stopped.value.code == 2 and "must not be negative" in capsys.readouterr().err
-
-
-def killed(job):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_ends_the_command_with_advice(tmp_path, run_cli, monkeypatch):
-    monkeypatch.setattr(render_heads, "render_shard", killed)
-    with pytest.raises(SystemExit, match=r"worker process was killed.* The same command"):
-        run_cli(tmp_path, "--workers", "2")
-    assert not (tmp_path / "manifest.json").exists()

@@ -1,9 +1,11 @@
 import dataclasses
+import hashlib
 import io
 import json
 import os
 import pickle
 import struct
+import tempfile
 import zipfile
 import zlib
 
@@ -13,7 +15,8 @@ import pytest
 from PIL import Image
 from synthetic_shards import SIZE, make_records, pixels, unit_normals, write_dataset
 
-from spinmeround_jax import records, shards, tfrecord
+from spinmeround_jax import cameras, data, records, shards, tfrecord
+from spinmeround_jax.files import as_path
 from spinmeround_jax.manifest import read_manifest, write_manifest
 from spinmeround_jax.records import RecordError
 
@@ -79,8 +82,8 @@ def shard(tmp_path):
 def test_framing_matches_an_independent_crc_and_known_bytes():
     assert crc32c(b"123456789") == 0xE3069283  # the check value of CRC-32C
     assert EVENT_FILE_START == framed(b"\0" * 24)[:12]
-    for data in (b"", b"x", bytes(range(256)) * 3):
-        assert tfrecord.frame(data) == framed(data)
+    for content in (b"", b"x", bytes(range(256)) * 3):
+        assert tfrecord.frame(content) == framed(content)
 
 
 def test_example_message_is_that_of_tensorflow():
@@ -162,6 +165,209 @@ def test_normals_keep_background_and_length():
 def test_bad_normals_are_refused(bad):
     with pytest.raises(ValueError, match="normals"):
         records.encode_normals(bad)
+
+
+# --------------------------------------------------------------------------------------------------
+# Compact pictures
+
+
+def ball(size: int, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A shaded ball with a soft edge, and its world-space normals as a renderer gives them."""
+    y, x = (np.mgrid[:size, :size] + 0.5) / size * 2.4 - 1.2
+    x, y = x, -y
+    radius = np.hypot(x, y)
+    alpha = np.rint(255 * np.clip((1 - radius) * size / 4, 0, 1)).astype(np.uint8)
+    facing = np.stack([x, y, np.sqrt(np.clip(1 - radius**2, 1e-4, 1))], -1)
+    facing /= np.linalg.norm(facing, axis=-1, keepdims=True)
+    rgba = np.full(
+        (size, size, 4), 255, np.uint8
+    )  # white where nothing is, as the renderer leaves it
+    shown = alpha > 0
+    shade = (0.2 + 0.6 * facing[..., 2:]) * (150, 100, 80) + 20 * np.sin(9 * x)[..., None]
+    rgba[shown, :3] = np.clip(shade, 0, 255).astype(np.uint8)[shown]
+    rgba[..., 3] = alpha
+    return rgba, facing @ pose[:3, :3] * (alpha[..., None] / 255.0)
+
+
+def stored_as(pictures: dict[str, bytes], pose: np.ndarray) -> records.ViewRecord:
+    return dataclasses.replace(make_records(0, 1)[0], **pictures, world_to_camera=pose)
+
+
+def degrees_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+
+
+@pytest.mark.parametrize("angles", [(0, 0), (140, 30), (-95, -20)])
+def test_compact_pictures_are_small_and_close(angles):
+    pose = cameras.orbit(*angles)
+    rgba, normals = ball(256, pose)
+    encoded = records.encode_view(rgba, normals, pose)
+    lossless = len(records.encode_image(rgba)) + len(records.encode_normals(normals))
+    assert len(encoded["image"]) + len(encoded["normals"]) < lossless / 2
+    found, decoded = records.decode_view(stored_as(encoded, pose), 256, "here")
+
+    alpha = rgba[..., 3]
+    np.testing.assert_array_equal(found[..., 3], alpha)  # edges are exact
+    weight = alpha[..., None] / 255.0
+    for background in (0.0, 255.0):
+        on_it = [p[..., :3] * weight + background * (1 - weight) for p in (rgba, found)]
+        assert 10 * np.log10(255**2 / np.mean((on_it[0] - on_it[1]) ** 2)) > 40
+
+    assert decoded.dtype == np.float32 and (decoded[alpha == 0] == 0).all()
+    np.testing.assert_allclose(np.linalg.norm(decoded, axis=-1), alpha / 255.0, atol=1e-6)
+    error = degrees_between(decoded[alpha > 0], normals[alpha > 0])
+    assert error.mean() < 1.0 and error.max() < 2.5
+
+
+def test_no_direction_is_off_by_more_than_the_steps_allow():
+    rng = np.random.default_rng(0)
+    normals = rng.standard_normal((256, 256, 3))
+    pose = cameras.orbit(33.0, -12.0)
+    facing = normals @ pose[:3, :3].T
+    normals[facing[..., 2] < -0.5 * np.linalg.norm(facing, axis=-1)] *= -1  # up to 120 degrees away
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    rgba = np.full((256, 256, 4), 255, np.uint8)
+    rgba[0, 0] = normals[0, 0] = 0
+    encoded = records.encode_view(rgba, normals, pose)
+    _, decoded = records.decode_view(stored_as(encoded, pose), 256, "here")
+    error = degrees_between(decoded[1:], normals[1:])
+    # Half a step each way is 1.74 degrees, stretched by 1 / cos(angle / 2) away from the viewer.
+    assert error.mean() < 1.02 and error.max() < 1.74 / 0.5
+    assert (decoded[0, 0] == 0).all()
+
+
+def test_normals_that_are_not_known_stay_unknown():
+    pose = cameras.orbit(0, 0)
+    rgba, normals = ball(256, pose)
+    normals[:, :128] = 0.0
+    encoded = records.encode_view(rgba, normals, pose)
+    _, decoded = records.decode_view(stored_as(encoded, pose), 256, "here")
+    assert (decoded[:, :128] == 0).all() and (decoded[128, 129:200] != 0).any(-1).all()
+
+
+def test_small_or_opaque_pictures_are_stored_without_loss():
+    pose = cameras.orbit(0, 0)
+    rgba, normals = ball(64, pose)
+    assert records.encode_view(rgba, normals, pose) == {
+        "image": records.encode_image(rgba),
+        "normals": records.encode_normals(normals),
+    }
+    rgba = np.random.default_rng(0).integers(0, 256, (256, 256, 4), np.uint8)
+    rgba[..., 3] = 255
+    record = stored_as(records.encode_view(rgba, np.zeros((256, 256, 3)), pose), pose)
+    found, normals = records.decode_view(record, 256, "here")
+    np.testing.assert_array_equal(found, rgba)
+    assert (normals == 0).all()
+
+
+def test_filling_changes_only_what_is_transparent_and_leaves_no_step():
+    rgba, _ = ball(96, cameras.orbit(0, 0))
+    filled = records.fill_transparent(rgba)
+    shown = rgba[..., 3] > 0
+    np.testing.assert_array_equal(filled[shown], rgba[shown])
+    np.testing.assert_array_equal(filled[..., 3], rgba[..., 3])
+    step = [abs(np.diff(p[..., :3].astype(int), axis=1)).max() for p in (rgba, filled)]
+    assert step[0] > 100 > 60 > step[1]
+    assert records.fill_transparent(np.zeros((5, 3, 4), np.uint8)).max() == 0
+
+
+def test_pictures_that_cannot_be_compact_are_refused():
+    pose = cameras.orbit(0, 0)
+    rgba, normals = ball(256, pose)
+    for bad in (normals / 2, np.where(normals == 0, 0.5, normals)):
+        with pytest.raises(ValueError, match="length of the picture's alpha"):
+            records.encode_view(rgba, bad, pose)
+    with pytest.raises(ValueError, match="differ in size"):
+        records.encode_view(rgba, normals[:128], pose)
+    with pytest.raises(ValueError, match="uint8"):
+        records.encode_view(rgba / 255, normals, pose)
+
+
+def test_compact_records_go_through_a_shard_and_older_readers_refuse_them(tmp_path):
+    path = tmp_path / "train-00000-of-00001.tfrecord"
+    record = make_records(0, 1)[0]
+    rgba, normals = ball(256, record.world_to_camera)
+    encoded = records.encode_view(rgba, normals, record.world_to_camera)
+    with shards.ShardWriter(path) as writer:
+        writer.write_subject([dataclasses.replace(record, **encoded)])
+    (read,) = shards.read_index(path).read_views(0, [0])
+    assert (read.image, read.normals) == (encoded["image"], encoded["normals"])
+    with pytest.raises(RecordError, match="RGBA image of 256x256, expected RGB 256x256"):
+        records.decode_normals(read.normals, 256, "here")  # what version 1 did from the start
+
+
+# --------------------------------------------------------------------------------------------------
+# Buckets
+
+
+@pytest.fixture
+def bucket():
+    pytest.importorskip("upath")
+    import fsspec
+
+    yield "memory://bucket/data"
+    memory = fsspec.filesystem("memory")
+    if memory.exists("/bucket"):
+        memory.rm("/bucket", recursive=True)
+
+
+def test_a_bucket_is_written_and_read_like_a_folder(bucket, tmp_path):
+    local = write_dataset(tmp_path, subjects=3)
+    folder = as_path(bucket)
+    for path in local:
+        with shards.ShardWriter(folder / path.name) as writer:
+            index = shards.read_index(path)
+            for row in range(len(index.subjects)):
+                writer.write_subject(index.read_views(row, range(8)))
+    write_manifest(bucket, read_manifest(tmp_path))
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        p.name for p in tmp_path.iterdir() if not p.name.startswith(".")
+    )
+    assert read_manifest(bucket) == read_manifest(tmp_path)
+    for path in local:
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+        assert shards.is_complete(folder / path.name)
+        remote = pickle.loads(pickle.dumps(shards.read_index(folder / path.name)))
+        for want, got in zip(
+            shards.read_index(path).read_views(0, [5, 0]), remote.read_views(0, [5, 0]), strict=True
+        ):
+            assert records.serialize(got) == records.serialize(want)
+    subject = data.HeldOut(bucket, "train").load(2)
+    np.testing.assert_array_equal(subject.images, data.HeldOut(tmp_path, "train").load(2).images)
+
+
+def test_damage_in_a_bucket_is_named(bucket, tmp_path):
+    (path,) = write_dataset(tmp_path, subjects=1, shards=1)
+    remote = as_path(bucket) / path.name
+    shards.index_path(remote).write_bytes(shards.index_path(path).read_bytes())
+    content = bytearray(path.read_bytes())
+    index = shards.read_index(path)
+    content[index.offsets[0, 3] + 100] ^= 1
+    remote.write_bytes(bytes(content))
+    found = shards.read_index(remote)
+    with pytest.raises(RecordError, match=rf"memory://.*{path.name}: record 3 at .*checksum"):
+        found.read_views(0, [2, 3])
+    remote.unlink()
+    with pytest.raises(RecordError, match=rf"{path.name}: cannot be read"):
+        found.read_views(0, [2])
+    with pytest.raises(RecordError, match=r"manifest\.json: no such file"):
+        read_manifest(bucket)
+
+
+def test_a_failed_upload_leaves_nothing(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = as_path(bucket) / "train-00000-of-00001.tfrecord"
+    with pytest.raises(KeyboardInterrupt), shards.ShardWriter(path) as writer:
+        writer.write_subject(make_records(0, 2))
+        raise KeyboardInterrupt
+    assert not path.exists() and not list(tmp_path.iterdir())
+
+
+def test_an_unknown_protocol_is_one_clear_error():
+    pytest.importorskip("upath")
+    with pytest.raises(OSError, match="nobody://bucket: cannot be reached"):
+        as_path("nobody://bucket")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -431,6 +637,34 @@ def test_manifest_round_trip(tmp_path):
     assert (manifest["image_size"], manifest["views"], manifest["seed"]) == (SIZE, 8, 0)
     assert [shard["subjects"] for shard in manifest["splits"]["train"]] == [2, 1]
     assert not list(tmp_path.glob(".*.tmp"))
+    for shard in manifest["splits"]["train"]:
+        content = (tmp_path / shard["file"]).read_bytes()
+        assert (shard["bytes"], shard["sha256"]) == (
+            len(content),
+            hashlib.sha256(content).hexdigest(),
+        )
+    total = sum(shard["bytes"] for shard in manifest["splits"]["train"])
+    assert manifest["counts"] == {"train": {"shards": 2, "subjects": 3, "bytes": total}}
+    assert manifest["cameras"] == {"yaw": [-180.0, 135.0], "pitch": [-10.0, 15.0]}
+
+
+def test_manifests_of_before_are_read(tmp_path):
+    """Those without hashes, beside shards whose indexes have none."""
+    (path,) = write_dataset(tmp_path, subjects=2, shards=1)
+    with np.load(shards.index_path(path)) as arrays:
+        older = {name: arrays[name] for name in arrays if name != "sha256"}
+    np.savez(shards.index_path(path), **older)
+    manifest = read_manifest(tmp_path)
+    write_manifest(
+        tmp_path, {**manifest, "splits": {"train": [{"file": path.name, "subjects": 2}]}}
+    )
+    assert set(read_manifest(tmp_path)["splits"]["train"][0]) == {"file", "subjects", "bytes"}
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({k: v for k, v in manifest.items() if k not in ("counts", "cameras")})
+    )
+    assert len(data.SubjectSource(tmp_path, "train")) == 2
+    shards.rebuild_index(path)
+    assert shards.facts(path)["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -447,6 +681,8 @@ def test_manifest_round_trip(tmp_path):
         ({"splits": {"train": ["a.tfrecord"]}}, "expected"),
         ({"splits": {"train": [{"file": "../a.tfrecord", "subjects": 1}]}}, "in this folder"),
         ({"splits": {"train": [{"file": "/etc/passwd", "subjects": 1}]}}, "in this folder"),
+        ({"splits": {"train": [{"file": "a", "subjects": 1, "sha256": "x"}]}}, "sha256"),
+        ({"splits": {"train": [{"file": "a", "subjects": 1, "bytes": "9"}]}}, "bytes"),
     ],
 )
 def test_bad_manifests_are_refused(tmp_path, change, message):

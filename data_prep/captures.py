@@ -1,0 +1,275 @@
+"""Calibrated photographs of real people, for evaluation: `python -m data_prep.captures --help`.
+
+Photographs come without normals, so that nothing can be trained on them, and from cameras of their
+own. So they become no TFRecords but, for each person,
+
+    views/NAME/transforms.json, images/*.png    each photo as a camera at the same place would take it
+                                                that looks at the head's centre, upright, cut out
+    portraits/NAME.png, .json, .truth.png       the most frontal one, its identity, and all as truth:
+                                                what `sample` reads
+    rejected.jsonl                              the captures that could not be used, and why
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from data_prep import capture_readers, factory, identity, mesh_alignment  # noqa: E402
+from data_prep.capture_readers import CaptureError  # noqa: E402
+from data_prep.capture_views import (  # noqa: E402
+    LANDMARKS,
+    Options,
+    View,
+    canonical_view,
+    place,
+    transforms,
+)
+from data_prep.contact_sheet import on_white  # noqa: E402
+from data_prep.workers import SubjectRejected, made  # noqa: E402
+from spinmeround_jax import portraits  # noqa: E402
+from spinmeround_jax.files import write_atomically  # noqa: E402
+from spinmeround_jax.photo import images, landmarks  # noqa: E402
+from spinmeround_jax.photo.assets import AssetError  # noqa: E402
+from spinmeround_jax.photo.prepare import Models  # noqa: E402
+
+IDENTITY = "identity.npy"
+_SIDEWAYS, _UPWARDS = 35.0, 25.0  # degrees: photos that show enough of a face to tell who it is
+
+EXAMPLES = """examples:
+  # every subfolder is a capture; needs '.[photo]' and its models, for COLMAP also '.[captures]'
+  python -m data_prep.captures --input captures/ --out data/captures
+
+  # NeRSemble: participants, one frame of one sequence each
+  python -m data_prep.captures --input nersemble/ --out data/nersemble --sequence EXP-1-head --frame 0
+
+  python -m spinmeround_jax.sample --checkpoint weights/... --input data/captures/portraits --out out/
+
+Without models: landmarks.json in a capture, {"photo.png": [[x, y], ... 5 or 68 points]} for two photos
+or more, and identity.npy, an ArcFace vector. A killed run goes on where it stopped.
+"""
+
+
+# --------------------------------------------------------------------------------------------------
+# The command
+
+
+@functools.lru_cache(maxsize=1)
+def _models(folder: pathlib.Path | None) -> Models:
+    return Models(folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Maker:
+    """Makes one capture; picklable."""
+
+    folder: pathlib.Path
+    out: pathlib.Path
+    options: Options
+    models: pathlib.Path | None
+
+    def make(self, name: str) -> int:
+        """Writes everything of capture `name`; returns the number of its views.
+
+        Raises:
+            SubjectRejected: it cannot be used.
+        """
+        folder = self.folder / name
+        try:
+            views, embedding = read_capture(folder, self.options, _models(self.models))
+            write_capture(self.out, name, views, embedding, self.options)
+        except (
+            CaptureError, mesh_alignment.AlignmentError, landmarks.LandmarksError,
+            images.ImageError, portraits.PortraitError,
+        ) as error:  # fmt: skip
+            raise SubjectRejected(str(error)) from error
+        return len(views)
+
+
+def read_capture(
+    folder: pathlib.Path, options: Options, models: Models
+) -> tuple[list[View], np.ndarray]:
+    """All views of a capture, the most frontal first, and the (512,) identity."""
+    photos = capture_readers.read(folder, options.sequence, options.frame)
+    where = place(folder, photos, models)
+    views = [canonical_view(photo, where, options) for photo in photos]
+    views.sort(key=lambda view: np.hypot(view.yaw, view.pitch))
+    if (folder / IDENTITY).exists():
+        return views, portraits.read_identity(folder / IDENTITY)
+    front = [v for v in views if abs(v.yaw) <= _SIDEWAYS and abs(v.pitch) <= _UPWARDS]
+    return views, identity.embed(models, [on_white(view.rgba) for view in front])
+
+
+def write_capture(
+    out: pathlib.Path, name: str, views: Sequence[View], embedding: np.ndarray, options: Options
+) -> None:
+    """The portrait's JSON, which makes a capture finished, comes last."""
+    folder, hidden = out / "views" / name, out / "views" / f".{name}.partial"
+    shutil.rmtree(hidden, ignore_errors=True)
+    (hidden / "images").mkdir(parents=True)
+    try:
+        for view in views:
+            Image.fromarray(view.rgba).save(
+                hidden / "images" / f"{pathlib.Path(view.name).stem}.png"
+            )
+        about = transforms(views, options.size)
+        write_atomically(hidden / "transforms.json", json.dumps(about, indent=1).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        hidden.rename(folder)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    portrait = out / "portraits" / f"{name}.png"
+    portrait.parent.mkdir(exist_ok=True)
+    front, *others = views
+    _save(portrait, front.rgba)
+    sheet = np.concatenate([on_white(view.rgba) for view in others], axis=1)
+    _save(portrait.with_suffix(portraits.TRUTH_SUFFIX), sheet)
+    record = {
+        "id_embedding": [round(float(x), 7) for x in embedding],
+        "pose": {"yaw": front.yaw, "pitch": front.pitch},
+        "truth": [{"yaw": view.yaw, "pitch": view.pitch} for view in others],
+        "source": "data_prep.captures",
+    }
+    write_atomically(portrait.with_suffix(".json"), json.dumps(record).encode())
+
+
+def _save(path: pathlib.Path, pixels: np.ndarray) -> None:
+    hidden = path.with_name(f".{path.name}.partial")
+    try:
+        Image.fromarray(pixels).save(hidden, "PNG")
+        hidden.replace(path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def find(folder: pathlib.Path) -> list[str]:
+    """Names of the captures in `folder`.
+
+    Raises:
+        FactoryError: there are none.
+    """
+    try:
+        inside = sorted(p for p in folder.iterdir() if p.is_dir() and capture_readers.kind_of(p))
+    except OSError as error:
+        raise factory.FactoryError(f"{folder}: {error.strerror}") from error
+    if not inside:
+        raise factory.FactoryError(
+            f"{folder}: no captures in it; each is a subfolder with cameras.json, transforms.json, "
+            "a COLMAP model or NeRSemble's camera_params.json"
+        )
+    return [path.name for path in inside]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes all captures; returns the exit code.
+
+    Raises:
+        FactoryError, AssetError.
+    """
+    names = find(args.input)
+    folders = [args.input / name for name in names]
+    if not all((folder / LANDMARKS).exists() for folder in folders):
+        identity.check_detector(_models(args.models))
+    if not all((folder / IDENTITY).exists() for folder in folders):
+        identity.check(_models(args.models))
+    options = Options(args.size, args.keep_background, args.sequence, args.frame)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        _check_settings(args.out, options)
+        todo = [n for n in names if not (args.out / "portraits" / f"{n}.json").exists()]
+        maker = Maker(args.input, args.out, options, args.models)
+        reasons: dict[str, str] = {}
+        with tqdm(
+            total=len(names), initial=len(names) - len(todo), unit="capture", disable=None
+        ) as bar:
+            with contextlib.closing(made(maker.make, todo, args.workers)) as results:
+                for name, result in zip(todo, results, strict=True):
+                    if isinstance(result, SubjectRejected):
+                        reasons[name] = str(result)
+                    bar.update()
+        _write_rejected(args.out, reasons)
+    except BrokenProcessPool as error:
+        raise factory.FactoryError(
+            "A worker process was killed, perhaps because memory ran out; the same command goes on, "
+            "fewer --workers need less memory"
+        ) from error
+    except OSError as error:
+        raise factory.FactoryError(
+            f"{error.filename or args.out}: {error.strerror or error!r}; mend that, and the same "
+            "command goes on"
+        ) from error
+    print(f"{len(names) - len(reasons)} of {len(names)} captures: {args.out}")
+    for name, reason in reasons.items():
+        print(f"rejected: {name}: {reason}", file=sys.stderr)
+    return 1 if reasons else 0
+
+
+def _check_settings(out: pathlib.Path, options: Options) -> None:
+    path, wanted = out / "captures.json", json.dumps(dataclasses.asdict(options)).encode()
+    if not path.exists():
+        write_atomically(path, wanted)
+    elif path.read_bytes() != wanted:
+        raise factory.FactoryError(
+            f"{path}: {out} was begun with other settings or is damaged; give the same settings to "
+            "continue, or another --out"
+        )
+
+
+def _write_rejected(out: pathlib.Path, reasons: Mapping[str, str]) -> None:
+    if not reasons:
+        (out / factory.REJECTED).unlink(missing_ok=True)
+        return
+    lines = [json.dumps({"subject": n, "reason": r}) + "\n" for n, r in reasons.items()]
+    write_atomically(out / factory.REJECTED, "".join(lines).encode())
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.captures",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--input", type=pathlib.Path, required=True, help="folder of captures")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    parser.add_argument("--size", type=factory.positive, default=512, help="pixels, square (512)")
+    parser.add_argument("--sequence", help="of NeRSemble (the first that is there)")
+    parser.add_argument("--frame", type=int, help="of NeRSemble (the first that is there)")
+    parser.add_argument(
+        "--keep-background", action="store_true", help="of photos without mask or transparency"
+    )
+    parser.add_argument("--models", type=pathlib.Path, help="folder of photo.fetch's models")
+    parser.add_argument("--workers", type=factory.positive, default=1, help="processes (1)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        return run(args)
+    except (AssetError, factory.FactoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,347 @@
+"""The writing loop that all sources of training data share.
+
+A `Source` names its subjects and makes the views of one; the rest is here: several processes, a
+share of the work for each of several machines (`--shard`), resuming, the list of subjects that
+could not be made, and the manifest once everything is there. What is written depends on the source
+and the subjects per shard, never on how many processes or machines took part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from data_prep.workers import SubjectRejected, made
+from spinmeround_jax import shards
+from spinmeround_jax.files import as_path, write_atomically
+from spinmeround_jax.manifest import shard_name, write_manifest
+from spinmeround_jax.records import RecordError, ViewRecord
+
+SETTINGS = "render_settings.json"
+REJECTED = "rejected.jsonl"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class FactoryError(ValueError):
+    """The work cannot be done or go on; the message says why and what to do."""
+
+
+class Source(Protocol):
+    """Where subjects come from. It is sent to worker processes, so it must be picklable."""
+
+    def subjects(self) -> Mapping[str, Sequence[str]]:
+        """Split -> names of its subjects, in order; no name twice. The same in every call."""
+
+    def records(self, subject: str) -> list[ViewRecord]:
+        """All views of one subject, a pure function of the source and the name.
+
+        Raises:
+            SubjectRejected: this one cannot be made.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides what is written, for JSON; a folder holds one such set of settings."""
+
+    def manifest(self) -> dict[str, Any]:
+        """image_size, views, seed, source and license of the manifest, and what else is to be told."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One shard: its file and the names of its subjects, some of which may come to be rejected."""
+
+    split: str
+    path: pathlib.Path
+    subjects: tuple[str, ...]
+
+    @property
+    def rejects_path(self) -> pathlib.Path:
+        """Which of its subjects were rejected: JSON lines; not there if none was."""
+        return self.path.with_name(self.path.name + ".rejected.jsonl")
+
+
+def plan(source: Source, out: pathlib.Path, shard_subjects: int) -> list[Job]:
+    """All shards of the data set in `out`.
+
+    Raises:
+        FactoryError: a name is given twice, or there is no subject.
+    """
+    jobs, seen = [], set()
+    for split, names in source.subjects().items():
+        total = -(-len(names) // shard_subjects)
+        for number in range(total):
+            chosen = tuple(names[number * shard_subjects : (number + 1) * shard_subjects])
+            jobs.append(Job(split, out / shard_name(split, number, total), chosen))
+        for name in names:
+            if name in seen:
+                raise FactoryError(f"two subjects are named {name!r}; rename one of them")
+            seen.add(name)
+    if not jobs:
+        raise FactoryError("there is no subject to make")
+    return jobs
+
+
+def rejected(job: Job) -> dict[str, str]:
+    """Name -> reason of the subjects of this shard that could not be made.
+
+    Raises:
+        FactoryError: the file is damaged.
+    """
+    if not job.rejects_path.exists():
+        return {}
+    try:
+        lines = [json.loads(line) for line in job.rejects_path.read_text().splitlines()]
+        return {str(line["subject"]): str(line["reason"]) for line in lines}
+    except Exception as error:  # the file can hold anything
+        raise FactoryError(
+            f"{job.rejects_path}: damaged ({error!r}); delete it, and the same command makes "
+            f"{job.path.name} again"
+        ) from error
+
+
+def is_done(job: Job) -> bool:
+    """Whether every subject of this shard is in it, or among its rejected ones. Reads no records."""
+    out = rejected(job)
+    wanted = [name for name in job.subjects if name not in out]
+    if not wanted:
+        return True
+    return shards.is_complete(job.path) and shards.read_index(job.path).subjects.tolist() == wanted
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
+
+
+def write_shard(
+    job: Job, results: Iterator[list[ViewRecord] | SubjectRejected], bar: tqdm | None = None
+) -> None:
+    """Writes one shard from the next results; it appears under its name only when complete.
+
+    The list of rejected subjects comes first, so that a shard that is there has its list.
+    """
+    reasons: dict[str, str] = {}
+    writer = None
+    with contextlib.ExitStack() as stack:
+        for name in job.subjects:
+            result = next(results)
+            if isinstance(result, SubjectRejected):
+                reasons[name] = str(result)
+            else:
+                if writer is None:
+                    writer = stack.enter_context(shards.ShardWriter(job.path))
+                writer.write_subject(result)
+            if bar is not None:
+                bar.update()
+        _write_rejects(job, reasons)
+    if writer is None:  # an earlier one, with subjects that are rejected now
+        job.path.unlink(missing_ok=True)
+        shards.index_path(job.path).unlink(missing_ok=True)
+
+
+def _write_rejects(job: Job, reasons: Mapping[str, str]) -> None:
+    if not reasons:
+        job.rejects_path.unlink(missing_ok=True)
+        return
+    write_atomically(job.rejects_path, _lines(_reject(job, *item) for item in reasons.items()))
+
+
+def _reject(job: Job, name: str, reason: str) -> dict[str, str]:
+    return {"subject": name, "split": job.split, "reason": reason}
+
+
+def _lines(entries: Iterator[dict[str, str]]) -> bytes:
+    return "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+
+
+def check_settings(source: Source, out: pathlib.Path, shard_subjects: int) -> None:
+    """Refuses to mix two different data sets in one folder; writes the settings where none are.
+
+    Raises:
+        FactoryError: the folder was begun with other settings, or tells of none that can be read.
+    """
+    wanted = {**source.settings(), "shard_subjects": shard_subjects}
+    wanted = json.loads(json.dumps(wanted))  # as it will be read again: lists, not tuples
+    path = out / SETTINGS
+    if path.exists():
+        try:
+            found = dict(json.loads(path.read_text()))
+        except Exception as error:  # the file can hold anything
+            raise FactoryError(
+                f"{path}: damaged ({error!r}). Restore it, or choose another --out; delete it only "
+                "if all shards beside it were made with the settings given now."
+            ) from error
+        if found != wanted:
+            names = [*wanted, *(name for name in found if name not in wanted)]
+            differing = {
+                name: (found.get(name), wanted.get(name))
+                for name in names
+                if found.get(name) != wanted.get(name)
+            }
+            raise FactoryError(
+                f"{out} was begun with other settings (there, here): {differing}.\n"
+                "Give the same settings to continue it, or another --out."
+            )
+        return
+    write_atomically(path, json.dumps(wanted, indent=2).encode())
+
+
+def finish(source: Source, out: pathlib.Path, jobs: Sequence[Job]) -> dict[str, str]:
+    """Writes the manifest and the list of all rejected subjects, which it returns by name.
+
+    All shards must be there.
+
+    Raises:
+        FactoryError: every subject was rejected.
+    """
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in source.subjects()}
+    reasons, entries = {}, []
+    for job in jobs:
+        out_of_shard = rejected(job)
+        kept = [name for name in job.subjects if name not in out_of_shard]
+        entries += [_reject(job, *item) for item in out_of_shard.items()]
+        reasons |= out_of_shard
+        if kept:
+            splits[job.split].append({"file": job.path.name, "subjects": len(kept)})
+    if entries:
+        write_atomically(out / REJECTED, _lines(iter(entries)))
+    else:
+        (out / REJECTED).unlink(missing_ok=True)
+    if not any(splits.values()):
+        raise FactoryError(f"every subject was rejected, see {out / REJECTED}; nothing to train on")
+    count = {"rejected": len(entries)} if entries else {}
+    write_manifest(out, {**source.manifest(), **count, "splits": splits})
+    return reasons
+
+
+def write_dataset(
+    source: Source,
+    out: pathlib.Path,
+    shard_subjects: int,
+    workers: int = 1,
+    share: tuple[int, int] = (0, 1),
+    retry_rejected: bool = False,
+) -> bool:
+    """Writes this machine's share of the data set, and the manifest if it is the last to finish.
+
+    Args:
+        share: (i, n): the shards whose number in the plan is i modulo n.
+        retry_rejected: make the shards again from which subjects were rejected.
+
+    Returns:
+        Whether the whole data set is there.
+
+    Raises:
+        FactoryError: what was done is kept, and the message says how to go on.
+    """
+    jobs = plan(source, out, shard_subjects)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        check_settings(source, out, shard_subjects)
+        mine = jobs[share[0] :: share[1]]
+        todo = [j for j in mine if not is_done(j) or (retry_rejected and rejected(j))]
+        _write(source, mine, todo, workers)
+        missing = [job for job in jobs if not is_done(job)]
+        if missing:
+            print(
+                f"{len(jobs) - len(missing)} of {len(jobs)} shards are there. The manifest is "
+                f"written by the machine that finds all of them in {out}; if they are collected "
+                "from several disks, give this command once more on all of them, without --shard."
+            )
+            return False
+        reasons = finish(source, out, jobs)
+    except BrokenProcessPool as error:
+        raise FactoryError(
+            "A worker process was killed, perhaps because memory ran out. The same command "
+            "continues where this one stopped; fewer --workers need less memory."
+        ) from error
+    except OSError as error:
+        what = "no room left" if error.errno in _FULL else (error.strerror or repr(error))
+        raise FactoryError(
+            f"{error.filename or out}: {what}. Finished shards are kept; mend that, and the same "
+            "command continues where this one stopped."
+        ) from error
+    total = sum(len(job.subjects) for job in jobs)
+    print(f"{total - len(reasons)} subjects in {len(jobs)} shards: {out}")
+    if reasons:
+        first = next(iter(reasons.items()))
+        print(f"{len(reasons)} of {total} were rejected, see {out / REJECTED}; the first: {first}")
+    return True
+
+
+def _write(source: Source, mine: Sequence[Job], todo: Sequence[Job], workers: int) -> None:
+    total, left = (sum(len(job.subjects) for job in some) for some in (mine, todo))
+    names = [name for job in todo for name in job.subjects]
+    results = made(source.records, names, workers)
+    with tqdm(total=total, initial=total - left, unit="subject", disable=None) as bar:
+        with contextlib.closing(results):
+            for job in todo:
+                write_shard(job, results, bar)
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, shard_subjects: int = 10, workers: int | None = None
+) -> None:
+    """The options of `run`, the same for all sources."""
+    parser.add_argument(
+        "--out", type=as_path, required=True, help="folder to write, or a bucket's gs://..."
+    )
+    parser.add_argument(
+        "--workers", type=positive, default=workers or os.cpu_count(),
+        help=f"processes ({workers or 'all cores'})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shard-subjects", type=positive, default=shard_subjects,
+        help=f"subjects per shard; a kill loses the one that was being written ({shard_subjects})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shard", type=share, default=(0, 1), metavar="I/N",
+        help="make the I-th of N shares of the data set, I from 0, on one of N machines (0/1, all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--retry-rejected", action="store_true",
+        help="make the shards again from which subjects were rejected",
+    )  # fmt: skip
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def share(text: str) -> tuple[int, int]:
+    """'1/4' -> (1, 4)."""
+    first, _, count = text.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 0 to N - 1")
+    return int(first), int(count)
+
+
+def run(source: Source, args: argparse.Namespace) -> bool:
+    """`write_dataset` as the options say; ends the process with a message where it fails."""
+    try:
+        return write_dataset(
+            source, args.out, args.shard_subjects, args.workers, args.shard, args.retry_rejected
+        )
+    except (FactoryError, RecordError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped; the same command continues with the next shard", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,86 @@
+"""Makes one thing after another in several processes, in order."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import itertools
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class SubjectRejected(ValueError):
+    """A subject cannot be made, the others can; the message is the reason, for the reject list."""
+
+
+_make: Callable[[str], Any] | None = None  # of a worker process
+
+
+def _made_or_rejected(make: Callable[[str], T], name: str) -> T | SubjectRejected:
+    try:
+        return make(name)
+    except SubjectRejected as reason:
+        return reason
+    except Exception as error:
+        error.add_note(f"while making subject {name!r}")
+        raise
+
+
+def _start_worker(make: Callable[[str], Any]) -> None:
+    global _make
+    _make = make
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C end at once; the parent tells of it
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """A killed parent cannot end its workers, and they would wait for more work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _make_in_worker(name: str) -> Any:
+    assert _make is not None
+    return _made_or_rejected(_make, name)
+
+
+def made(
+    make: Callable[[str], T], names: Sequence[str], workers: int
+) -> Iterator[T | SubjectRejected]:
+    """What `make` returns for each subject, or its rejection, in order, by `workers` processes.
+
+    Args:
+        make: picklable, such as a Source's `records`.
+
+    Raises:
+        BrokenProcessPool: a worker was killed.
+    """
+    if min(workers, len(names)) <= 1:
+        yield from (_made_or_rejected(make, name) for name in names)
+        return
+    # spawn: embree and jax must not be forked once they have started threads.
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(names)), multiprocessing.get_context("spawn"), _start_worker, (make,)
+    )
+    try:
+        remaining = iter(names)
+        running = collections.deque(
+            pool.submit(_make_in_worker, name) for name in itertools.islice(remaining, 2 * workers)
+        )
+        while running:
+            result = running.popleft().result()
+            running.extend(
+                pool.submit(_make_in_worker, name) for name in itertools.islice(remaining, 1)
+            )
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, do not make the rest first
