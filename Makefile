@@ -34,7 +34,7 @@ demo: setup ## portraits of unseen heads -> turntables, anchors, normals and a p
 	$(BIN)/python -m spinmeround_jax.sample --checkpoint weights/quickstart --input demo/portraits --out $(OUT)
 
 test: setup ## the fast tests (at most 15 minutes on 2 cores, no network)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: setup ## the tests marked slow; that of parity needs what `make parity` installs
 	$(BIN)/python -m pytest -m slow

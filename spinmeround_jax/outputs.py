@@ -16,7 +16,6 @@ import csv
 import dataclasses
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from spinmeround_jax import cameras
+from spinmeround_jax.files import new_folder
 from spinmeround_jax.likeness import Likeness
 from spinmeround_jax.pipeline import Heads
 from spinmeround_jax.portraits import Truth
@@ -95,10 +95,7 @@ def write_head(
         raise OutputError(
             f"{folder}: in the way, not written by this program; move it, or choose another --out"
         )
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(folder) as partial:
         _write_pictures(partial, head, normals_space, truth)
         _write_json(partial / "transforms.json", transforms(head, normals_space))
         angles = {
@@ -117,16 +114,6 @@ def write_head(
                 "views": [_rounded(cosine) for cosine in likeness.similarity],
             }
         _write_json(partial / SETTINGS, about)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            partial.rename(folder)
-            shutil.rmtree(old)
-        else:
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def view_name(index: int, angles: np.ndarray) -> str:

@@ -7,18 +7,37 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [
-    {"cameras", "schedules", "preconditioning", "samplers", "guidance", "tfrecord", "files"},
+    {
+        "cameras",
+        "schedules",
+        "preconditioning",
+        "samplers",
+        "guidance",
+        "tfrecord",
+        "files",
+        "distributed",
+        "surface",
+    },
     {"models"},
-    {"config", "denoiser", "parameters"},
+    {"config", "denoiser", "parameters", "sharding"},
     {"losses", "records", "weights", "view_groups", "sampling_steps"},
     {"shards", "manifest"},
-    {"latent_files", "sharding", "optim", "checkpoints", "metrics", "portraits", "photo"},
-    {"data"},
-    {"pipeline", "likeness", "loop"},
-    {"outputs", "page", "page_style"},
+    {
+        "latent_files",
+        "optim",
+        "checkpoints",
+        "metrics",
+        "consistency",
+        "fid",
+        "portraits",
+        "photo",
+    },
+    {"data", "latents"},
+    {"pipeline", "splats", "likeness", "recognition", "loop"},
+    {"outputs", "splat_outputs", "page", "page_style"},
     {"jobs"},
-    {"previews", "autoencoder_training", "latent_cache"},
-    {"train", "sample", "evaluate", "convert"},
+    {"diffusion_step", "evaluation", "previews", "autoencoder_training", "latent_cache"},
+    {"train", "sample", "evaluate", "figures", "reconstruct", "convert"},
 ]
 HEAVY = {  # package: the modules that may import it
     "grain": {"spinmeround_jax.data"},
@@ -26,23 +45,39 @@ HEAVY = {  # package: the modules that may import it
     "tensorboardX": {"spinmeround_jax.train"},
     "google_crc32c": {"spinmeround_jax.tfrecord"},
     "embreex": {"data_prep.render"},
-    "ml_collections": {"spinmeround_jax.train", "configs.quickstart", "configs.tpu_v4"},
+    "skimage": {
+        "data_prep.isosurface",
+        "spinmeround_jax.metrics",
+        "spinmeround_jax.splats.mesh",
+    },
+    "trimesh": {"data_prep.textured", "spinmeround_jax.splats.mesh"},
+    "pycolmap": {"data_prep.capture_readers"},
+    "ml_collections": {
+        "spinmeround_jax.train",
+        "configs.quickstart",
+        "configs.tpu_v4",
+        "configs.h100",
+        "launch.compile",
+    },
     "insightface": {"spinmeround_jax.photo.faces"},
-    "onnxruntime": {"spinmeround_jax.photo.background"},
+    "onnxruntime": {"spinmeround_jax.photo.background", "spinmeround_jax.fid"},
     "rembg": {"spinmeround_jax.photo.background"},
     "pillow_heif": {"spinmeround_jax.photo.images"},
+    "splax": {"spinmeround_jax.splats.nvidia"},
     "cv2": set(),
-    "torch": {"spinmeround_jax.weights.sources"},
+    "torch": {"spinmeround_jax.weights.sources", "data_prep.panohead_network"},
     "safetensors": {"spinmeround_jax.weights.sources"},
     "diffusers": set(),
     "transformers": set(),
-    "tensorflow": set(),
+    "tensorflow": {"data_prep.tf_records", "data_prep.tfds_heads", "benchmarks.tf_data"},
+    "tensorflow_datasets": {"data_prep.tfds_heads"},
+    "upath": {"spinmeround_jax.files"},
     "anny": set(),
 }
 
 FILES = sorted(
     path
-    for folder in ("spinmeround_jax", "data_prep", "configs")
+    for folder in ("spinmeround_jax", "data_prep", "configs", "launch")
     for path in ROOT.glob(f"{folder}/**/*.py")
 )
 

@@ -1,0 +1,325 @@
+"""Views with cameras -> 3D Gaussians of a head: `python -m spinmeround_jax.reconstruct --help`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import math
+import pathlib
+import shlex
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import spinmeround_jax
+from spinmeround_jax.splat_outputs import GENERATOR, REPORT, write_folder
+from spinmeround_jax.splats import nvidia, scene, views
+from spinmeround_jax.splats.fit import FitError, FitSettings, fit
+from spinmeround_jax.splats.gaussians import MAX_DEGREE
+from spinmeround_jax.splats.scene import Scene, SceneError
+
+DESCRIPTION = """3D Gaussians of a head from views with cameras: what sample writes, or any transforms.json
+in nerfstudio's convention with PNG, JPEG or WebP pictures of one size, 32 to 2048 pixels.
+
+Every input gets a folder: splats.ply (opens in the usual viewers of 3D Gaussian splatting), viewer.html (the
+same in one page, opens from disk), mesh.glb and mesh.ply, turntable.webp, report.json with the distances to
+the views that were held out, and views/, normals/ and transforms.json: the given views drawn from the
+Gaussians."""
+
+EXAMPLES = """examples:
+  # the heads of `make demo`
+  python -m spinmeround_jax.reconstruct out/demo/parametric-* --out out/splats
+
+  # all views, none held out; without the predicted normals; colours that do not change with the view
+  python -m spinmeround_jax.reconstruct out/demo/parametric-0-1000000 --hold-out 0
+  ... --normals 0        ... --degree 0
+
+  # views of something else, on black
+  python -m spinmeround_jax.reconstruct scan/transforms.json --background 0,0,0
+
+A killed run goes on where it was: give the same command again.
+exit code: 0 all done, 1 some inputs failed (the others are done), 2 wrong usage"""
+
+COUNT_AT_64 = 3000  # Gaussians by default, growing with the pixels
+MAX_DEFAULT_COUNT = 48_000
+DEFAULTS = FitSettings()
+
+
+class UsageError(ValueError):
+    """The command cannot be carried out as given."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spinmeround_jax.reconstruct",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    path = pathlib.Path
+    parser.add_argument("input", type=path, nargs="+", help="transforms.json, or folders with one")
+    parser.add_argument("--out", type=path, default=path("out/splats"), help="(out/splats)")
+    parser.add_argument(
+        "--hold-out", type=_not_negative, default=8, metavar="N",
+        help="every Nth view is not fitted but compared with in the end; 0: none (8)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--background", default="white", help="white, black or R,G,B in [0, 1] (white)"
+    )
+    parser.add_argument(
+        "--one-sided", action="store_true", help="allow cameras on one side: the other is a guess"
+    )
+
+    how = parser.add_argument_group("how")
+    how.add_argument("--steps", type=_positive, default=DEFAULTS.steps, help=f"({DEFAULTS.steps})")
+    how.add_argument(
+        "--count", type=_positive, help="Gaussians (3000 at 64 pixels, by their number)"
+    )
+    how.add_argument(
+        "--degree", type=int, choices=range(MAX_DEGREE + 1), default=DEFAULTS.degree,
+        help=f"of the spherical harmonics of the colour ({DEFAULTS.degree})",
+    )  # fmt: skip
+    for name, what in (
+        ("lpips", "perceptual distance, the paper's addition"),
+        ("normals", "difference of the drawn normals from the given ones"),
+        ("mask", "difference of alpha from the mask"),
+    ):
+        value = getattr(DEFAULTS, name)
+        how.add_argument(
+            f"--{name}", type=_weight, default=value, metavar="W",
+            help=f"weight of the {what} ({value:g}; 0: off)",
+        )  # fmt: skip
+    how.add_argument("--lpips-network", choices=("alexnet", "vgg16"), default="alexnet")
+    how.add_argument(
+        "--rate", type=_weight, default=DEFAULTS.rate, help=f"of learning ({DEFAULTS.rate:g})"
+    )
+    how.add_argument("--seed", type=_not_negative, default=0, help="same seed, same result (0)")
+    how.add_argument(
+        "--rasteriser", choices=nvidia.RASTERISERS, default="auto",
+        help="auto: splax on an NVIDIA GPU where it is installed, else our own (auto)",
+    )  # fmt: skip
+    how.add_argument("--no-mesh", action="store_true", help="neither mesh.glb nor mesh.ply")
+    how.add_argument("--overwrite", action="store_true", help="make finished folders again")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if not 1 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 to {2**31 - 1}")
+    return value
+
+
+def _weight(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number, 0 or more")
+    return value
+
+
+def parse_background(text: str) -> np.ndarray:
+    """(3,) in [0, 1].
+
+    Raises:
+        UsageError: naming what was given.
+    """
+    named = {"white": "1,1,1", "black": "0,0,0"}
+    try:
+        colour = np.array([float(part) for part in named.get(text, text).split(",")])
+        if colour.shape != (3,) or not ((colour >= 0) & (colour <= 1)).all():
+            raise ValueError("out of range")
+    except ValueError as error:
+        raise UsageError(
+            f"--background {text}: expected white, black or R,G,B in [0, 1]"
+        ) from error
+    return colour
+
+
+def name_inputs(inputs: list[pathlib.Path]) -> dict[str, pathlib.Path]:
+    """Folder in --out -> transforms.json.
+
+    Raises:
+        UsageError: two inputs would share a folder, or an input is not there.
+    """
+    named: dict[str, pathlib.Path] = {}
+    for given in inputs:
+        file = given / "transforms.json" if given.is_dir() else given
+        if not file.is_file():
+            raise UsageError(
+                f"{file}: not there; give folders that sample wrote, or transforms.json"
+            )
+        name = file.resolve().parent.name or "root"
+        if name in named:
+            raise UsageError(f"{file}: {named[name]} would have the same folder {name!r} in --out")
+        named[name] = file
+    return named
+
+
+def settings_for(args: argparse.Namespace, size: tuple[int, int]) -> FitSettings:
+    count = args.count or min(
+        MAX_DEFAULT_COUNT, max(1, round(COUNT_AT_64 * size[0] * size[1] / 64**2))
+    )
+    names = ("steps", "degree", "lpips", "normals", "mask", "lpips_network", "rate", "seed")
+    return FitSettings(count=count, **{name: getattr(args, name) for name in names})
+
+
+# --------------------------------------------------------------------------------------------------
+# One head
+
+
+def split(given: Scene, every: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the views to fit and of those held out: each `every`th, none if 0."""
+    numbers = np.arange(len(given))
+    held = (numbers % every == every // 2) if every else np.zeros(len(given), bool)
+    return numbers[~held], numbers[held]
+
+
+def reconstruct(
+    file: pathlib.Path, folder: pathlib.Path, args: argparse.Namespace, command: str
+) -> dict[str, Any]:
+    """Fit one transforms.json and write `folder`; returns the report.
+
+    Raises:
+        SceneError, FitError: the views cannot be used, or the fit fails; nothing is written.
+    """
+    started = time.monotonic()
+    given = scene.load(file, parse_background(args.background))
+    fitted, held = split(given, args.hold_out)
+    to_fit = given.take(fitted)
+    scene.check(to_fit, str(file), args.one_sided)
+    settings = settings_for(args, given.size)
+    draw = nvidia.choose(args.rasteriser)
+    checkpoint = folder.with_name(f".{folder.name}.fit.npz")
+    if args.overwrite:
+        checkpoint.unlink(missing_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(desc=folder.name, total=settings.steps, unit="step", dynamic_ncols=True) as bar:
+
+        def progress(step: int, loss: float, psnr: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.4f}, {psnr:.1f} dB", refresh=False)
+            bar.update(step - bar.n)
+
+        gaussians, told = fit(to_fit, settings, checkpoint, progress, draw)
+    drawn = views.draw_views(gaussians, given, draw=draw)
+    distances = views.measure(drawn, given)
+    report = {
+        "generator": GENERATOR,
+        "command": command,
+        "input": str(file),
+        "request": request(args),
+        "settings": dataclasses.asdict(settings),
+        "image_size": list(given.size),
+        "views": len(given),
+        "masks_from": given.masks_from,
+        "has_normals": given.normals is not None,
+        "held_out": [given.names[i] for i in held],
+        "distances": {
+            name: {key: round(float(np.nanmean(v[which])), 4) for key, v in distances.items()}
+            for name, which in (("fitted", fitted), ("held_out", held))
+            if len(which)
+        },
+        "fit": {**told, "overflow_drawn": drawn.overflow},
+        "seconds": round(time.monotonic() - started, 1),
+        "device": f"{jax.devices()[0].platform} ({jax.devices()[0].device_kind})",
+        "rasteriser": "splax" if draw is nvidia.render else "jax",
+        "versions": {"spinmeround_jax": spinmeround_jax.__version__, "jax": jax.__version__},
+    }
+    write_folder(folder, gaussians, given, drawn, report, not args.no_mesh)
+    checkpoint.unlink(missing_ok=True)
+    return report
+
+
+def request(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides the result, as given."""
+    left_out = ("input", "out", "overwrite", "rasteriser")
+    return {name: value for name, value in vars(args).items() if name not in left_out}
+
+
+def is_finished(
+    folder: pathlib.Path, file: pathlib.Path | None = None, args: argparse.Namespace | None = None
+) -> bool:
+    """Whether `folder` was written by this program; if given, from this file with these settings."""
+    try:
+        report = json.loads((folder / REPORT).read_text())
+        if report["generator"] != GENERATOR:
+            return False
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+    if args is None:
+        return True
+    return report.get("request") == request(args) and report.get("input") == str(file)
+
+
+# --------------------------------------------------------------------------------------------------
+# The run
+
+
+def run(args: argparse.Namespace, command: str) -> int:
+    """Carry out the command; returns the exit code.
+
+    Raises:
+        UsageError: before anything is done.
+    """
+    named = name_inputs(args.input)
+    parse_background(args.background)
+    failed = 0
+    for name in named:
+        folder = args.out / name
+        if folder.exists() and not is_finished(folder):
+            raise UsageError(
+                f"{folder}: in the way, not written by this program; move it, or choose another --out"
+            )
+    for name, file in named.items():
+        folder = args.out / name
+        if is_finished(folder, file, args) and not args.overwrite:
+            print(f"{folder}: done before")
+            continue
+        try:
+            report = reconstruct(file, folder, args, command)
+        except (SceneError, FitError, ImportError, OSError) as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        kind = "held_out" if "held_out" in report["distances"] else "fitted"
+        told = ", ".join(f"{key} {value:g}" for key, value in report["distances"][kind].items())
+        print(f"{folder}: {told} ({kind.replace('_', ' ')} views), {report['seconds']:g} s")
+        if report["masks_from"] == "background":
+            print("  the pictures have neither alpha nor normals: masks are what is not background")
+        for what, why in report["left_out"].items():
+            print(f"  no {what}: {why}")
+        if report["fit"]["faults"]:
+            print(f"  {report['fit']['faults']} steps were skipped: their gradient was not finite")
+    return 1 if failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("spinmeround_jax").setLevel(logging.INFO)
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(argv)
+    try:
+        return run(args, shlex.join(["python", "-m", "spinmeround_jax.reconstruct", *argv]))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+"""3D Gaussians from views with cameras, and what is made of them.
+
+gaussians   parameters, spherical harmonics, where a fit begins
+rasterise   Gaussians and a camera -> picture, alpha, depth, normals: JAX on every device
+scene       transforms.json and its pictures -> views to fit
+hull        the visual hull of the masks
+fit         views -> Gaussians
+relocation  faded Gaussians are put where others are seen
+views       many views drawn, and measured
+nvidia      splax in place of our rasteriser
+ply         the .ply files of 3D Gaussian splatting
+mesh        depth and normals -> a closed surface
+viewer      Gaussians -> a page to spin them
+"""

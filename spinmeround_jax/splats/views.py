@@ -1,0 +1,92 @@
+"""What Gaussians look like from many cameras, and how close that is to given views."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spinmeround_jax import cameras, metrics
+from spinmeround_jax.splats.gaussians import Gaussians
+from spinmeround_jax.splats.rasterise import render
+from spinmeround_jax.splats.scene import Scene, camera_positions, middle_and_radius
+
+CAPACITY = 512  # Gaussians per tile, of pictures to look at
+_AT_ONCE = 8  # pictures in one LPIPS
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """v pictures of h x w pixels: images (v, h, w, 3) in [0, 1], alpha and depth (v, h, w), normals
+    (v, h, w, 3) in the world; overflow, Gaussians left out by full tiles."""
+
+    images: np.ndarray
+    alpha: np.ndarray
+    depth: np.ndarray
+    normals: np.ndarray
+    overflow: int
+
+
+def draw_views(
+    gaussians: Gaussians,
+    scene: Scene,
+    world_to_camera: np.ndarray | None = None,
+    draw: Callable[..., dict[str, jax.Array]] = render,
+) -> Drawn:
+    """Draw with the scene's intrinsics and background, at its own cameras or at (v, 4, 4) others."""
+    poses = scene.world_to_camera if world_to_camera is None else world_to_camera
+    focal, centre = (tuple(map(float, pair)) for pair in (scene.focal, scene.centre))
+
+    drawn = [
+        jax.device_get(
+            draw(
+                gaussians,
+                jnp.asarray(pose, jnp.float32),
+                focal,
+                scene.size,
+                jnp.asarray(scene.background, jnp.float32),
+                centre,
+                CAPACITY,
+            )
+        )
+        for pose in poses
+    ]
+    stacked = {name: np.stack([d[name] for d in drawn]) for name in drawn[0]}
+    return Drawn(
+        images=np.clip(stacked["rgb"], 0.0, 1.0),
+        alpha=stacked["alpha"],
+        depth=stacked["depth"],
+        normals=stacked["normals"],
+        overflow=int(stacked["overflow"].sum()),
+    )
+
+
+def orbit(scene: Scene, views: int, pitch: float = 0.0) -> np.ndarray:
+    """(views, 4, 4) cameras all around the middle of the scene, at its cameras' median distance."""
+    middle, _ = middle_and_radius(scene)
+    distance = np.median(np.linalg.norm(camera_positions(scene.world_to_camera) - middle, axis=-1))
+    poses = cameras.orbit(cameras.turntable(views)[:, 0], pitch)
+    poses[:, :3, 3] = np.array([0.0, 0.0, -distance]) - poses[:, :3, :3] @ middle
+    return poses
+
+
+def measure(drawn: Drawn, scene: Scene) -> dict[str, np.ndarray]:
+    """PSNR (dB), SSIM, LPIPS (AlexNet), and degrees between normals inside the masks, (v,) each.
+
+    LPIPS is left out of pictures too small for it, normals where the scene has none.
+    """
+    images, truth = 2.0 * drawn.images - 1.0, 2.0 * scene.images - 1.0
+    values = {"psnr": metrics.psnr(images, truth), "ssim": metrics.ssim(images, truth)}
+    if min(scene.size) >= metrics.LPIPS_SMALLEST:
+        distance = jax.jit(metrics.lpips("alexnet"))
+        parts = [
+            np.asarray(distance(images[i : i + _AT_ONCE], truth[i : i + _AT_ONCE]))
+            for i in range(0, len(images), _AT_ONCE)
+        ]
+        values["lpips"] = np.concatenate(parts)
+    if scene.normals is not None:
+        values["normals"] = metrics.angular_error(drawn.normals, scene.normals, scene.masks > 0.5)
+    return values
