@@ -65,6 +65,7 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
     devices = topologies.get_topology_desc(
         platform="tpu", topology_name=request["topology"], **options
     ).devices
+    own_batch = config.optimizer.batch_size
     config = programs.with_batch(config, len(devices), request["examples"])
     if request["program"] == "train":
         lowered, held = programs.train_step(config, devices, request["cached"])
@@ -73,7 +74,7 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
     compiled = lowered.compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     try:
-        found = hlo.collectives(compiled.as_text())
+        found = hlo.collectives(compiled.as_text(), len(devices))
     except Exception as error:  # the text of a good program cannot always be had
         print(f"no HLO text: {error}", file=sys.stderr)
         found = {}
@@ -81,6 +82,7 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
         "devices": len(devices),
         "chip": name,
         "forward_flops": programs.forward_flops(config),
+        "encoder_flops": 0.0 if request["cached"] else programs.encoder_flops(config),
         "held": held,
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes,
@@ -91,6 +93,8 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
         "bytes": cost.get("bytes accessed"),
         "collectives": {kind: dataclasses.asdict(value) for kind, value in found.items()},
         "steps": config.sampling.steps,
+        "sampler": config.sampling.sampler,
+        "own_batch_size": own_batch,
         "batch_size": config.optimizer.batch_size,
         "paper_steps": sum(stage.steps for stage in config.stages),
     }
@@ -188,8 +192,11 @@ def times(result: dict[str, Any], program: str) -> dict[str, float]:
 def useful_flops(result: dict[str, Any], program: str) -> float:
     """Per device and step, without what is computed again: 3 forward passes, or 2 for each step."""
     examples = result["batch_size"] / result["devices"]
-    passes = 3.0 if program == "train" else 2.0 * result["steps"]
-    return passes * result["forward_flops"] * examples
+    if program == "train":
+        return (3.0 * result["forward_flops"] + result["encoder_flops"]) * examples
+    steps = result["steps"]
+    calls = 2 * steps - 1 if result["sampler"] == "heun" else steps
+    return 2.0 * calls * result["forward_flops"] * examples
 
 
 def report(result: dict[str, Any], request: dict[str, Any]) -> str:
@@ -224,9 +231,11 @@ def report(result: dict[str, Any], request: dict[str, Any]) -> str:
         f"{result['batch_size'] / step:.1f} examples/s"
     )
     if request["program"] == "train":
-        hours = step * result["paper_steps"] * result["devices"] / 3600
+        batches = result["own_batch_size"] / result["batch_size"]
+        hours = batches * step * result["paper_steps"] * result["devices"] / 3600
         lines.append(
-            f"The config's {result['paper_steps']:,} steps would take {hours:,.0f} chip-hours at best"
+            f"The config's {result['paper_steps']:,} steps with a batch of "
+            f"{result['own_batch_size']} would take {hours:,.0f} chip-hours at best"
         )
     return "\n".join(lines)
 
@@ -335,6 +344,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(compile_here(json.load(sys.stdin))))
         return 0
     arguments = parse_arguments(argv)
+    if arguments.program == "sample" and arguments.examples % 1:
+        print("error: --examples must be whole for sampling", file=sys.stderr)
+        return 2
     if importlib.util.find_spec("libtpu") is None:
         print(
             "error: libtpu is missing, it holds the compiler: pip install '.[tpu]'", file=sys.stderr

@@ -33,16 +33,22 @@ class Collectives:
     sent: int
 
 
-def collectives(text: str) -> dict[str, Collectives]:
-    """By kind. Those in the body of a loop count once."""
+def collectives(text: str, devices: int) -> dict[str, Collectives]:
+    """By kind, of a program for so many devices. Those in the body of a loop count once."""
     found: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
     for result, kind, started, rest in _INSTRUCTION.findall(text):
         arrays = [_bytes(*array) for array in _ARRAY.findall(result)]
-        # An asynchronous start gives (operands..., results...), all gathers' results the larger half.
-        size = max(arrays, default=0) if started else sum(arrays)
-        group = _group_size(rest)
-        if kind == "reduce-scatter":
-            size *= group  # its result is a share of what it takes
+        group = _group_size(rest, devices)
+        if started and kind in ("all-gather", "reduce-scatter"):
+            # It gives (operands..., results...): of a gather the results, else the operands are whole.
+            half = len(arrays) // 2
+            size = sum(arrays[half:] if kind == "all-gather" else arrays[:half])
+        elif started and kind == "collective-permute":
+            size = arrays[0]
+        else:
+            size = sum(arrays)
+            if kind == "reduce-scatter":
+                size *= group  # its result is a share of what it takes
         share = (group - 1) / group if kind != "collective-permute" else 1.0
         found[kind].append((size, round(size * share * (2 if kind == "all-reduce" else 1))))
     return {
@@ -61,10 +67,10 @@ def _bytes(kind: str, shape: str) -> int:
     return count * _BITS.get(kind, 0) // 8
 
 
-def _group_size(rest: str) -> int:
+def _group_size(rest: str, devices: int) -> int:
     found = _GROUPS.search(rest)
     if not found:
-        return 2  # a permutation, or all devices: at least two
+        return devices
     if found[2]:
         return int(found[2])
     return found[1].count(",") + 1

@@ -50,6 +50,12 @@ def train_step(
     """
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(mesh, config.optimizer.batch_size, config.accumulation)
+    sharding.check_views(mesh, config.model.views)
+    if config.accumulation > 1:
+        raise ValueError(
+            "the compiler counts one pass of a loop, here one part of the batch: give "
+            "--config.accumulation=1 and the --examples of a part"
+        )
     networks = nnx.eval_shape(lambda: train._all_networks(train.new_model(config)))
     graphdefs = {name: parameters.split(module)[0] for name, module in networks.items()}
     shapes = {name: parameters.split(module)[1] for name, module in networks.items()}
@@ -114,10 +120,7 @@ def sampler(
     model: ModelConfig = config.model
     unet = nnx.eval_shape(lambda: train.new_model(config).unet)
     graphdef, state = nnx.split(unet)
-    dtype = jnp.dtype(config.compute_dtype)
-    state = jax.tree.map(
-        lambda x: Shapes(x.shape, dtype, sharding=sharding.replicated(mesh)), state
-    )
+    state = sharding.abstract(state, sharding.replicated(mesh))
     b, v, size, c = (
         examples * mesh.devices.size,
         model.views,
@@ -149,7 +152,7 @@ def sampler(
         sampler=chosen.sampler,
         guided=True,
         shared_noise=chosen.shared_noise,
-        kernel=best_for(mesh.devices.flat[0], dtype),
+        kernel=best_for(mesh.devices.flat[0], jnp.dtype(config.compute_dtype)),
         mesh=mesh,
     )
     return lowered, {"parameters": local_bytes(state), "batch": local_bytes(batch)}
@@ -176,6 +179,17 @@ def forward_flops(config: Config) -> float:
         Shapes((1, model.identity.context_length, model.unet.context_dim), jnp.float32),
     )
     return _flops(jaxpr.jaxpr)
+
+
+def encoder_flops(config: Config) -> float:
+    """Of the autoencoder for images and normals of one example's views."""
+    autoencoder = nnx.eval_shape(lambda: train.new_model(config).autoencoder)
+    graphdef, params = parameters.split(autoencoder)
+    size = config.model.image_size
+    jaxpr = jax.make_jaxpr(lambda p, x: parameters.merge(graphdef, p).posterior(x))(
+        params, Shapes((1, size, size, 3), jnp.float32)
+    )
+    return 2 * config.model.views * _flops(jaxpr.jaxpr)
 
 
 def _flops(jaxpr: jax.extend.core.Jaxpr) -> float:

@@ -94,7 +94,7 @@ def train_autoencoder(
     def step_fn(
         state: optim.TrainState, batch: data.Batch
     ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = optim.step_key(config.seed, 0, state.step)
 
         def loss_fn(params: parameters.Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
             return autoencoder_loss(

@@ -58,9 +58,8 @@ def make_step(
     def step(
         state: optim.TrainState, frozen: Tree, batch: data.Batch
     ) -> tuple[optim.TrainState, Metrics]:
-        # The key depends on the step alone, so that a resumed run draws the same noise; and the
-        # noise on the global batch alone, so that every mesh draws the same.
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        # Drawn for the global batch, so that every mesh draws the same.
+        key = optim.step_key(config.seed, 1, state.step)
         sigma_key, noise_key, posterior_key = jax.random.split(key, 3)
         targets = jnp.sum(~batch.observed, axis=1)
         sigma = schedules.lognormal_sigmas(

@@ -66,6 +66,16 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
     )
 
 
+def step_key(seed: int, stream: int, step: jax.Array) -> jax.Array:
+    """The random key of a step: it depends on the step alone, so that a resumed run draws the same.
+
+    Args:
+        stream: keeps trainings of one seed apart. The parameters' initialisers count from 0 in the
+            place where this counts from a million.
+    """
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1_000_000 + stream), step)
+
+
 def init(params: Tree, transform: optax.GradientTransformation) -> TrainState:
     """The state before the first step; the moving average starts at the parameters."""
     return TrainState(

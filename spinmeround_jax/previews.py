@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from spinmeround_jax import cameras, data, parameters, schedules
@@ -22,6 +23,8 @@ from spinmeround_jax.denoiser import (
     unconditional,
 )
 from spinmeround_jax.manifest import read_manifest
+from spinmeround_jax.models.attention import Execution
+from spinmeround_jax.models.attention_kernels import best_for
 from spinmeround_jax.sampling_steps import sample_jointly
 
 if TYPE_CHECKING:
@@ -76,7 +79,7 @@ def reconstructions(
 def _sample(
     graphdefs: tuple[tuple[str, nnx.GraphDef], ...],
     config: Config,
-    everywhere: jax.sharding.Sharding,
+    everywhere: jax.sharding.NamedSharding,
     params: dict[str, parameters.Parameters],
     empty_latent: jax.Array,
     images: jax.Array,
@@ -108,15 +111,27 @@ def _sample(
         )
     )
     shape = (b, 1 if sampling.shared_noise else v, *observed.shape[2:])
-    sampled = sample_jointly(
-        networks["unet"],
-        jnp.broadcast_to(jax.random.normal(jax.random.key(0), shape), observed.shape),
-        conditional,
-        unconditional(conditional, identity.empty(), empty_latent),
-        sigmas,
-        sampling.guidance_scale,
-        sampling.sampler,
-    )
+    noise = jnp.broadcast_to(jax.random.normal(jax.random.key(0), shape), observed.shape)
+    without = unconditional(conditional, identity.empty(), empty_latent)
+    how = Execution(kernel=best_for(everywhere.mesh.devices.flat[0], networks["unet"].dtype))
+
+    def each(unet_params: parameters.Parameters, *examples: Any) -> jax.Array:
+        """One subject after another: all at once need more memory than a training step."""
+        network = functools.partial(parameters.merge(dict(graphdefs)["unet"], unet_params), how=how)
+
+        def one(example: Any) -> jax.Array:
+            noise, conditional, without = jax.tree.map(lambda x: x[None], example)
+            return sample_jointly(
+                network, noise, conditional, without, sigmas, sampling.guidance_scale,
+                sampling.sampler,
+            )[0]  # fmt: skip
+
+        return jax.lax.map(one, examples)
+
+    # Every device does the same: kernels cannot be partitioned.
+    sampled = jax.shard_map(
+        each, mesh=everywhere.mesh, in_specs=P(), out_specs=P(), check_vma=False
+    )(params["unet"], noise, conditional, without)  # fmt: skip
     halves = jnp.stack(jnp.split(restore(sampled, config.model), 2, axis=-1), axis=1)
     decoded = autoencoder.decode(halves.reshape(-1, *halves.shape[3:]))
     decoded = decoded.reshape(b, 2, v, *decoded.shape[1:])

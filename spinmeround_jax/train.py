@@ -253,6 +253,13 @@ def load_pretrained(config: Config) -> Model:
         found, expected = getattr(model.config, part), getattr(config.model, part)
         if found != expected:
             raise ValueError(f"{config.init_from}: {part} is {found}, the config says {expected}")
+    for name in ("latent_mean", "latent_std"):
+        found, given = getattr(model.config, name), getattr(config.model, name)
+        if given and given != found:
+            raise ValueError(
+                f"{config.init_from}: learnt with {name} {found}, the config says {given}; leave it "
+                "empty to take that of the weights"
+            )
     kind = checkpoints.read_provenance(config.init_from).get("kind")
     if kind != "initialisation for training" and model.config.rays != config.model.rays:
         raise ValueError(

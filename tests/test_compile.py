@@ -24,7 +24,7 @@ HLO = """
 
 
 def test_collectives_are_read_from_the_text():
-    found = hlo.collectives(HLO)
+    found = hlo.collectives(HLO, 8)
     assert found == {
         "all-gather": hlo.Collectives(2, 2048 + 256, 1792 + 192),
         "all-reduce": hlo.Collectives(1, 404, 404),
@@ -71,6 +71,8 @@ def test_the_programs_lower_for_devices_of_here():
         assert held["parameters"] == held["moving average"]
         assert abs(held["optimizer state"] - 2 * held["parameters"]) < 100
         assert (held["frozen networks"] > 10_000) != cached  # the autoencoder, or one latent
+    with pytest.raises(ValueError, match=r"--config.accumulation=1"):
+        programs.train_step(dataclasses.replace(config, accumulation=2), jax.devices()[:1], True)
     lowered, held = programs.sampler(config, jax.devices()[:1], 2)
     assert "while" in lowered.as_text() and held["parameters"] > 0
 
@@ -78,6 +80,7 @@ def test_the_programs_lower_for_devices_of_here():
 RESULT = {
     "chip": "v4", "devices": 8, "batch_size": 8, "forward_flops": 7.3e12, "flops": 2e13, "bytes": 5e10,
     "peak": 2**34, "temporary": 2**33, "held": {"parameters": 2**30}, "steps": 50, "paper_steps": 1000,
+    "encoder_flops": 0.0, "sampler": "euler", "own_batch_size": 32,
     "collectives": {"all-gather": {"count": 3, "bytes": 8 * 10**9, "sent": 7 * 10**9}},
 }  # fmt: skip
 
@@ -91,6 +94,10 @@ def test_the_report_names_what_bounds_the_step(tmp_path):
     text = command.report(RESULT, request)
     assert "so the arithmetic bounds it: at best 100% of peak" in text
     assert "16.00 GiB of 32 at once" in text and "all-gather" in text
+    hours = 4 * 1000 * bound["arithmetic"] * 8 / 3600  # four steps of 8 make the config's batch
+    assert f"1,000 steps with a batch of 32 would take {hours:,.0f} chip-hours" in text
+    heun = command.useful_flops({**RESULT, "sampler": "heun"}, "sample")
+    assert heun == pytest.approx(2 * 99 * 7.3e12)
     slow = {**RESULT, "bytes": 5e11}
     assert "so the memory bounds it: at best 20% of peak" in command.report(slow, request)
     command.roofline([("here", RESULT, "train")], tmp_path / "roofline.svg")

@@ -13,6 +13,7 @@ import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 _logger = logging.getLogger(__name__)
 
@@ -90,11 +91,17 @@ def best_for(device: jax.Device, dtype: jnp.dtype) -> str:
         return "plain"
     if kernel == "plain" or device not in jax.devices():
         return kernel  # it may be one that is only compiled for
-    x = jnp.zeros((1, LANES, 1, 64), dtype, device=device)
+    attend = {"splash": splash, "cudnn": cudnn}[kernel]
+    here = jax.local_devices()[0]  # `device` may be another process's
+    q, k = (jnp.zeros((1, tokens, 1, 40), dtype, device=here) for tokens in (LANES, 77))
     try:
-        jax.block_until_ready(jax.jit({"splash": splash, "cudnn": cudnn}[kernel])(x, x, x))
+        probe = jax.jit(jax.grad(lambda *x: jnp.sum(attend(*x).astype(jnp.float32))))
+        jax.block_until_ready(probe(q, k, k))
     except Exception as error:  # each compiler has its own
-        reason = str(error).strip().splitlines()[:1]
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         _logger.warning("%s attention does not run here, taking the plain one: %s", kernel, reason)
-        return "plain"
+        kernel = "plain"
+    if jax.process_count() > 1:  # all must run one program
+        runs = multihost_utils.process_allgather(np.array(kernel != "plain"))
+        kernel = kernel if runs.all() else "plain"
     return kernel
