@@ -20,7 +20,7 @@ from spinmeround_jax import cameras, records
 
 EXAMPLES = """examples:
   # the tables of docs/data_format.md
-  python -m benchmarks.formats --subjects 0 1 1000000 1000003 --views 8
+  python -m benchmarks.formats --subjects 0 1 1000000 1000003 --views 6
 """
 
 Encode = Callable[[np.ndarray], bytes]

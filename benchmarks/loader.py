@@ -282,7 +282,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=2, help="examples (2)")
     parser.add_argument("--batches", type=int, default=8, help="per round (8)")
     parser.add_argument("--rounds", type=int, default=5, help="the cases take turns in each (5)")
-    parser.add_argument("--small-shards", type=int, default=8, help="subjects in them (8, 0: none)")
+    parser.add_argument(
+        "--small-shards", type=int, default=8, help="how many shards of one subject (8, 0: none)"
+    )
     parser.add_argument("--step-seconds", type=float, help="what a training step takes")
     parser.add_argument(
         "--examples-per-step", type=float, default=1.0, help="per accelerator, with it (1)"

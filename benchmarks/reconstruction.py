@@ -26,7 +26,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from spinmeround_jax import cameras, checkpoints, data
+from spinmeround_jax import cameras, checkpoints, data, records
 from spinmeround_jax.pipeline import Pipeline, sampling_defaults
 from spinmeround_jax.splats import views
 from spinmeround_jax.splats.fit import FitSettings, fit
@@ -155,7 +155,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--degree", type=int, default=FitSettings().degree)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/reconstruction"))
     args = parser.parse_args(argv)
-    held_out = data.HeldOut(args.data)
+    try:
+        held_out = data.HeldOut(args.data)
+    except records.RecordError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     args.out.mkdir(parents=True, exist_ok=True)
     found: dict[tuple[str, str], list[dict]] = {
         (kind, losses): [] for kind in KINDS[: 2 if args.checkpoint else 1] for losses in LOSSES
