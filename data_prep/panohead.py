@@ -1,4 +1,4 @@
-"""Training data from PanoHead, the generator that the paper's data come from (SPEC section 5).
+"""Training data from PanoHead, the generator that the paper's data come from.
 
 Two steps. `screen` looks at each person from a few sides, scores the generator's known faults and
 draws contact sheets; a person then edits a list; `render` writes 125 views of those who are left.
