@@ -144,6 +144,7 @@ def get_config() -> ConfigDict:
             shared_noise=True,
             normals_steps=50,
             normals_guidance=6.1,
+            temperature=1.0,
         )
     )
 

@@ -147,6 +147,7 @@ def sampler(
         Shapes((size, size, c), jnp.float32),
         np.asarray(sigmas),
         np.float32(chosen.guidance_scale),
+        np.float32(chosen.temperature),
         graphdef=graphdef,
         rays=model.rays,
         sampler=chosen.sampler,

@@ -143,6 +143,7 @@ class SamplingConfig:
     shared_noise: bool  # one noise map for all target views of a sample, as released
     normals_steps: int
     normals_guidance: float  # x0 <- x0 - normals_guidance (x0 - known) on visible channels
+    temperature: float = 1.0  # of the initial noise where a view is observed; 1 as released
 
 
 @dataclasses.dataclass(frozen=True)

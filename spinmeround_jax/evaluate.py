@@ -44,7 +44,7 @@ EXAMPLES = """examples:
 
   # other ways to sample one model: each value is a row, everything else as the checkpoint has it
   python -m spinmeround_jax.evaluate --checkpoint weights/quickstart --data data/heads64 \\
-      --sweep steps=12,48 --sweep guidance_scale=1,3 --sweep sampler=heun \\
+      --sweep steps=12,48 --sweep guidance_scale=1,3 --sweep temperature=0,1 \\
       --sweep shared_noise=false --sweep anchors=false
 
   # what other methods made of the same heads, but for the view that they were given
@@ -60,7 +60,10 @@ exit code: 0 done, 1 something given cannot be used, 2 wrong usage, 130 stopped"
 
 # What each needs to be given, and what it may be given, of the options that are not for all.
 PROTOCOLS = {
-    "heads": ({"checkpoint", "data"}, {"sweep", "steps", "guidance_scale", "sampler"}),
+    "heads": (
+        {"checkpoint", "data"},
+        {"sweep", "steps", "guidance_scale", "sampler", "temperature"},
+    ),
     "nersemble": (
         {"truth"},
         {
@@ -70,6 +73,7 @@ PROTOCOLS = {
             "steps",
             "guidance_scale",
             "sampler",
+            "temperature",
             "match",
             "size",
             "subject_list",
@@ -144,6 +148,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     models.add_argument("--steps", type=int, help="sampling steps; default: the checkpoint's")
     models.add_argument("--guidance-scale", type=_finite, help="default: the checkpoint's")
     models.add_argument("--sampler", choices=sorted(SAMPLERS), help="default: the checkpoint's")
+    models.add_argument("--temperature", type=_finite, help="default: the checkpoint's")
     models.add_argument(
         "--sweep", action="append", default=[], metavar="SETTING=VALUE,VALUE",
         help="a row for each value; settings are those of the checkpoint's sampling, and anchors",

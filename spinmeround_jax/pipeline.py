@@ -39,6 +39,7 @@ RELEASED = SamplingConfig(
     shared_noise=True,
     normals_steps=50,
     normals_guidance=6.1,
+    temperature=1.0,
 )
 NO_ABLATION = AblationConfig(no_identity=False, no_normals=False, no_image=False)
 
@@ -115,6 +116,8 @@ class Pipeline:
             raise ValueError(f"sampler must be one of {names}, got {sampling.sampler!r}")
         if max_batch < 1 or sampling.steps < 2 or sampling.normals_steps < 1:
             raise ValueError("max_batch and normals_steps must be at least 1, steps at least 2")
+        if not 0 <= sampling.temperature <= 1:
+            raise ValueError(f"temperature must be in [0, 1], got {sampling.temperature}")
         if model.config.views <= IN_GROUP:
             raise ValueError(f"the model has {model.config.views} views, step 3 needs at least 4")
         self.config = model.config
@@ -200,6 +203,7 @@ class Pipeline:
                 batch,
                 schedules.ddpm_sigmas(self.sampling.normals_steps),
                 np.float32(self.sampling.normals_guidance),
+                np.float32(self.sampling.temperature),
                 graphdef=graphdef,
                 rays=self.config.rays,
                 kernel=self._kernel,
@@ -392,6 +396,7 @@ class Pipeline:
                 self._empty_latent,
                 self._sigmas,
                 np.float32(self.sampling.guidance_scale),
+                np.float32(self.sampling.temperature if observed else 1.0),
                 graphdef=graphdef,
                 rays=self.config.rays,
                 sampler=self.sampling.sampler,

@@ -123,7 +123,7 @@ def _sample(
             noise, conditional, without = jax.tree.map(lambda x: x[None], example)
             return sample_jointly(
                 network, noise, conditional, without, sigmas, sampling.guidance_scale,
-                sampling.sampler,
+                sampling.temperature, sampling.sampler,
             )[0]  # fmt: skip
 
         return jax.lax.map(one, examples)

@@ -118,6 +118,10 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--steps", type=_positive, help="noise levels, at least 2")
     how.add_argument("--sampler", choices=sorted(SAMPLERS))
     how.add_argument("--guidance-scale", type=_finite, help="1 is no guidance, and twice as fast")
+    how.add_argument(
+        "--temperature", type=_finite, metavar="T",
+        help="scale of the initial noise where there is a portrait, 0 to 1: less varies less",
+    )  # fmt: skip
     how.add_argument("--seed", type=_not_negative, default=0, help="same seed, same result (0)")
     how.add_argument("--normals", choices=("world", "camera"), default="world", help="(world)")
     how.add_argument(
@@ -251,7 +255,7 @@ def photo_settings(args: argparse.Namespace) -> jobs.Photos:
 
 def sampling_settings(args: argparse.Namespace, sampling: SamplingConfig) -> SamplingConfig:
     """The checkpoint's own, with what the command line changes."""
-    names = ("steps", "sampler", "guidance_scale")
+    names = ("steps", "sampler", "guidance_scale", "temperature")
     changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return dataclasses.replace(sampling, **changed)
 

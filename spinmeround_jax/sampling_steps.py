@@ -30,6 +30,7 @@ def sample_jointly(
     unconditional: Conditioning | None,
     sigmas: jax.Array,
     guidance_scale: jax.Array,
+    temperature: jax.Array,
     sampler: str,
 ) -> jax.Array:
     """Clean latents (b, v, h, w, c) of all views, the observed ones as given (steps 2 and 3).
@@ -37,6 +38,8 @@ def sample_jointly(
     Args:
         noise: (b, v, h, w, c) unit normal.
         unconditional: the other branch of guidance; None samples without guidance at half the cost.
+        temperature: of the initial noise, in [0, 1]. Below 1 samples vary less and lie nearer to the
+            mean of what the model holds possible; 0 gives one sample whatever the noise is.
         sampler: a key of `samplers.SAMPLERS`.
     """
     denoise = functools.partial(multiview.denoise, network)
@@ -44,7 +47,8 @@ def sample_jointly(
         guided = functools.partial(_with_conditioning, denoise, conditional)
     else:
         guided = guidance.classifier_free(denoise, conditional, unconditional, guidance_scale)
-    latents = samplers.SAMPLERS[sampler](guided, samplers.initial_noise(noise, sigmas), sigmas)
+    start = temperature * samplers.initial_noise(noise, sigmas)
+    latents = samplers.SAMPLERS[sampler](guided, start, sigmas)
     return multiview.place_observed(latents, conditional)
 
 
@@ -55,6 +59,7 @@ def sample_normals(
     image_latents: jax.Array,
     sigmas: jax.Array,
     strength: jax.Array,
+    temperature: jax.Array,
 ) -> jax.Array:
     """Image and normal latents of single views whose image is known, by in-painting (step 1).
 
@@ -63,13 +68,14 @@ def sample_normals(
         conditioning: one unobserved view.
         image_latents: (b, 1, h, w, z).
         strength: see `guidance.inpaint_channels`.
+        temperature: see `sample_jointly`.
     """
     known = jnp.concatenate([image_latents, jnp.zeros_like(image_latents)], axis=-1)
     visible = jnp.arange(known.shape[-1]) < image_latents.shape[-1]
     denoise = functools.partial(multiview.denoise, network)
     one_view = functools.partial(_with_conditioning, denoise, conditioning)
     inpaint = guidance.inpaint_channels(one_view, known, visible, strength)
-    return samplers.euler(inpaint, samplers.initial_noise(noise, sigmas), sigmas)
+    return samplers.euler(inpaint, temperature * samplers.initial_noise(noise, sigmas), sigmas)
 
 
 def _with_conditioning(denoise, conditioning, x, sigma):
@@ -118,6 +124,7 @@ def joint_views(
     empty_latent: jax.Array,
     sigmas: jax.Array,
     guidance_scale: jax.Array,
+    temperature: jax.Array,
     *,
     graphdef: nnx.GraphDef,
     rays: Rays,
@@ -142,7 +149,9 @@ def joint_views(
     shape = batch["observed_latents"].shape[1:]
     noise = _noise(batch["seed"], batch["stream"], shape, shared_noise)
     network = functools.partial(nnx.merge(graphdef, state), how=Execution(kernel=kernel))
-    return sample_jointly(network, noise, conditional, without, sigmas, guidance_scale, sampler)
+    return sample_jointly(
+        network, noise, conditional, without, sigmas, guidance_scale, temperature, sampler
+    )
 
 
 @_over_examples
@@ -151,6 +160,7 @@ def normals(
     batch: dict[str, jax.Array],
     sigmas: jax.Array,
     strength: jax.Array,
+    temperature: jax.Array,
     *,
     graphdef: nnx.GraphDef,
     rays: Rays,
@@ -170,7 +180,9 @@ def normals(
     conditioning = multiview.condition(batch["context"], unobserved, nothing, poses, rays)
     noise = _noise(batch["seed"], batch["stream"], nothing.shape[1:], False)
     network = functools.partial(nnx.merge(graphdef, state), how=Execution(kernel=kernel))
-    return sample_normals(network, noise, conditioning, image_latents, sigmas, strength)[:, 0]
+    return sample_normals(
+        network, noise, conditioning, image_latents, sigmas, strength, temperature
+    )[:, 0]
 
 
 @_over_examples

@@ -254,6 +254,27 @@ def test_shared_noise_starts_all_views_alike(model):
     assert spread[0] < spread[1]
 
 
+def test_temperature_0_leaves_nothing_to_chance_where_a_view_is_observed(model):
+    images, identities = inputs(1)
+
+    def spread(temperature, *given):
+        sampling = dataclasses.replace(SAMPLING, temperature=temperature)
+        pipeline = Pipeline(model, sampling, max_batch=1)
+        first, second = (pipeline.spin(*given, TRAJECTORY, [seed]).images for seed in (1, 2))
+        return np.abs(first - second).max()
+
+    assert spread(0.0, images, identities) == 0.0
+    assert 0.0 < spread(0.25, images, identities) < spread(1.0, images, identities)
+    # Without one, the noise alone makes people differ: it is never reduced.
+    assert spread(0.0, None, None) > 0.0
+
+
+@pytest.mark.parametrize("temperature", [-0.1, 1.5, float("nan")])
+def test_temperatures_out_of_range_are_refused(model, temperature):
+    with pytest.raises(ValueError, match="temperature must be in"):
+        Pipeline(model, dataclasses.replace(SAMPLING, temperature=temperature))
+
+
 def model_context(model):
     return model.config.identity.context_length, model.config.identity.width
 

@@ -106,7 +106,7 @@ def test_guidance_1_equals_no_guidance():
     noise = jax.random.normal(jax.random.key(1), (1, 2, 4, 4, 2))
     sigmas = schedules.karras_sigmas(4, 0.1, 5.0)
     with_, alone, strong = (
-        sample_jointly(network, noise, conditioning, branch, sigmas, scale, "euler")
+        sample_jointly(network, noise, conditioning, branch, sigmas, scale, 1.0, "euler")
         for branch, scale in ((without, 1.0), (None, 9.0), (without, 3.0))
     )
     np.testing.assert_allclose(with_, alone, atol=1e-5)
@@ -153,12 +153,14 @@ def test_anchors_are_the_released_code_s(golden, tiny_unet):
     noise = jnp.broadcast_to(channels_last(gold["anchor_noise"])[:, None], (1, 8, 16, 16, 8))
     sigmas = schedules.karras_sigmas(int(gold["num_steps"]), sigma_max=float(gold["sigma_max"]))
 
-    @functools.partial(jax.jit, static_argnums=(6,))
+    @functools.partial(jax.jit, static_argnums=(7,))
     def sample(state, *arguments):
         return sample_jointly(nnx.merge(graphdef, state), *arguments)
 
     scale = jnp.asarray(gold["guidance_scale"])
-    result = sample(state, noise, conditional, unconditional, jnp.asarray(sigmas), scale, "euler")
+    result = sample(
+        state, noise, conditional, unconditional, jnp.asarray(sigmas), scale, 1.0, "euler"
+    )
     np.testing.assert_allclose(result[0], channels_last(gold["anchors_out"]), atol=1e-2)
 
 
@@ -183,6 +185,8 @@ def test_normals_are_the_released_code_s(golden, tiny_unet):
 
     for weight in (1000, 6250):
         strength = jnp.float32(2.0 * weight / nothing.size)
-        result = sample(state, noise, conditioning, image_latents, jnp.asarray(sigmas), strength)
+        result = sample(
+            state, noise, conditioning, image_latents, jnp.asarray(sigmas), strength, 1.0
+        )
         expected = channels_last(gold[f"normals_out_weight{weight}"])
         np.testing.assert_allclose(result[:, 0], expected, atol=1e-3)

@@ -41,7 +41,8 @@ class Candidate:
             sampling, self.ablation = sampling_defaults(self.provenance)
         except ValueError as error:
             raise ValueError(f"{self.directory}: {error}") from error
-        chosen = {name: getattr(args, name) for name in ("steps", "guidance_scale", "sampler")}
+        names = ("steps", "guidance_scale", "sampler", "temperature")
+        chosen = {name: getattr(args, name) for name in names}
         chosen = {name: value for name, value in chosen.items() if value is not None}
         own = Variant("", dataclasses.replace(sampling, **chosen))
         self.variants = variants(own, args.sweep)
