@@ -24,6 +24,7 @@ import numpy as np  # noqa: E402
 from spinmeround_jax import data, latent_files, records, shards  # noqa: E402
 from spinmeround_jax.config import DataConfig, StageConfig  # noqa: E402
 from spinmeround_jax.manifest import read_manifest, shard_name, write_manifest  # noqa: E402
+from spinmeround_jax.subjects import SubjectSource  # noqa: E402
 
 EXAMPLES = """examples:
   # pictures, cached latents of the size of the paper's model, tf.data where TensorFlow is installed
@@ -116,7 +117,7 @@ def data_config(directory: pathlib.Path) -> DataConfig:
 def our_case(
     name: str, directory: pathlib.Path, args: argparse.Namespace, latents: pathlib.Path | None
 ) -> Case:
-    source = data.SubjectSource(directory, args.split)
+    source = SubjectSource(directory, args.split)
     if latents:
         description = latent_files.read_description(latents)
         used = args.views * 2 * 2 * int(np.prod(description.moments_shape[2:]))  # float16, two each
@@ -175,7 +176,7 @@ def split_into_small_shards(
     directory: pathlib.Path, split: str, out: pathlib.Path, subjects: int
 ) -> None:
     """The first subjects of a data set, each in a shard of its own."""
-    source = data.SubjectSource(directory, split)
+    source = SubjectSource(directory, split)
     count = min(subjects, len(source))
     entries = []
     for number in range(count):
@@ -192,7 +193,7 @@ def write_random_latents(
     directory: pathlib.Path, split: str, out: pathlib.Path, backgrounds: int
 ) -> None:
     """Numbers in place of latents, with the shape of those of Stable Diffusion's autoencoder."""
-    source = data.SubjectSource(directory, split)
+    source = SubjectSource(directory, split)
     side = source.image_size // 8
     shape = (side, side, 4)
     description = latent_files.Description(

@@ -26,11 +26,12 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from spinmeround_jax import cameras, checkpoints, data, records
+from spinmeround_jax import cameras, checkpoints, records
 from spinmeround_jax.pipeline import Pipeline, sampling_defaults
 from spinmeround_jax.splats import views
 from spinmeround_jax.splats.fit import FitSettings, fit
 from spinmeround_jax.splats.scene import Scene, without_grey
+from spinmeround_jax.subjects import HeldOut
 
 RING, EVERY = 48, 8
 NEAR, FAR = 5.0, 15.0  # degrees of pitch
@@ -62,7 +63,7 @@ def scene_of(
     )
 
 
-def true_scenes(held_out: data.HeldOut, subject: int) -> dict[str, Scene]:
+def true_scenes(held_out: HeldOut, subject: int) -> dict[str, Scene]:
     """The "ring" in the turntable's order, and the views "unseen" and "beyond"."""
     angles = held_out.angles(subject)
     ring = []
@@ -82,9 +83,7 @@ def true_scenes(held_out: data.HeldOut, subject: int) -> dict[str, Scene]:
     return scenes
 
 
-def generated_scene(
-    directory: pathlib.Path, held_out: data.HeldOut, subject: int, ring: Scene
-) -> Scene:
+def generated_scene(directory: pathlib.Path, held_out: HeldOut, subject: int, ring: Scene) -> Scene:
     """The ring as the model sees it from the frontal view."""
     sampling, ablation = sampling_defaults(checkpoints.read_provenance(directory))
     pipeline = Pipeline(checkpoints.load_model(directory), sampling, ablation, max_batch=2)
@@ -156,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/reconstruction"))
     args = parser.parse_args(argv)
     try:
-        held_out = data.HeldOut(args.data)
+        held_out = HeldOut(args.data)
     except records.RecordError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

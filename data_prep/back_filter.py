@@ -20,6 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from spinmeround_jax import records, shards
+from spinmeround_jax.files import path_argument
 from spinmeround_jax.manifest import read_manifest
 from spinmeround_jax.photo import pose
 from spinmeround_jax.photo.landmarks import load_model
@@ -172,7 +173,9 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m data_prep.back_filter",
         description="Measure how well the relief of a face behind is told from the back of a head.",
     )
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="rendered heads")
+    parser.add_argument(
+        "--data", type=path_argument, required=True, help="rendered heads, or gs://..."
+    )
     args = parser.parse_args(argv)
     try:
         found = separation(args.data)

@@ -15,7 +15,8 @@ EXAMPLES = """examples:
   python -m data_prep.cache_latents --checkpoint converted/ --data data/panohead512 \\
       --out data/panohead512/latents --part 1/4
 
-Then --config.latents.directory=data/heads64/latents for training. A killed run goes on where it was.
+--data and --out may be gs://... A killed run goes on where it was. Then, for training:
+--config.latents.directory=data/heads64/latents
 """
 
 
@@ -26,9 +27,11 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", type=pathlib.Path, required=True, help="with model.json")
-    parser.add_argument("--data", type=files.as_path, required=True, help="folder of shards")
-    parser.add_argument("--out", type=files.as_path, required=True, help="folder to write")
+    parser.add_argument(
+        "--checkpoint", type=pathlib.Path, required=True, help="local, with model.json"
+    )
+    parser.add_argument("--data", type=files.path_argument, required=True, help="folder of shards")
+    parser.add_argument("--out", type=files.path_argument, required=True, help="to write")
     parser.add_argument("--split", default="train", help="(train)")
     parser.add_argument(
         "--backgrounds", type=int, default=2,

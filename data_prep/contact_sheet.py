@@ -14,7 +14,7 @@ DEFAULT_VIEWS = ((0, 0), (45, 0), (-45, 0), (90, 0), (180, 0), (30, 30))
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
-    """Straight-alpha (h, w, 4) uint8 -> (h, w, 3) uint8. Not data.composite, which brings Grain."""
+    """Straight-alpha (h, w, 4) uint8 -> (h, w, 3) uint8."""
     picture = Image.fromarray(rgba)
     white = Image.new("RGBA", picture.size, "white")
     return np.asarray(Image.alpha_composite(white, picture).convert("RGB"))

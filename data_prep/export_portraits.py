@@ -15,7 +15,8 @@ from PIL import Image
 
 from data_prep import viewpoints
 from spinmeround_jax import records
-from spinmeround_jax.data import HeldOut
+from spinmeround_jax.files import path_argument
+from spinmeround_jax.subjects import HeldOut
 
 EXAMPLES = """example, which made demo/portraits:
   python -m data_prep.export_portraits --data data/heads64 --subjects 0 8 28 36 --out demo/portraits
@@ -55,10 +56,12 @@ def main(argv: list[str] | None = None) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of shards")
+    parser.add_argument(
+        "--data", type=path_argument, required=True, help="shards' folder, or gs://..."
+    )
     parser.add_argument("--split", default="held_out")
     parser.add_argument("--subjects", type=int, nargs="+", required=True, help="from 0")
-    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="local folder to write")
     args = parser.parse_args(argv)
     try:
         portraits = HeldOut(args.data, args.split)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data_prep.workers import SubjectRejected, made
 from spinmeround_jax import shards
-from spinmeround_jax.files import as_path, write_atomically
+from spinmeround_jax.files import path_argument, write_atomically
 from spinmeround_jax.manifest import shard_name, write_manifest
 from spinmeround_jax.records import RecordError, ViewRecord
 
@@ -299,7 +299,7 @@ def add_arguments(
 ) -> None:
     """The options of `run`, the same for all sources."""
     parser.add_argument(
-        "--out", type=as_path, required=True, help="folder to write, or a bucket's gs://..."
+        "--out", type=path_argument, required=True, help="folder to write, or a bucket's gs://..."
     )
     parser.add_argument(
         "--workers", type=positive, default=workers or os.cpu_count(),

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data_prep import validation_page
 from spinmeround_jax import cameras, records, shards
-from spinmeround_jax.files import as_path, is_local, write_atomically
+from spinmeround_jax.files import is_local, path_argument, write_atomically
 from spinmeround_jax.manifest import read_manifest
 from spinmeround_jax.records import RecordError, ViewRecord
 
@@ -352,8 +352,8 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", type=as_path, help="folder with manifest.json")
-    parser.add_argument("--out", type=pathlib.Path, help="where to write (DIR/validation)")
+    parser.add_argument("directory", type=path_argument, help="with manifest.json; or gs://...")
+    parser.add_argument("--out", type=pathlib.Path, help="local folder to write (DIR/validation)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (all cores)")
     parser.add_argument(
         "--pictures", type=int, default=12, help="subjects of each split shown on the page (12)"

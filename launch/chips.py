@@ -32,6 +32,23 @@ CHIPS = {
     "v6e": Chip(918e12, 32 * GIB, 1640e9, 448e9),
 }
 
+# By what a device calls itself (`jax.Device.device_kind`): for what runs, where `CHIPS` is for what is
+# compiled ahead. NVIDIA's FLOP/s are those without sparsity; a GPU's interconnect is NVLink, one way.
+_H100 = Chip(989e12, 80e9, 3350e9, 450e9)
+DEVICES = {
+    "TPU v4": CHIPS["v4"],
+    "TPU v5 lite": CHIPS["v5e"],
+    "TPU v5": CHIPS["v5p"],
+    "TPU v6 lite": CHIPS["v6e"],
+    "NVIDIA H100 80GB HBM3": _H100,
+    "NVIDIA H200": dataclasses.replace(_H100, memory=141e9, bandwidth=4800e9),
+}
+
+
+def of_device(kind: str) -> Chip | None:
+    """The chip of a `jax.Device.device_kind`; None of one that is not listed."""
+    return DEVICES.get(kind)
+
 
 def parse(topology: str) -> tuple[str, Chip]:
     """The chip of a topology such as "v4:2x2x2", and its name.

@@ -128,7 +128,10 @@ def load_config(path: str, overrides: Sequence[str]) -> Any:
     try:
         values(words)
         return from_mapping(Config, holder.value)
-    except (flags.Error, OSError) as error:
+    except OSError as error:  # which ml_collections wraps into several lines
+        reason = str(error.__cause__ or error).splitlines()[-1].strip()
+        raise ValueError(f"{path}: {reason}") from error
+    except flags.Error as error:
         raise ValueError(f"{path}: {error}") from error
 
 

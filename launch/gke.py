@@ -14,6 +14,7 @@ docs/launching.md has a Dockerfile. The cluster is made, and costs, by `xpk clus
 from __future__ import annotations
 
 import argparse
+import pathlib
 import shlex
 import time
 from collections.abc import Sequence
@@ -172,11 +173,9 @@ def _parser() -> argparse.ArgumentParser:
 def act(arguments: argparse.Namespace, given: tuple[str, ...], commands: Commands) -> int:
     where = shlex.join([arguments.name, *_where(arguments)])
     if arguments.verb == "start":
-        start(arguments, training.check(given), commands)
+        start(arguments, training.check(given, pathlib.Path()), commands)
         commands.say(f"Follow it: python -m launch.gke watch {where}")
         return 0
-    if given:
-        raise ValueError("arguments of the training, after --, belong to start")
     if arguments.verb == "watch":
         try:
             return watch(arguments, commands)

@@ -169,8 +169,6 @@ def act(arguments: argparse.Namespace, given: tuple[str, ...], commands: Command
         start(arguments, training.check(given), commands)
         commands.say(f"Follow it: python -m launch.nodes watch {where}")
         return 0
-    if given:
-        raise ValueError("arguments of the training, after --, belong to start")
     if arguments.verb == "watch":
         try:
             return watch(arguments, commands)

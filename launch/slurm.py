@@ -160,12 +160,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def act(arguments: argparse.Namespace, given: tuple[str, ...], commands: Commands) -> int:
     if arguments.verb == "start":
-        job = start(arguments, training.check(given), commands)
+        job = start(arguments, training.check(given, pathlib.Path()), commands)
         if not commands.dry_run:
             commands.say(f"job {job}. Follow it: python -m launch.slurm watch {job}")
         return 0
-    if given:
-        raise ValueError("arguments of the training, after --, belong to start")
     if arguments.verb == "watch":
         try:
             return watch(arguments.job, commands, arguments.poll)

@@ -261,8 +261,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def act(arguments: argparse.Namespace, given: tuple[str, ...], commands: Commands) -> int:
     name, notes = arguments.name, arguments.notes
-    if given and arguments.verb != "start":
-        raise ValueError("arguments of the training, after --, belong to start")
     if arguments.verb == "create":
         pod = _new_pod(arguments)
         create(pod, commands)
@@ -275,7 +273,7 @@ def act(arguments: argparse.Namespace, given: tuple[str, ...], commands: Command
     else:
         pod = read(notes, name)
     if arguments.verb == "start":
-        pod = pod.with_training(training.check(given), arguments.setup)
+        pod = pod.with_training(training.check(given, arguments.code), arguments.setup)
         if not commands.dry_run:
             _check_committed(arguments.code, commands)
             write(notes, pod)  # first: `watch` does what is left undone here

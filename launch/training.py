@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -23,8 +24,12 @@ def split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     return argv[:at], tuple(argv[at + 1 :])
 
 
-def check(arguments: Sequence[str]) -> tuple[str, ...]:
+def check(arguments: Sequence[str], checkout: pathlib.Path | None = None) -> tuple[str, ...]:
     """The arguments of the training.
+
+    Args:
+        checkout: the folder here of which the hosts will have a copy: the config must be in it. Whether
+            there is one at an absolute path only they can tell.
 
     Raises:
         ValueError: no config, no folder all hosts share, or characters that no host takes.
@@ -38,6 +43,13 @@ def check(arguments: Sequence[str]) -> tuple[str, ...]:
     for argument in arguments:
         if not argument.isprintable():
             raise ValueError(f"{argument!r}: line ends and control characters cannot be passed on")
+    for config in (a.removeprefix("--config=") for a in arguments if a.startswith("--config=")):
+        file = pathlib.Path(config.partition(":")[0])
+        if checkout and not file.is_absolute() and not (checkout / file).is_file():
+            raise ValueError(
+                f"--config={config}: there is no such file in {checkout.absolute()}; run this in the "
+                "checkout that the hosts have, or give the absolute path of a file on them"
+            )
     return tuple(arguments)
 
 
@@ -63,6 +75,8 @@ def run_main(
     own, training = split(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(own)
     try:
+        if training and arguments.verb != "start":
+            raise ValueError("arguments of the training, after --, belong to start")
         sys.exit(act(arguments, training, Commands(arguments.dry_run)))
     except CommandError as error:
         print(f"error: {error}", file=sys.stderr)

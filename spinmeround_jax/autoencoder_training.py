@@ -6,6 +6,7 @@ LPIPS alone keeps edges sharp. At the end the latents' statistics are measured, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -112,28 +113,28 @@ def train_autoencoder(
         grid = previews.reconstructions(graphdef, state.ema, examples)
         previews.write(grid, "autoencoder", step, workdir, writer)
 
-    state = loop.run(
-        "autoencoder",
-        step_fn,
-        state,
-        loader,
-        saved,
-        mesh=mesh,
-        steps=training.steps,
-        batch_size=batch_size,
-        cadence=loop.Cadence(config.log_every, config.sample_every, config.checkpoint_every),
-        writer=writer,
-        on_sample=on_sample,
-    )
-    loader.close()
+    with contextlib.closing(loader):
+        state = loop.run(
+            "autoencoder",
+            step_fn,
+            state,
+            loader,
+            saved,
+            mesh=mesh,
+            steps=training.steps,
+            batch_size=batch_size,
+            cadence=loop.Cadence(config.log_every, config.sample_every, config.checkpoint_every),
+            writer=writer,
+            on_sample=on_sample,
+        )
     saved.close()
 
     # -- Statistics of the latents
     autoencoder = parameters.merge(graphdef, state.ema)
     with_other_draws = _loader(config, config.seed + 1, 0, 1)  # the same in all processes
-    batches = (next(with_other_draws) for _ in range(min(training.steps, STATISTICS_BATCHES)))
-    mean, std = latents.statistics(autoencoder, batches)
-    with_other_draws.close()
+    with contextlib.closing(with_other_draws):
+        batches = (next(with_other_draws) for _ in range(min(training.steps, STATISTICS_BATCHES)))
+        mean, std = latents.statistics(autoencoder, batches)
     about = {"made_with": settings, "latent_mean": mean, "latent_std": std}
     checkpoints.save_autoencoder(finished, autoencoder, about)
     return autoencoder, mean, std

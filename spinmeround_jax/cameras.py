@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 RADIUS = 2.7
-# EG3D's 18.837 degrees are the diagonal field of view; in image widths (SPEC: 3.14159 and 1.414 as released).
+# EG3D's 18.837 degrees are the diagonal field of view; in image widths (3.14159 and 1.414 as released).
 FOCAL = float(1.0 / (np.tan(18.837 * 3.14159 / 360.0) * 1.414))
 
 ORIGIN_OCTAVES = 15
@@ -66,7 +66,7 @@ def orbit(yaw: float | np.ndarray, pitch: float | np.ndarray = 0.0) -> np.ndarra
 
     The camera stands at RADIUS * (sin yaw cos pitch, sin pitch, cos yaw cos pitch). The release turns
     its cameras alike at pitch 0, but writes t = (0, 0, +RADIUS); `raymap(rays="released")` accounts for
-    that sign, so poses have one meaning everywhere else (SPEC, Cameras).
+    that sign, so poses have one meaning everywhere else.
 
     Returns:
         (..., 4, 4) float32 world-to-camera matrices.
@@ -107,7 +107,7 @@ def camera_directions(size: int, rays: Rays = "true") -> np.ndarray:
     """(size, size, 3) float32 ray directions in camera space, z = -1, not normalised.
 
     "true" passes through pixel centres. "released" reproduces the released code: no half-pixel offset,
-    and FOCAL (image widths) divides latent pixels, so the rays fan out far too wide (SPEC, quirk a).
+    and FOCAL (image widths) divides latent pixels, so the rays fan out far too wide.
     """
     if rays == "true":
         offsets = (np.arange(size) + 0.5 - size / 2) / (FOCAL * size)
@@ -120,7 +120,7 @@ def camera_directions(size: int, rays: Rays = "true") -> np.ndarray:
 
 
 def raymap(world_to_camera: jax.Array, size: int, rays: Rays = "true") -> jax.Array:
-    """NeRF-encoded ray origins and directions of every latent pixel (SPEC, Raymap).
+    """NeRF-encoded ray origins and directions of every latent pixel, in the released code's order.
 
     Args:
         world_to_camera: (..., 4, 4).
@@ -133,7 +133,7 @@ def raymap(world_to_camera: jax.Array, size: int, rays: Rays = "true") -> jax.Ar
     rotation = jnp.asarray(world_to_camera)[..., :3, :3]
     translation = jnp.asarray(world_to_camera)[..., :3, 3]
     if rays == "released":
-        translation = -translation  # quirk b: the frontal origin is (0, 0, -RADIUS)
+        translation = -translation  # as released: the frontal origin is (0, 0, -RADIUS)
     # Float32 throughout: the 14th octave multiplies any rounding by 16384.
     precise = jax.lax.Precision.HIGHEST
     origins = -jnp.einsum("...ji,...j->...i", rotation, translation, precision=precise)
@@ -164,7 +164,7 @@ def turntable(views: int = 48) -> np.ndarray:
 
 
 def anchors() -> np.ndarray:
-    """The seven anchor views of sampling step 2 (SPEC section 4), in turntable order."""
+    """The seven anchor views of the paper's second step of sampling, in turntable order."""
     return np.stack([np.array(ANCHOR_YAWS), np.zeros(len(ANCHOR_YAWS))], -1).astype(np.float32)
 
 

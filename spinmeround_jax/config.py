@@ -76,7 +76,7 @@ class LatentsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-    """A stretch of training with one way of drawing observed views (SPEC section 3)."""
+    """A stretch of training with one way of drawing observed views; the paper has two."""
 
     steps: int
     observed: tuple[int, ...]  # number of observed views, drawn uniformly from these
@@ -132,7 +132,7 @@ class AblationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Defaults of `sample` and of the grids drawn while training (SPEC section 4)."""
+    """Defaults of `sample` and of the grids drawn while training."""
 
     steps: int
     sampler: str  # "euler" | "heun"

@@ -1,7 +1,7 @@
 """D(x; sigma, conditioning): the multi-view network with its preconditioning.
 
 Latents are (b, v, h, w, c) with c = RGB latent then normal latent. Observed views enter as their clean
-latent at every noise level (SPEC section 2, Preconditioning); `mask` tells the network which ones they are.
+latent at every noise level, as in the released code; `mask` tells the network which ones they are.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def condition(
 def unconditional(
     conditioning: Conditioning, empty_context: jax.Array, empty_latent: jax.Array
 ) -> Conditioning:
-    """The other branch of guidance, as the released code has it (SPEC section 4).
+    """The other branch of guidance, as the released code has it.
 
     The empty prompt's context; observed views hold the latent of a zero (mid-grey) image, and their
     raymap and mask are zero.

@@ -165,7 +165,7 @@ def batch_loss(
     targets: jax.Array | None = None,
     how: Execution = PLAIN,
 ) -> tuple[jax.Array, Metrics]:
-    """The diffusion loss of a batch: noise, dropout for guidance, and ablations (SPEC section 3).
+    """The diffusion loss of a batch: noise, the paper's dropout for guidance, its ablations.
 
     Args:
         params: of "unet" and "identity".

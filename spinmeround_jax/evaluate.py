@@ -18,6 +18,7 @@ from spinmeround_jax.evaluation import (
     report,
     results,
 )
+from spinmeround_jax.files import path_argument
 from spinmeround_jax.samplers import SAMPLERS
 
 DESCRIPTION = """Judge models and other methods, beside baselines and the paper's published numbers.
@@ -119,7 +120,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
 
     views = parser.add_argument_group("folders of views")
-    views.add_argument("--truth", type=path, help="one head, or a folder of heads")
+    views.add_argument("--truth", type=path, help="one head, or a folder of heads; local")
     views.add_argument(
         "--method", action="append", default=[], metavar="[NAME=]DIR",
         help="what a method made of them; repeat for several rows",
@@ -144,7 +145,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--checkpoint", action="append", default=[], metavar="[NAME=]DIR",
         help="model to measure; repeat for several rows",
     )  # fmt: skip
-    models.add_argument("--data", type=path, help="data_prep's folder")
+    models.add_argument("--data", type=path_argument, help="data_prep's folder, or gs://...")
     models.add_argument("--steps", type=int, help="sampling steps; default: the checkpoint's")
     models.add_argument("--guidance-scale", type=_finite, help="default: the checkpoint's")
     models.add_argument("--sampler", choices=sorted(SAMPLERS), help="default: the checkpoint's")
@@ -218,8 +219,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def as_json(args: argparse.Namespace) -> dict:
-    """The command line, for scores.json."""
-    return {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(args).items()}
+    """The command line, for scores.json; what is neither a list nor of JSON's own is a path."""
+    plain = (str, int, float, list, type(None))
+    return {k: v if isinstance(v, plain) else str(v) for k, v in vars(args).items()}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ which reads and writes through fsspec. Only what differs between the two is here
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import pathlib
@@ -16,7 +17,7 @@ from typing import IO
 
 
 def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The path of a file or folder, local or a URL such as gs://bucket/folder; also for argparse.
+    """The path of a file or folder, local or a URL such as gs://bucket/folder.
 
     Raises:
         OSError: a URL whose packages are not installed.
@@ -38,8 +39,21 @@ def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
     return remote
 
 
+def path_argument(text: str) -> pathlib.Path:
+    """`as_path` as a `type` of argparse."""
+    try:
+        return as_path(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def is_local(path: pathlib.Path) -> bool:
     return isinstance(path, pathlib.Path)
+
+
+def version(path: pathlib.Path) -> int | str:
+    """What is another once the file was written anew: its time, or what its bucket tells of it."""
+    return path.stat().st_mtime_ns if is_local(path) else path.fs.ukey(path.path)
 
 
 def read_ranges(path: pathlib.Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from spinmeround_jax import data, latent_files, parameters, sharding, shards
+from spinmeround_jax import latent_files, parameters, sharding, shards
 from spinmeround_jax.files import as_path
 from spinmeround_jax.manifest import read_manifest
 from spinmeround_jax.models import Autoencoder
+from spinmeround_jax.subjects import SubjectSource, composite, read_views
 
 
 def fingerprint(autoencoder: Autoencoder) -> str:
@@ -56,7 +57,7 @@ def cache_latents(
     directory, (first, step) = as_path(directory), part
     if not 0 <= first < step or backgrounds < 0:
         raise ValueError(f"part {first}/{step} needs 0 <= i < n, backgrounds {backgrounds} >= 0")
-    source = data.SubjectSource(data_directory, split)
+    source = SubjectSource(data_directory, split)
     description = describe(autoencoder, data_directory, backgrounds)
     latent_files.write_description(directory, description)
     encode = _encoder(autoencoder, batch_size)
@@ -112,10 +113,10 @@ def _cache_shard(
     id_embedding = np.stack([record.id_embedding for record in firsts])
     with latent_files.shard_writer(directory, index, description, id_embedding, colours) as moments:
         for row in range(len(index.subjects)):
-            _, rgba, normals = data.read_views(
+            _, rgba, normals = read_views(
                 index, row, range(description.views), description.image_size
             )
-            on_colours = [data.composite(rgba, c)[0] for c in (np.ones(3), *colours[row])]
+            on_colours = [composite(rgba, c)[0] for c in (np.ones(3), *colours[row])]
             pictures = np.stack(
                 [normals, *on_colours], axis=1
             )  # see latent_files.NORMALS, ON_WHITE

@@ -1,4 +1,4 @@
-"""The diffusion loss (SPEC section 3; EDM eq. 2 with v-prediction weighting)."""
+"""The diffusion loss, on target views as in the paper: EDM (arXiv 2206.00364) eq. 2, v-prediction weighting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling for users: portrait -> its normals -> anchors -> views all around (SPEC section 4).
+"""Sampling for users: portrait -> its normals -> anchors -> views all around, the paper's three steps.
 
 Arrays in, arrays out: no files and no flags. Each step is one jitted program with the loop over
 sigmas inside; all heads, inputs and groups of views of a step are one batch, cut into chunks of at
@@ -231,7 +231,7 @@ class Pipeline:
         angles = anchor_angles(observed_angles, self.config.views)
         known = np.concatenate([observed_angles.reshape(-1, 2), angles]).astype(np.float32)
         heads = len(observed_latents)
-        latents = self._joint(
+        latents = self.sample_jointly(
             "anchors",
             observed_latents,
             np.tile(known, (heads, 1, 1)),
@@ -261,7 +261,7 @@ class Pipeline:
             observed = known_latents[:, plan.triplets]  # (b, g, 3, h, w, 2z)
             observed = observed.reshape(-1, *observed.shape[2:])
             angles = np.concatenate([known_angles[plan.triplets], trajectory[plan.targets]], axis=1)
-            sampled = self._joint(
+            sampled = self.sample_jointly(
                 "views",
                 observed,
                 np.tile(angles, (heads, 1, 1)),
@@ -315,7 +315,7 @@ class Pipeline:
             raise ValueError(f"expected {heads} identities of 512, got {np.shape(id_embeddings)}")
 
         context = self.contexts(id_embeddings, heads)
-        latents = self._observed_latents(images, observed_angles, context, seeds)
+        latents = self.observed_latents(images, observed_angles, context, seeds)
         known_angles, known = self.sample_anchors(latents, observed_angles, context, seeds)
         views, reused = self.sample_views(known, known_angles, trajectory, context, seeds)
 
@@ -349,16 +349,34 @@ class Pipeline:
         observed, views = len(observed_angles), self.config.views
         known = np.concatenate([observed_angles, anchor_angles(observed_angles, views)])
         groups = len(plan_views(known, trajectory, views - IN_GROUP).triplets)
+        anchors = self.joint_evaluations(observed, identity)
+        return heads * (
+            self.normals_evaluations(observed) + anchors + groups * self.joint_evaluations(1)
+        )
+
+    def normals_evaluations(self, observed: int) -> int:
+        """What one head's `observed_latents` of so many views take."""
         denied = self.ablation.no_normals or self.ablation.no_image
-        normals = 0 if denied else observed * self.sampling.normals_steps
+        return 0 if denied else observed * self.sampling.normals_steps
+
+    def joint_evaluations(self, observed: int, identity: bool = True) -> int:
+        """What `sample_jointly` takes for one example, so many of its views being observed."""
         has_identity = identity and not self.ablation.no_identity
-        anchors = views * self._calls(self._guided(observed, has_identity))
-        return heads * (normals + anchors + groups * views * self._calls(self._guided(1, True)))
+        return self.config.views * self._calls(self._guided(observed, has_identity))
 
-    # -- private
+    # -- what the steps are made of
 
-    def _observed_latents(self, images, observed_angles, context, seeds) -> np.ndarray:
-        """(b, m, h, w, 2z) latents of the observed images and their estimated normals."""
+    def observed_latents(
+        self,
+        images: np.ndarray,
+        observed_angles: np.ndarray,
+        context: np.ndarray,
+        seeds: np.ndarray,
+    ) -> np.ndarray:
+        """(b, m, H, W, 3) images at (m, 2) angles -> (b, m, h, w, 2z) latents, normals estimated.
+
+        With the context (b, t, d) and the seed (b,) of each head.
+        """
         heads, observed, size = images.shape[:3]
         if not observed or self.ablation.no_image:
             return np.tile(self._empty_latent, (heads, observed, 1, 1, 1))
@@ -371,8 +389,27 @@ class Pipeline:
         )
         return latents.reshape(heads, observed, *latents.shape[1:])
 
-    def _joint(self, step, observed_latents, angles, context, seeds, streams) -> np.ndarray:
-        """Sample (b, v) views at (b, v, 2) angles jointly, of which the first m are observed."""
+    def sample_jointly(
+        self,
+        step: str,
+        observed_latents: np.ndarray,
+        angles: np.ndarray,
+        context: np.ndarray,
+        seeds: np.ndarray,
+        streams: np.ndarray,
+    ) -> np.ndarray:
+        """Sample v views of each example jointly, of which the first m are observed.
+
+        Args:
+            step: what `progress` is told.
+            observed_latents: (b, m, h, w, 2z).
+            angles: (b, v, 2) of all its views.
+            context: (b, t, d).
+            seeds, streams: (b,) and (b, 2); together they decide an example's noise.
+
+        Returns:
+            (b, v, h, w, 2z) latents of all views.
+        """
         (examples, observed), views = observed_latents.shape[:2], angles.shape[1]
         guided = self._guided(observed, bool((context != self.empty_context).any()))
         missing = ((0, 0), (0, views - observed), (0, 0), (0, 0), (0, 0))
@@ -410,6 +447,8 @@ class Pipeline:
             self.progress(step, examples * views * self._calls(guided))
 
         return self._chunked(program, state, batch, report=report)
+
+    # -- private
 
     def _guided(self, observed: int, identity: bool) -> bool:
         """Whether there is anything to guide with."""

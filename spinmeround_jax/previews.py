@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from spinmeround_jax import cameras, data, parameters, schedules
+from spinmeround_jax import cameras, parameters, schedules
 from spinmeround_jax.config import Config, DataConfig
 from spinmeround_jax.denoiser import (
     condition,
@@ -26,6 +26,7 @@ from spinmeround_jax.manifest import read_manifest
 from spinmeround_jax.models.attention import Execution
 from spinmeround_jax.models.attention_kernels import best_for
 from spinmeround_jax.sampling_steps import sample_jointly
+from spinmeround_jax.subjects import HeldOut, Subject
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 SAMPLING_STEPS = 16
 
 
-def held_out(config: DataConfig, count: int, views: int = 8) -> list[data.Subject]:
+def held_out(config: DataConfig, count: int, views: int = 8) -> list[Subject]:
     """The first subjects of the split not trained on (where there is none, of the one that is).
 
     Each with the views that are drawn, as they are kept for the whole run: the most frontal one,
@@ -41,7 +42,7 @@ def held_out(config: DataConfig, count: int, views: int = 8) -> list[data.Subjec
     """
     splits = read_manifest(config.directory)["splits"]
     split = next((name for name in splits if name != "train" and splits[name]), "train")
-    subjects = data.HeldOut(config.directory, split)
+    subjects = HeldOut(config.directory, split)
     chosen = []
     for i in range(min(count, len(subjects))):
         angles = subjects.angles(i)
@@ -65,7 +66,7 @@ def _reconstruct(
 
 
 def reconstructions(
-    graphdef: nnx.GraphDef, params: parameters.Parameters, subjects: list[data.Subject]
+    graphdef: nnx.GraphDef, params: parameters.Parameters, subjects: list[Subject]
 ) -> np.ndarray:
     """For each of `held_out` rows of images, their reconstructions, normals, and theirs: uint8."""
     rows = []
@@ -143,7 +144,7 @@ def anchors(
     params: dict[str, parameters.Parameters],
     empty_latent: jax.Array,
     config: Config,
-    subjects: list[data.Subject],
+    subjects: list[Subject],
 ) -> np.ndarray:
     """For each of `held_out` a row of images and one of normals: the frontal view, then a ring."""
     ring = cameras.turntable(config.model.views)

@@ -67,8 +67,10 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     path = pathlib.Path
-    parser.add_argument("input", type=path, nargs="+", help="transforms.json, or folders with one")
-    parser.add_argument("--out", type=path, default=path("out/splats"), help="(out/splats)")
+    parser.add_argument(
+        "input", type=path, nargs="+", help="transforms.json, or local folders with one"
+    )
+    parser.add_argument("--out", type=path, default=path("out/splats"), help="local (out/splats)")
     parser.add_argument(
         "--hold-out", type=_not_negative, default=8, metavar="N",
         help="every Nth view is not fitted but compared with in the end; 0: none (8)",

@@ -1,4 +1,4 @@
-"""The jitted programs of sampling, with the loop over sigmas inside (SPEC section 4).
+"""The jitted programs of sampling, with the loop over sigmas inside.
 
 Networks come as (graphdef, state) of `nnx.split`: the state is an argument, the graphdef static, so
 that all `Pipeline`s of one architecture share their compiled programs. Every program runs on each

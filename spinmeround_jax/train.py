@@ -13,7 +13,7 @@ Examples:
       --coordinator=HOST:PORT --process_count=N --process_id=n        (docs/launching.md)
 
 SIGTERM or Ctrl-C, to any of the processes, finishes the step, writes a checkpoint and exits with 0; the
-same command resumes.
+same command resumes. What cannot be used is told in a line, and the exit code is 1.
 The finished model is in <workdir>/model, pictures in <workdir>/samples, curves for
 `tensorboard --logdir <workdir>/tensorboard`.
 """
@@ -364,6 +364,20 @@ def provenance(config: Config, steps: int) -> dict[str, Any]:
 # Command line
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """What is left of `argv`; ends with one line and 1 where the config file cannot be read.
+
+    ml_collections keeps that error until the config is used, which an overridden field already does.
+    """
+    try:
+        rest = app.parse_flags_with_usage(argv)
+        getattr(_CONFIG.value, "name", None)  # uses it
+    except OSError as error:
+        reason = str(error.__cause__ or error).splitlines()[-1].strip()
+        sys.exit(f"error: --config: {reason}; give one such as configs/quickstart.py")
+    return rest
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
@@ -383,4 +397,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -1,4 +1,4 @@
-"""Which views are sampled together: anchors of step 2, groups of step 3 (SPEC section 4).
+"""Which views are sampled together: the paper's anchors (step 2) and groups (step 3).
 
 Angles are (yaw, pitch) in degrees relative to the first observed view, which is yaw 0, pitch 0.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import needs_heads  # noqa: F401
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree

@@ -1,7 +1,7 @@
 """One of the processes of a run, in miniature: start-up, data, loop and checkpoints are the project's.
 
-python launch_worker.py DATA WORKDIR STEPS SECONDS_PER_STEP, and JAX_COORDINATOR_ADDRESS and so on. What is
-learnt is a line; losses of all steps go to WORKDIR/losses.jsonl.
+python launch_worker.py DATA WORKDIR STEPS SECONDS_PER_STEP [LOADER_WORKERS], and JAX_COORDINATOR_ADDRESS
+and so on. What is learnt is a line; losses of all steps go to WORKDIR/losses.jsonl.
 """
 
 import dataclasses
@@ -38,13 +38,13 @@ class Writer:
                 file.write(json.dumps([step, value]) + "\n")
 
 
-def main(directory: str, workdir: str, steps: str, pause: str) -> None:
+def main(directory: str, workdir: str, steps: str, pause: str, workers: str = "0") -> None:
     distributed.initialize()
     mesh = sharding.make_mesh()
     work = pathlib.Path(workdir)
     work.mkdir(parents=True, exist_ok=True)
     loader = data.make_loader(
-        dataclasses.replace(DATA, directory=directory),
+        dataclasses.replace(DATA, directory=directory, workers=int(workers)),
         (StageConfig(steps=int(steps), observed=(1,)),),
         OPTIMIZER.batch_size,
         4,

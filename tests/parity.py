@@ -315,7 +315,7 @@ class AllViews(AttnProcessor2_0):
 
 
 def share_attention(unet: UNet2DConditionModel) -> None:
-    """Joint self-attention where SPEC section 2 has it: at /2, /4 and in the middle block."""
+    """Joint self-attention where the released model has it: at /2, /4 and in the middle block."""
     unet.set_attn_processor(
         {
             name: AllViews() if name.startswith(JOINT_BLOCKS) and ".attn1." in name else processor

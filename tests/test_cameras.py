@@ -9,7 +9,7 @@ from spinmeround_jax import cameras
 def test_released_poses_and_raymaps_match_the_goldens(golden):
     reference = golden("cameras")
     poses = reference["world_to_camera"].copy()
-    poses[:, :3, 3] *= -1  # our sign of the translation (SPEC, quirk b)
+    poses[:, :3, 3] *= -1  # our sign of the translation; see cameras.orbit
     pitch, yaw, roll = reference["angles_deg"].T
     level = (pitch == 0) & (roll == 0)  # the release composes pitch and roll otherwise than `orbit`
     assert level.sum() == 4

@@ -3,19 +3,9 @@
 import json
 import types
 
+import head_field
 import numpy as np
 import pytest
-
-pytest.importorskip("embreex", reason="the data factory needs '.[data]'")
-
-from data_prep import assets
-
-try:
-    assets.assets_dir()
-except assets.AssetsMissing as error:
-    pytest.skip(str(error), allow_module_level=True)
-
-import head_field
 from PIL import Image
 
 from data_prep import capture_readers, capture_views, captures, factory, render

@@ -2,18 +2,10 @@
 
 import dataclasses
 
+import needs_heads  # noqa: F401
 import numpy as np
 import pytest
 import synthetic_shards
-
-pytest.importorskip("embreex", reason="rendering heads needs embreex: pip install embreex")
-
-from data_prep import assets
-
-try:
-    assets.assets_dir()
-except assets.AssetsMissing as error:
-    pytest.skip(str(error), allow_module_level=True)
 
 from data_prep import (
     contact_sheet,

@@ -10,10 +10,11 @@ import pytest
 import synthetic_shards
 from tiny_model import random_model
 
-from spinmeround_jax import cameras, checkpoints, data, evaluate
+from spinmeround_jax import cameras, checkpoints, evaluate
 from spinmeround_jax.evaluation import heads as protocol
 from spinmeround_jax.evaluation import measures, parts
 from spinmeround_jax.pipeline import RELEASED, Pipeline
+from spinmeround_jax.subjects import HeldOut
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -42,7 +43,7 @@ def finished(heads, model, tmp_path_factory):
 
 
 def test_views_are_found_by_angle_also_across_180(heads):
-    source = data.HeldOut(heads)
+    source = HeldOut(heads)
     found = protocol.find_views(source, 0, np.array([[180, 0], [-180, 0], [-7.5, 0]]))
     assert found == [24, 24, 47]
     with pytest.raises(ValueError, match="no view at yaw 10, pitch 0"):
@@ -50,7 +51,7 @@ def test_views_are_found_by_angle_also_across_180(heads):
 
 
 def test_baselines_are_the_mean_and_the_nearest_training_head(heads):
-    train = data.HeldOut(heads, "train")
+    train = HeldOut(heads, "train")
     angles = cameras.anchors()
     portrait = train.load(1, [0]).images  # its own nearest neighbour
     found = protocol.mean_and_nearest(train, portrait, angles)

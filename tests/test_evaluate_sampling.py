@@ -12,23 +12,25 @@ import pytest
 from tiny_model import random_model
 
 from spinmeround_jax import cameras
-from spinmeround_jax.evaluation.sampling import EvaluationPipeline, Variant, variants
-from spinmeround_jax.pipeline import NO_ABLATION, RELEASED
+from spinmeround_jax.evaluation import sampling
+from spinmeround_jax.evaluation.sampling import Variant, variants
+from spinmeround_jax.pipeline import NO_ABLATION, RELEASED, Pipeline
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SAMPLING = dataclasses.replace(RELEASED, steps=2, sigma_max=5.0, normals_steps=1)
+DIRECT = Variant("anchors false", SAMPLING, anchors=False)
 
 
 def direct(devices=None, told=None):
     """Two heads at nine views, in two groups; what `progress` was told goes to `told`."""
     model = random_model()
     progress = (lambda step, count: told.append(count)) if told is not None else None
-    pipeline = EvaluationPipeline(model, SAMPLING, NO_ABLATION, 4, progress, devices=devices)
+    pipeline = Pipeline(model, SAMPLING, NO_ABLATION, 4, progress, devices=devices)
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (2, 1, 16, 16, 3)).astype(np.float32)
     identities = np.eye(2, 512, dtype=np.float32)
     trajectory = cameras.turntable(9)
-    heads = pipeline.spin_directly(images, identities, trajectory, [3, 4])
+    heads = sampling.spin(pipeline, DIRECT, images, identities, trajectory, [3, 4])
     return pipeline, images, heads
 
 
@@ -37,8 +39,8 @@ def repeated_on_four_devices():  # in a process of its own
     pictures = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
     results = []
     for devices in (None, jax.devices()[:1]):
-        pipeline = EvaluationPipeline(random_model(), SAMPLING, NO_ABLATION, 4, devices=devices)
-        results.append(pipeline.repeat(pictures, pictures))  # fewer than devices
+        pipeline = Pipeline(random_model(), SAMPLING, NO_ABLATION, 4, devices=devices)
+        results.append(sampling.repeat(pipeline, pictures, pictures))  # fewer than devices
         placed = jax.tree.leaves(pipeline._autoencoder[1])[0].sharding.device_set
         assert len(placed) == (1 if devices else 4)
     np.testing.assert_allclose(results[0], results[1], atol=2e-4)
@@ -59,8 +61,8 @@ def test_direct_views_are_of_the_input_and_of_their_group_alone():
     assert heads.images.shape == (2, 9, 16, 16, 3)
     np.testing.assert_array_equal(heads.images[:, 0], images[:, 0])  # shown as given
     assert np.isfinite(heads.images).all() and heads.images[:, 1:].std() > 0.01
-    assert sum(told) == pipeline.direct_evaluations(2, cameras.turntable(9))
-    groups = pipeline._groups(cameras.turntable(9))
+    assert sum(told) == sampling.evaluations(pipeline, DIRECT, 2, cameras.turntable(9))
+    groups = sampling._groups(cameras.turntable(9), pipeline.config.views)
     assert groups.tolist() == [[1, 2, 3, 4, 4, 4, 4], [5, 6, 7, 8, 8, 8, 8]]
 
 

@@ -1,12 +1,16 @@
 """Portraits taken out of a rendered set are what `sample` reads."""
 
+import json
+
 import numpy as np
 import pytest
 import synthetic_shards
 
 from data_prep import export_portraits
-from spinmeround_jax import portraits
-from spinmeround_jax.data import HeldOut
+from spinmeround_jax import evaluate, portraits
+from spinmeround_jax.evaluation import parts
+from spinmeround_jax.files import as_path, is_local
+from spinmeround_jax.subjects import HeldOut
 
 
 def test_exported_portrait_is_read_with_identity_and_truth(tmp_path):
@@ -31,3 +35,26 @@ def test_what_is_not_there_is_named(tmp_path, split, number):
             ["--data", str(data), "--split", split, "--subjects", number]
             + ["--out", str(tmp_path / "out")]
         )
+
+
+def test_data_in_a_bucket_is_read_from_there(tmp_path):
+    pytest.importorskip("upath")
+    data = synthetic_shards.write_rings(tmp_path / "heads")
+    bucket = as_path("memory://portraits/heads")
+    for file in data.iterdir():
+        (bucket / file.name).write_bytes(file.read_bytes())
+    for folder in (data, bucket):
+        out = tmp_path / f"out-{is_local(folder)}"
+        arguments = ["--data", str(folder), "--subjects", "0", "--out", str(out)]
+        export_portraits.main(arguments)
+    local, remote = (sorted((tmp_path / f"out-{kind}").iterdir()) for kind in (True, False))
+    assert [file.read_bytes() for file in local] == [file.read_bytes() for file in remote]
+    assert len(local) == 3
+
+    # Evaluation tells whether what it kept was made of the same data.
+    args = evaluate.parse_arguments(["--checkpoint", "model", "--data", str(bucket)])
+    assert json.loads(json.dumps(evaluate.as_json(args)))["data"] == str(bucket)
+    stamp = parts.stamp_of(args.data)
+    assert stamp == parts.stamp_of(bucket)
+    (bucket / "manifest.json").write_bytes((data / "manifest.json").read_bytes())
+    assert stamp != parts.stamp_of(bucket)

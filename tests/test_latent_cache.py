@@ -11,9 +11,10 @@ from tiny_model import CONFIG as MODEL
 from tiny_model import random_autoencoder
 
 from data_prep import cache_latents as command
-from spinmeround_jax import checkpoints, data, latent_cache, latent_files, latents, parameters
+from spinmeround_jax import checkpoints, latent_cache, latent_files, latents, parameters
 from spinmeround_jax.models import AutoencoderConfig
 from spinmeround_jax.records import RecordError
+from spinmeround_jax.subjects import SubjectSource, composite
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -93,7 +94,7 @@ def test_random_backgrounds_are_the_subjects_colours_the_same_in_all_views(
     directory, cached, autoencoder
 ):
     seen = set()
-    source = data.SubjectSource(directory, "train")
+    source = SubjectSource(directory, "train")
     colours = {}
     for index in source.indexes:
         with np.load(latent_files.paths(cached, index.path)[1]) as stored:
@@ -106,7 +107,7 @@ def test_random_backgrounds_are_the_subjects_colours_the_same_in_all_views(
             subject = _subject(identity)
             views = [_view(source, pose) for pose in poses]
             on_colour = [
-                np.stack([data.composite(pixels(subject, v), c)[0] for v in views])
+                np.stack([composite(pixels(subject, v), c)[0] for v in views])
                 for c in colours[f"person-{subject}"]
             ]
             distance = [
@@ -128,7 +129,7 @@ def _view(source, pose):
 
 
 def test_a_worker_process_maps_the_files_itself(directory, cached):
-    indexes = data.SubjectSource(directory, "train").indexes
+    indexes = SubjectSource(directory, "train").indexes
     source = latent_files.LatentSource(cached, indexes)
     sent = pickle.dumps(source)
     assert len(sent) < 20_000  # not the latents
@@ -165,7 +166,7 @@ def test_a_killed_writer_leaves_whole_shards_only_and_the_next_call_goes_on(
     monkeypatch.setattr(latent_cache, "_encoder", dies_in_the_second_shard)
     with pytest.raises(KeyboardInterrupt):
         cache(autoencoder, tmp_path, directory)
-    first, second = data.SubjectSource(directory, "train").indexes
+    first, second = SubjectSource(directory, "train").indexes
     assert latent_files.is_complete(tmp_path, first.path)
     assert not latent_files.is_complete(tmp_path, second.path)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
@@ -255,7 +256,7 @@ def no_description(folder, indexes):
 )  # fmt: skip
 def test_damage_is_one_error_that_names_the_folder(directory, cached, tmp_path, damage):
     copy = copy_of(cached, tmp_path)
-    damage(copy, data.SubjectSource(directory, "train").indexes)
+    damage(copy, SubjectSource(directory, "train").indexes)
     with pytest.raises(RecordError, match=str(copy)):
         loader(directory, latents=copy)
 

@@ -5,9 +5,10 @@ import pytest
 from synthetic_shards import write_dataset
 
 from benchmarks.loader import write_random_latents
-from spinmeround_jax import data, latent_files
+from spinmeround_jax import latent_files
 from spinmeround_jax.files import as_path
 from spinmeround_jax.records import RecordError
+from spinmeround_jax.subjects import SubjectSource
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def read(directory, indexes, background=1):
 
 
 def test_blocks_are_those_of_the_array(folder):
-    indexes = data.SubjectSource(folder / "data", "train").indexes
+    indexes = SubjectSource(folder / "data", "train").indexes
     for background in (0, 1):
         moments, _ = read(folder / "latents", indexes, background)
         stored = np.load(latent_files.paths(folder / "latents", indexes[1].path)[0])
@@ -37,7 +38,7 @@ def test_a_bucket_gives_the_same(folder):
     pytest.importorskip("upath")
     import fsspec
 
-    indexes = data.SubjectSource(folder / "data", "train").indexes
+    indexes = SubjectSource(folder / "data", "train").indexes
     remote = as_path("memory://latents/of")
     try:
         write_random_latents(folder / "data", "train", remote, backgrounds=1)
@@ -50,7 +51,7 @@ def test_a_bucket_gives_the_same(folder):
 
 
 def test_a_file_cut_after_it_was_opened_is_named(folder):
-    indexes = data.SubjectSource(folder / "data", "train").indexes
+    indexes = SubjectSource(folder / "data", "train").indexes
     source = latent_files.LatentSource(folder / "latents", indexes)
     path = latent_files.paths(folder / "latents", indexes[1].path)[0]
     path.write_bytes(path.read_bytes()[:500])

@@ -54,6 +54,19 @@ def test_gke_starts_tpus_and_gpus_with_what_their_hosts_need(tools, capfd):
     assert told.split()[-3:] == ["--coordinator=h-0.h:6002", "--process_count=2", "--process_id=1"]
 
 
+@pytest.mark.parametrize("launcher", ["gke", "slurm"])
+def test_a_config_that_is_not_in_the_checkout_is_refused(tools, capfd, launcher):
+    tools.add("xpk", "sbatch")
+    start = ("start", "head-1", *WHERE, *IMAGE, "--device-type", "v4-64", "--dry-run")
+    main, start = (gke.main, start) if launcher == "gke" else (slurm.main, (*START, "--dry-run"))
+    for config in ("nowhere.py", "configs", "nowhere.py:configs/h100.py"):
+        assert run(main, *start, "--", f"--config={config}", "--workdir=/mnt/runs/x") == 2
+        told = capfd.readouterr()
+        assert f"--config={config}: there is no such file in" in told.err and not told.out
+    for config in ("configs/h100.py:some", "/mnt/h100.py"):  # the hosts know what is at the latter
+        assert run(main, *start, "--", f"--config={config}", "--workdir=/mnt/runs/x") == 0
+
+
 @pytest.mark.parametrize("value", ['a"b', "a\\b", "a'b", "$(NNODES)", "{x}"])
 def test_gke_refuses_what_yaml_would_change(tools, capfd, value):
     tools.add("xpk")

@@ -1,5 +1,6 @@
 """Several processes on this machine as one run: the same as one process, stopped together, killed, resumed."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -42,7 +43,7 @@ def directory(tmp_path_factory):
     return folder
 
 
-def start(count, *command, output, **environment):
+def start(count, *command, output, process_group=None, **environment):
     """`count` processes of one run; what each prints goes to output/<number>."""
     output.mkdir(exist_ok=True)
     with socket.socket() as free:
@@ -63,7 +64,7 @@ def start(count, *command, output, **environment):
             processes.append(
                 subprocess.Popen(
                     [sys.executable, "-u", *map(str, command)], cwd=ROOT, env=own, stdout=file,
-                    stderr=subprocess.STDOUT,
+                    stderr=subprocess.STDOUT, process_group=process_group,
                 )
             )  # fmt: skip
     return processes
@@ -129,6 +130,38 @@ def test_a_run_of_processes_is_stopped_killed_and_resumed_and_ends_as_one_of_one
     expected, found = losses(whole), losses(parts)
     assert list(found) == list(expected) == list(range(1, STEPS + 1))
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-3)
+
+
+def living(group: int) -> list[str]:
+    """Command lines of a group's processes, without those that have ended and wait to be noted."""
+    found = []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            state, _, its_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_loader_workers_outlive_a_signal_to_the_group_but_not_the_trainer(directory, tmp_path):
+    command = (ROOT / "tests" / "launch_worker.py", directory, tmp_path, STEPS, 0.05, 2)
+    (trainer,) = start(1, *command, output=tmp_path / "1", process_group=0)
+    wait_until(lambda: len(losses(tmp_path)) >= 3, [trainer], seconds=300)
+    assert len(living(trainer.pid)) >= 3  # the workers are of its group
+    os.killpg(trainer.pid, signal.SIGTERM)
+    assert ends([trainer]) == [0]
+    stopped = max(losses(tmp_path))
+    assert f"stopped at step {stopped} of {STEPS}" in (tmp_path / "1" / "0").read_text()
+    assert 3 <= stopped < STEPS and saved(tmp_path)[-1] == stopped
+    wait_until(lambda: not living(trainer.pid), [])
+
+    (trainer,) = start(1, *command, output=tmp_path / "2", process_group=0)
+    wait_until(lambda: max(losses(tmp_path)) >= stopped + 3, [trainer], seconds=300)
+    assert len(living(trainer.pid)) >= 3
+    trainer.kill()
+    trainer.wait()
+    wait_until(lambda: not living(trainer.pid), [])
 
 
 @pytest.mark.slow

@@ -135,6 +135,7 @@ def test_names_that_a_shell_could_take_for_more_are_refused(call, tools, name):
         ((), "needs --config="),
         (("--config=a.py",), "needs --workdir="),
         (("--config=a.py", "--workdir=/x\nreboot"), "line ends"),
+        (("--config=a.py", "--workdir=/x"), "--config=a.py: there is no such file"),
     ],
 )
 def test_trainings_that_could_not_resume_are_refused(call, tools, given, message):

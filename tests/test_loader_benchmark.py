@@ -9,6 +9,7 @@ from synthetic_shards import SIZE, write_dataset
 
 from benchmarks import loader
 from spinmeround_jax import data, latent_files, records
+from spinmeround_jax.subjects import SubjectSource
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_the_table_has_a_row_for_each_case(folder, capsys):
 def test_random_latents_are_latents_of_the_data(folder):
     out = folder / "latents"
     loader.write_random_latents(folder / "data", "train", out, backgrounds=2)
-    source = data.SubjectSource(folder / "data", "train")
+    source = SubjectSource(folder / "data", "train")
     latents = latent_files.LatentSource(out, source.indexes)
     moments = np.zeros((3, 2, SIZE // 8, SIZE // 8, 8), np.float32)
     latents.read(source.indexes[1], 1, [4, 0, 7], 2, moments)

@@ -10,15 +10,8 @@ import types
 import numpy as np
 import pytest
 
-pytest.importorskip("embreex", reason="the data factory needs '.[data]'")
 pytest.importorskip("skimage", reason="marching cubes need '.[data]'")
 
-from data_prep import assets
-
-try:
-    assets.assets_dir()
-except assets.AssetsMissing as error:
-    pytest.skip(str(error), allow_module_level=True)
 
 import head_field
 import panohead_checkout

@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 from synthetic_shards import SIZE, make_records, pixels, unit_normals, write_dataset
 
-from spinmeround_jax import cameras, data, records, shards, tfrecord
+from data_prep import validate
+from spinmeround_jax import cameras, records, shards, tfrecord
 from spinmeround_jax.files import as_path
 from spinmeround_jax.manifest import read_manifest, write_manifest
 from spinmeround_jax.records import RecordError
+from spinmeround_jax.subjects import HeldOut, SubjectSource
 
 # What TensorFlow's own tutorial prints for {feature0: False, feature1: 4, feature2: b"goat",
 # feature3: 0.9876}, https://www.tensorflow.org/tutorials/load_data/tfrecord (keys sorted).
@@ -333,8 +335,8 @@ def test_a_bucket_is_written_and_read_like_a_folder(bucket, tmp_path):
             shards.read_index(path).read_views(0, [5, 0]), remote.read_views(0, [5, 0]), strict=True
         ):
             assert records.serialize(got) == records.serialize(want)
-    subject = data.HeldOut(bucket, "train").load(2)
-    np.testing.assert_array_equal(subject.images, data.HeldOut(tmp_path, "train").load(2).images)
+    subject = HeldOut(bucket, "train").load(2)
+    np.testing.assert_array_equal(subject.images, HeldOut(tmp_path, "train").load(2).images)
 
 
 def test_damage_in_a_bucket_is_named(bucket, tmp_path):
@@ -368,6 +370,13 @@ def test_an_unknown_protocol_is_one_clear_error():
     pytest.importorskip("upath")
     with pytest.raises(OSError, match="nobody://bucket: cannot be reached"):
         as_path("nobody://bucket")
+
+
+def test_commands_tell_of_an_unknown_protocol_as_of_wrong_usage(capsys):
+    pytest.importorskip("upath")
+    with pytest.raises(SystemExit, match="2"):
+        validate.main(["nobody://bucket"])
+    assert "argument directory: nobody://bucket: cannot be reached" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------
@@ -662,7 +671,7 @@ def test_manifests_of_before_are_read(tmp_path):
     (tmp_path / "manifest.json").write_text(
         json.dumps({k: v for k, v in manifest.items() if k not in ("counts", "cameras")})
     )
-    assert len(data.SubjectSource(tmp_path, "train")) == 2
+    assert len(SubjectSource(tmp_path, "train")) == 2
     shards.rebuild_index(path)
     assert shards.facts(path)["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -116,7 +116,7 @@ def test_guidance_1_equals_no_guidance():
 
 
 # --------------------------------------------------------------------------------------------------
-# The released code's outputs (SPEC section 7)
+# The released code's outputs
 
 
 @pytest.fixture(scope="module")

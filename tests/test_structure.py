@@ -24,6 +24,7 @@ FLOORS = [
     {"shards", "manifest"},
     {
         "latent_files",
+        "subjects",
         "optim",
         "checkpoints",
         "metrics",
@@ -55,6 +56,7 @@ HEAVY = {  # package: the modules that may import it
     "ml_collections": {
         "spinmeround_jax.train",
         "configs.quickstart",
+        "configs.ablation",
         "configs.tpu_v4",
         "configs.h100",
         "launch.compile",
@@ -65,9 +67,13 @@ HEAVY = {  # package: the modules that may import it
     "pillow_heif": {"spinmeround_jax.photo.images"},
     "splax": {"spinmeround_jax.splats.nvidia"},
     "cv2": set(),
-    "torch": {"spinmeround_jax.weights.sources", "data_prep.panohead_network"},
+    "torch": {
+        "spinmeround_jax.weights.sources",
+        "data_prep.panohead_network",
+        "benchmarks.torch_unet",
+    },
     "safetensors": {"spinmeround_jax.weights.sources"},
-    "diffusers": set(),
+    "diffusers": {"benchmarks.torch_unet"},
     "transformers": set(),
     "tensorflow": {"data_prep.tf_records", "data_prep.tfds_heads", "benchmarks.tf_data"},
     "tensorflow_datasets": {"data_prep.tfds_heads"},
@@ -77,7 +83,7 @@ HEAVY = {  # package: the modules that may import it
 
 FILES = sorted(
     path
-    for folder in ("spinmeround_jax", "data_prep", "configs", "launch")
+    for folder in ("spinmeround_jax", "data_prep", "configs", "launch", "benchmarks")
     for path in ROOT.glob(f"{folder}/**/*.py")
 )
 

@@ -324,6 +324,22 @@ def test_contradictory_configs_are_refused(directory):
             train.check(micro_config(directory, **changes), mesh)
 
 
+def test_a_config_that_cannot_be_read_is_told_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "spinmeround_jax.train"]
+    runs = {
+        reason: subprocess.Popen([*command, *given], stderr=subprocess.PIPE, text=True)
+        for reason, given in {
+            "No such file": ("--config=nowhere.py", f"--workdir={tmp_path / 'run'}"),
+            "Is a directory": (f"--config={tmp_path}", "--config.seed=1"),
+        }.items()
+    }
+    for reason, run in runs.items():
+        told = run.communicate(timeout=300)[1]
+        assert run.returncode == 1
+        assert told.startswith("error: --config: ") and reason in told and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_pretrained_weights_start_a_run(directory, tmp_path, setting):
     config, graphdefs, params, _, _ = setting
     networks = {name: parameters.merge(graphdefs[name], params[name]) for name in graphdefs}
@@ -469,3 +485,15 @@ def test_quickstart_fits_together():
     nnx.eval_shape(lambda: train.new_model(config).unet)
     train.check(config, sharding.make_mesh())
     assert config.model.latent_size == 8
+
+
+def test_ablation_configs_train_on_without_one_input():
+    file = importlib.import_module("configs.ablation")
+    for which in ("full", *file.WITHOUT):
+        config = from_mapping(Config, file.get_config(which))
+        train.check(config, sharding.make_mesh())
+        denied = [name for name, value in dataclasses.asdict(config.ablation).items() if value]
+        assert denied == ([] if which == "full" else [which])
+        assert config.model == full_config("quickstart").model
+    with pytest.raises(ValueError, match="give full, no_identity"):
+        file.get_config("no_hair")

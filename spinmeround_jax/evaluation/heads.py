@@ -14,14 +14,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from spinmeround_jax import cameras, data
-from spinmeround_jax.evaluation import frechet, measures, models
+from spinmeround_jax import cameras
+from spinmeround_jax.evaluation import frechet, measures, models, sampling
 from spinmeround_jax.evaluation.measures import Score, Views
 from spinmeround_jax.evaluation.models import Candidate
 from spinmeround_jax.evaluation.parts import Parts, stamp_of
 from spinmeround_jax.evaluation.results import Result, Strip
 from spinmeround_jax.evaluation.sampling import Variant
 from spinmeround_jax.outputs import to_pixels
+from spinmeround_jax.subjects import HeldOut
 
 RING = 48
 SUBJECTS = 32
@@ -29,7 +30,7 @@ MEAN, NEAREST, TRUE = "mean training head", "nearest training head", "true rende
 TOLERANCE = 0.01  # degrees within which a stored camera is the one asked for
 
 
-def find_views(source: data.HeldOut, subject: int, angles: np.ndarray) -> list[int]:
+def find_views(source: HeldOut, subject: int, angles: np.ndarray) -> list[int]:
     """Indices of a subject's views that stand at the (n, 2) yaws and pitches.
 
     Raises:
@@ -50,7 +51,7 @@ def find_views(source: data.HeldOut, subject: int, angles: np.ndarray) -> list[i
     return indices
 
 
-def load_views(source: data.HeldOut, subjects: list[int], angles: np.ndarray) -> Views:
+def load_views(source: HeldOut, subjects: list[int], angles: np.ndarray) -> Views:
     """The listed subjects at (n, 2) angles; all subjects of a set share their viewpoints."""
     indices = find_views(source, subjects[0], angles)
     loaded = [source.load(i, indices) for i in subjects]
@@ -62,7 +63,7 @@ def load_views(source: data.HeldOut, subjects: list[int], angles: np.ndarray) ->
 
 
 def mean_and_nearest(
-    train: data.HeldOut, frontal: np.ndarray, angles: np.ndarray
+    train: HeldOut, frontal: np.ndarray, angles: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Both baselines at (n, 2) angles.
 
@@ -149,8 +150,8 @@ class _Heads:
     """A run; a part is made of as many subjects as all devices sample at once."""
 
     def __init__(self, args: argparse.Namespace):
-        self.portraits = data.HeldOut(args.data, "held_out")
-        self.train = data.HeldOut(args.data, "train")
+        self.portraits = HeldOut(args.data, "held_out")
+        self.train = HeldOut(args.data, "train")
         self.count = args.subjects or min(SUBJECTS, len(self.portraits))
         if self.count > len(self.portraits):
             raise ValueError(
@@ -233,15 +234,19 @@ class _Heads:
         with tqdm(desc=name, unit="eval", smoothing=0.05, disable=not missing) as bar:
             if missing:
                 pipeline = candidate.pipeline(variant, bar, self.size, self.args.data)
-                count = pipeline.evaluations if variant.anchors else pipeline.direct_evaluations
-                bar.reset(sum(count(len(chunk), self.trajectory) for chunk in missing))
+                counts = (
+                    sampling.evaluations(pipeline, variant, len(chunk), self.trajectory)
+                    for chunk in missing
+                )
+                bar.reset(sum(counts))
 
             def make(chunk: list[int]) -> dict[str, np.ndarray]:
                 ring, truth = self.truth(chunk)
                 identities = np.stack([self.portraits.load(i, [0]).id_embedding for i in chunk])
-                spin = pipeline.spin if variant.anchors else pipeline.spin_directly
                 seeds = self.args.seed + np.array(chunk)
-                made = spin(ring.images[:, :1], identities, self.trajectory, seeds)
+                made = sampling.spin(
+                    pipeline, variant, ring.images[:, :1], identities, self.trajectory, seeds
+                )
                 anchors = Views(made.images, made.normals, ring.mask).at(self.anchors)
                 values = measures.compare(anchors, truth, self.instruments)
                 if measures.CONSISTENCY.name in self.wanted:
@@ -268,7 +273,8 @@ class _Heads:
             _, truth = self.truth(chunk)
             with tqdm(disable=True) as bar:
                 pipeline = candidate.pipeline(candidate.variants[0], bar, self.size, self.args.data)
-            repeat = Views(*pipeline.repeat(truth.images, truth.normals), truth.mask)
+            again = sampling.repeat(pipeline, truth.images, truth.normals)
+            repeat = Views(*again, truth.mask)
             return _prefixed("value", measures.compare(repeat, truth, self.instruments))
 
         name = ceiling_name(candidate.name)

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from spinmeround_jax import checkpoints
 from spinmeround_jax.evaluation import parts
-from spinmeround_jax.evaluation.sampling import EvaluationPipeline, Variant, variants
+from spinmeround_jax.evaluation.sampling import Variant, variants
 from spinmeround_jax.models import Model
-from spinmeround_jax.pipeline import sampling_defaults
+from spinmeround_jax.pipeline import Pipeline, sampling_defaults
 
 
 def named(item: str) -> tuple[str, pathlib.Path]:
@@ -67,7 +67,7 @@ class Candidate:
             "max_batch": self.max_batch,
         }
 
-    def pipeline(self, variant: Variant, bar: tqdm, size: int, where: Any) -> EvaluationPipeline:
+    def pipeline(self, variant: Variant, bar: tqdm, size: int, where: Any) -> Pipeline:
         """Its pipeline, telling `bar`.
 
         Raises:
@@ -78,7 +78,7 @@ class Candidate:
             raise ValueError(
                 f"{self.directory} makes {self.model.config.image_size} px, {where} holds {size} px"
             )
-        return EvaluationPipeline(
+        return Pipeline(
             self.model,
             variant.sampling,
             self.ablation,

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from spinmeround_jax import cameras, portraits
-from spinmeround_jax.evaluation import folders, view_folders
+from spinmeround_jax.evaluation import folders, sampling, view_folders
 from spinmeround_jax.evaluation.models import Candidate, row_name
 from spinmeround_jax.evaluation.parts import environment, stamp_of
 from spinmeround_jax.evaluation.results import Result
@@ -136,14 +136,15 @@ def _sample(
     size = candidate.model.config.image_size
     with tqdm(desc=out.name, unit="eval", smoothing=0.05) as bar:
         pipeline = candidate.pipeline(variant, bar, size, args.truth)
-        count = pipeline.evaluations if variant.anchors else pipeline.direct_evaluations
         angles = {name: relative_angles(frames[name], serial) for name in missing}
-        bar.reset(sum(count(1, angles[name]) for name in missing))
+        bar.reset(sum(sampling.evaluations(pipeline, variant, 1, angles[name]) for name in missing))
         for name in missing:
             image, _, _ = view_folders.load(serial_of(frames[name], serial), size)
             identity = portraits.read_identity(_portrait(args.truth, name))
-            spin = pipeline.spin if variant.anchors else pipeline.spin_directly
-            head = spin(image[None, None], identity[None], angles[name], [wanted[name]["seed"]])
+            seeds = [wanted[name]["seed"]]
+            head = sampling.spin(
+                pipeline, variant, image[None, None], identity[None], angles[name], seeds
+            )
             _write(out / name, frames[name], head.images[0], wanted[name])
 
 

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 import spinmeround_jax
-from spinmeround_jax.files import write_atomically
+from spinmeround_jax.files import version, write_atomically
 
 PACKAGE = pathlib.Path(spinmeround_jax.__file__).parent
 SHOWING = ("page", "charts", "report", "figures")  # modules that draw what was measured
@@ -101,5 +101,5 @@ def hash_of(path: pathlib.Path) -> str:
 def stamp_of(folder: pathlib.Path) -> str:
     """Hash of the names, sizes and times of a folder's files: data too large to be read twice."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    about = [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    about = [(str(p.relative_to(folder)), p.stat().st_size, version(p)) for p in files]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()

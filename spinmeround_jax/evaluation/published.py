@@ -1,4 +1,4 @@
-"""What the paper reports (SPEC section 6), stored as data and never mixed with what is measured here."""
+"""What the paper reports, stored as data and never mixed with what is measured here."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Ways to sample one model, to be compared, and the pipeline that knows them all."""
+"""Ways to sample one model, to be compared, beside those that `Pipeline` has."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -75,89 +76,104 @@ def _read(kind: type, text: str) -> Any:
     return value
 
 
-class EvaluationPipeline(Pipeline):
-    """`Pipeline`, with a way around step 2, and through the autoencoder alone."""
+def repeat(
+    pipeline: Pipeline, images: np.ndarray, normals: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(..., h, w, 3) views and normals through the autoencoder: the best that sampling can do."""
+    shape = images.shape
+    halves = [
+        pipeline.encode(pictures.reshape(-1, *shape[-3:]), kind)
+        for pictures, kind in ((images, "image"), (normals, "normals"))
+    ]
+    images, normals = pipeline.decode(np.concatenate(halves, axis=-1))
+    return images.reshape(shape), normals.reshape(shape)
 
-    def repeat(self, images: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(..., h, w, 3) views and normals through the autoencoder: the best that sampling can do."""
-        shape = images.shape
-        halves = [
-            self.encode(pictures.reshape(-1, *shape[-3:]), kind)
-            for pictures, kind in ((images, "image"), (normals, "normals"))
-        ]
-        images, normals = self.decode(np.concatenate(halves, axis=-1))
-        return images.reshape(shape), normals.reshape(shape)
 
-    def spin_directly(
-        self,
-        images: np.ndarray,
-        id_embeddings: np.ndarray | None,
-        trajectory: np.ndarray,
-        seeds: ArrayLike,
-    ) -> Heads:
-        """`spin` from one view without step 2: every group of views observes the input alone.
+def spin(
+    pipeline: Pipeline,
+    variant: Variant,
+    images: np.ndarray,
+    id_embeddings: np.ndarray | None,
+    trajectory: np.ndarray,
+    seeds: ArrayLike,
+) -> Heads:
+    """From one view, (b, 1, H, W, 3), in the way of `variant`; see `Pipeline.spin`."""
+    way = pipeline.spin if variant.anchors else functools.partial(spin_directly, pipeline)
+    return way(images, id_embeddings, trajectory, seeds)
 
-        The paper's anchors are what groups of views have in common; this shows what they are good
-        for. Groups are neighbours in yaw, as many as the network samples at once.
 
-        Args:
-            images: (b, 1, H, W, 3). The others as in `spin`.
+def evaluations(pipeline: Pipeline, variant: Variant, heads: int, trajectory: np.ndarray) -> int:
+    """What `progress` will have been told in all after `spin`."""
+    if variant.anchors:
+        return pipeline.evaluations(heads, trajectory)
+    groups = len(_groups(np.asarray(trajectory, np.float32).reshape(-1, 2), pipeline.config.views))
+    joint = groups * pipeline.joint_evaluations(observed=1)
+    return heads * (pipeline.normals_evaluations(observed=1) + joint)
 
-        Returns:
-            `Heads` without anchors.
-        """
-        trajectory = np.asarray(trajectory, np.float32).reshape(-1, 2)
-        seeds, front = np.asarray(seeds, np.uint32), np.zeros((1, 2), np.float32)
-        heads = len(seeds)
-        context = self.contexts(id_embeddings, heads)
-        observed = self._observed_latents(images, front, context, seeds)
-        groups = self._groups(trajectory)
-        angles = np.concatenate(
-            [np.broadcast_to(front, (len(groups), 1, 2)), trajectory[groups]], axis=1
-        )
-        sampled = self._joint(
-            "views",
-            np.repeat(observed, len(groups), axis=0),
-            np.tile(angles, (heads, 1, 1)),
-            np.repeat(context, len(groups), axis=0),
-            np.repeat(seeds, len(groups)),
-            np.tile([(DIRECT_STREAM, group) for group in range(len(groups))], (heads, 1)),
-        )
-        latents = np.empty((heads, len(trajectory), *sampled.shape[2:]), np.float32)
-        latents[:, groups] = sampled.reshape(heads, len(groups), *sampled.shape[1:])[:, :, 1:]
-        given = _is_front(trajectory)  # shown as it was given, as `spin` does
-        latents[:, given] = observed
-        views, normals = self.decode(latents)
-        views[:, given] = images
-        _, observed_normals = self.decode(observed)
-        nothing = np.empty((heads, 0, *views.shape[2:]), np.float32)
-        return Heads(
-            observed_angles=front,
-            observed_images=images,
-            observed_normals=observed_normals,
-            anchor_angles=np.empty((0, 2), np.float32),
-            anchor_images=nothing,
-            anchor_normals=nothing,
-            trajectory=trajectory,
-            images=views,
-            normals=normals,
-        )
 
-    def _groups(self, trajectory: np.ndarray) -> np.ndarray:
-        """(g, views - 1) indices of the views sampled together; the last one repeated to fill up."""
-        size = self.config.views - 1
-        order = np.argsort(trajectory[:, 0] % 360.0, kind="stable")
-        order = order[~_is_front(trajectory[order])]
-        parts = np.array_split(order, -(-len(order) // size))
-        return np.stack([np.pad(part, (0, size - len(part)), mode="edge") for part in parts])
+def spin_directly(
+    pipeline: Pipeline,
+    images: np.ndarray,
+    id_embeddings: np.ndarray | None,
+    trajectory: np.ndarray,
+    seeds: ArrayLike,
+) -> Heads:
+    """`Pipeline.spin` from one view without step 2: every group of views observes the input alone.
 
-    def direct_evaluations(self, heads: int, trajectory: np.ndarray) -> int:
-        """What `progress` will have been told in all after `spin_directly`."""
-        denied = self.ablation.no_normals or self.ablation.no_image
-        normals = 0 if denied else self.sampling.normals_steps
-        groups = len(self._groups(np.asarray(trajectory, np.float32).reshape(-1, 2)))
-        calls = self._calls(self._guided(1, True))
-        return heads * (normals + groups * self.config.views * calls)
+    The paper's anchors are what groups of views have in common; this shows what they are good for.
+    Groups are neighbours in yaw, as many as the network samples at once.
+
+    Args:
+        images: (b, 1, H, W, 3). The others as in `Pipeline.spin`.
+
+    Returns:
+        `Heads` without anchors.
+    """
+    trajectory = np.asarray(trajectory, np.float32).reshape(-1, 2)
+    seeds, front = np.asarray(seeds, np.uint32), np.zeros((1, 2), np.float32)
+    heads = len(seeds)
+    context = pipeline.contexts(id_embeddings, heads)
+    observed = pipeline.observed_latents(images, front, context, seeds)
+    groups = _groups(trajectory, pipeline.config.views)
+    angles = np.concatenate(
+        [np.broadcast_to(front, (len(groups), 1, 2)), trajectory[groups]], axis=1
+    )
+    sampled = pipeline.sample_jointly(
+        "views",
+        np.repeat(observed, len(groups), axis=0),
+        np.tile(angles, (heads, 1, 1)),
+        np.repeat(context, len(groups), axis=0),
+        np.repeat(seeds, len(groups)),
+        np.tile([(DIRECT_STREAM, group) for group in range(len(groups))], (heads, 1)),
+    )
+    latents = np.empty((heads, len(trajectory), *sampled.shape[2:]), np.float32)
+    latents[:, groups] = sampled.reshape(heads, len(groups), *sampled.shape[1:])[:, :, 1:]
+    given = _is_front(trajectory)  # shown as it was given, as `Pipeline.spin` does
+    latents[:, given] = observed
+    views, normals = pipeline.decode(latents)
+    views[:, given] = images
+    _, observed_normals = pipeline.decode(observed)
+    nothing = np.empty((heads, 0, *views.shape[2:]), np.float32)
+    return Heads(
+        observed_angles=front,
+        observed_images=images,
+        observed_normals=observed_normals,
+        anchor_angles=np.empty((0, 2), np.float32),
+        anchor_images=nothing,
+        anchor_normals=nothing,
+        trajectory=trajectory,
+        images=views,
+        normals=normals,
+    )
+
+
+def _groups(trajectory: np.ndarray, views: int) -> np.ndarray:
+    """(g, views - 1) indices of those sampled together; the last one repeated to fill up."""
+    size = views - 1
+    order = np.argsort(trajectory[:, 0] % 360.0, kind="stable")
+    order = order[~_is_front(trajectory[order])]
+    parts = np.array_split(order, -(-len(order) // size))
+    return np.stack([np.pad(part, (0, size - len(part)), mode="edge") for part in parts])
 
 
 def _is_front(angles: np.ndarray) -> np.ndarray:

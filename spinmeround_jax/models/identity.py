@@ -1,7 +1,6 @@
 """Arc2Face's identity context: CLIP ViT-L/14's text encoder reading "photo of a <face> person".
 
-The ArcFace embedding takes the place of the prompt's token "id" (SPEC section 2; Arc2Face, arXiv
-2403.11641).
+The ArcFace embedding takes the place of the prompt's token "id" (Arc2Face, arXiv 2403.11641).
 """
 
 from __future__ import annotations

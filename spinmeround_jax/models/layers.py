@@ -141,7 +141,7 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def timestep_embedding(c_noise: jax.Array, channels: int, max_period: float = 10000.0) -> jax.Array:
-    """Sinusoidal features of (n,) noise labels: (n, channels) float32, cosines first (SPEC 2)."""
+    """Sinusoidal features of (n,) noise labels: (n, channels) float32, cosines first, as released."""
     half = channels // 2
     frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
     phases = c_noise.astype(jnp.float32)[:, None] * frequencies

@@ -1,4 +1,4 @@
-"""The multi-view denoising UNet: Stable Diffusion 1.5's, with attention across views (SPEC 2)."""
+"""The multi-view denoising UNet: Stable Diffusion 1.5's, with attention across views."""
 
 from __future__ import annotations
 

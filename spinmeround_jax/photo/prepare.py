@@ -1,8 +1,9 @@
 """One photo, all the way: `prepare(path, options, models)` gives the portrait and its identity.
 
-read -> faces and landmarks -> pose -> crop -> background -> identity of what is left (SPEC,
-Sampling, step 1). The identity is that of the aligned crop on white, as in the released code, at
-the landmarks found in the photo and carried over; they are not looked for a second time.
+read -> faces and landmarks -> pose -> crop -> background -> identity of what is left: what
+the paper's first step of sampling begins with. The identity is that of the aligned crop on white, as in
+the released code, at the landmarks found in the photo and carried over; they are not looked for a
+second time.
 """
 
 from __future__ import annotations

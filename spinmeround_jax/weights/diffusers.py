@@ -13,7 +13,7 @@ pretrained weights, every new one starts at zero:
 
 The paper says that the UNet is initialised from Arc2Face and not how it grew: this is our choice.
 What is inherited are features, not a working denoiser: Arc2Face predicts the noise and reads a
-timestep 0 to 999, where F predicts v and reads ln(sigma) / 4 (SPEC section 2).
+timestep 0 to 999, where F predicts v and reads ln(sigma) / 4.
 """
 
 from __future__ import annotations
