@@ -19,7 +19,7 @@ from spinmeround_jax import parameters, sharding, train
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = [
     "--config=configs/quickstart.py",
-    "--config.model.image_size=16",
+    f"--config.model.image_size={SIZE}",
     "--config.model.unet.model_channels=8",
     "--config.model.unet.channel_mult=(1,)",
     "--config.model.unet.attention_levels=(0,)",
@@ -74,14 +74,14 @@ def test_train_step(tmp_path, capsys):
 def test_train_step_with_the_real_loader(tmp_path, capsys):
     write_dataset(tmp_path / "data", subjects=2, views=16, shards=1)
     here = ["--data", str(tmp_path / "data"), "--config.data.max_frontal_yaw=180"]
-    told = report(train_step, tmp_path, capsys, *here, f"--config.model.image_size={SIZE}")
+    told = report(train_step, tmp_path, capsys, *here)
     assert told["batch"]["pictures"]
     assert told["seconds_per_step"]["loader"]["least"] > 0
-    config = load_config("configs/quickstart.py", [*SMALL[1:], f"--config.model.image_size={SIZE}"])
+    config = load_config("configs/quickstart.py", SMALL[1:])
     forward_flops = 3 * programs.forward_flops(config)
     assert told["flops_per_step"] == forward_flops + programs.encoder_flops(config)
-    assert train_step.main([*SMALL, *here]) == 1
-    assert f"pictures of {SIZE} pixels, the config says 16" in capsys.readouterr().err
+    assert train_step.main([*SMALL, *here, "--config.model.image_size=32"]) == 1
+    assert f"pictures of {SIZE} pixels, the config says 32" in capsys.readouterr().err
 
 
 def test_what_the_network_sees_is_what_the_step_computes():

@@ -87,6 +87,22 @@ def test_command_writes_tables_scores_and_pictures(finished):
     assert {path.name for path in out.glob("*.png")} == {"worst.png", "median.png", "best.png"}
 
 
+def test_the_turntable_is_sampled_only_for_what_is_measured_of_it(finished, tmp_path, monkeypatch):
+    out, arguments = finished
+    skip = [f"--skip={name}" for name in ("consistency", "reprojection", "reprojection_normals")]
+    views = []
+    spin = Pipeline.spin
+    monkeypatch.setattr(
+        Pipeline, "spin", lambda self, *a: views.append(len(a[2])) or spin(self, *a)
+    )
+    assert evaluate.main([*arguments, *skip, f"--out={tmp_path}"]) == 0
+    assert views == [8, 8]  # the frontal view and the anchors, of two heads
+    found, expected = (json.loads((x / "scores.json").read_text()) for x in (tmp_path, out))
+    np.testing.assert_allclose(
+        found["scores"]["tiny"]["psnr"], expected["scores"]["tiny"]["psnr"], rtol=1e-5
+    )
+
+
 def test_what_is_kept_is_not_sampled_again(finished, heads, monkeypatch):
     out, arguments = finished
     before = {name: (out / name).read_bytes() for name in ("table.md", "scores.json")}

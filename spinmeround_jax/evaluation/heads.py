@@ -161,7 +161,10 @@ class _Heads:
         self.size = self.portraits.source.image_size
         self.instruments = measures.choose(args, self.size)
         self.wanted = self.instruments.wanted
-        self.trajectory = cameras.turntable(RING)
+        # The frontal view first: it is what the model is given.
+        around = measures.AROUND & set(self.wanted)
+        front_and_anchors = np.concatenate([np.zeros((1, 2), np.float32), cameras.anchors()])
+        self.trajectory = cameras.turntable(RING) if around else front_and_anchors
         order = find_views(self.portraits, 0, self.trajectory)
         self.anchors = [order.index(i) for i in find_views(self.portraits, 0, cameras.anchors())]
         self.candidates = [Candidate(item, args) for item in args.checkpoint]
@@ -190,7 +193,7 @@ class _Heads:
         return self.parts.make({"row": "baselines", "subjects": self.count}, make)
 
     def truth(self, chunk: list[int]) -> tuple[Views, Views]:
-        """The ring, and the anchors."""
+        """All views of the trajectory, and the anchors."""
         ring = load_views(self.portraits, chunk, self.trajectory)
         return ring, self.instruments.looked_at(ring.at(self.anchors))
 

@@ -51,6 +51,7 @@ ALL = (
     CONSISTENCY, REPROJECTION, REPROJECTION_NORMALS,
 )  # fmt: skip
 NAMES = tuple(measure.name for measure in ALL)
+AROUND = {m.name for m in (CONSISTENCY, REPROJECTION, REPROJECTION_NORMALS)}  # of a whole turntable
 SMALLEST_SURFACE = 32  # pixels
 INSTALL = "pip install 'spinmeround_jax[evaluate]'"
 
