@@ -4,8 +4,8 @@ Data:      python -m data_prep.render_heads --out data/heads64 --subjects 480 --
 Command:   python -m spinmeround_jax.train --config=configs/quickstart.py
 Hardware:  2 CPU cores
 Expected:  the autoencoder in 39 minutes (L1 0.057, LPIPS 0.023), its latents in 8, the diffusion model in 89
-           (loss 0.16, still falling): weights/quickstart. README.md says how good it is. Two devices of one
-           core each are a tenth faster than one of two: XLA_FLAGS=--xla_force_host_platform_device_count=2
+           (loss 0.16, still falling): weights/quickstart. README.md says how good it is.
+           Trained with XLA_FLAGS=--xla_force_host_platform_device_count=2, one device for each core.
 """
 
 from ml_collections import ConfigDict
