@@ -1,8 +1,8 @@
 """How good splats get, fitted to true renders and to generated views, with and without each loss.
 
-    python -m benchmarks.reconstruction --data data/heads64 --checkpoint weights/quickstart --subjects 2
+    python -m benchmarks.reconstruction --data data/heads64 --checkpoint weights/quickstart --subjects 1 2
 
-Every held-out subject is fitted eight times: to its true renders and to the views the model makes of its
+Every subject is fitted eight times: to its true renders and to the views the model makes of its
 frontal one, with and without LPIPS, with and without the normals. All fits see 42 of the 48 views of the
 ring at pitch 0; every eighth is held out. They are judged
 
@@ -10,7 +10,8 @@ ring at pitch 0; every eighth is held out. They are judged
   unseen    at the data's other views within 5 degrees of the ring's pitch: against the true renders,
   beyond    likewise at those between 5 and 15 degrees.
 
-A fit is kept in --out and not done again; `table.md` is written after each subject.
+A second table has what each loss changes, subject by subject: mean and standard error. A fit is kept in
+--out and not done again; `table.md` is written after each subject.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spinmeround_jax import cameras, checkpoints, records
+from spinmeround_jax.evaluation.parts import stamp_of
 from spinmeround_jax.pipeline import Pipeline, sampling_defaults
 from spinmeround_jax.splats import views
 from spinmeround_jax.splats.fit import FitSettings, fit
@@ -141,6 +143,28 @@ def table(found: dict[tuple[str, str], list[dict]]) -> str:
     return "\n".join(lines)
 
 
+def changes(found: dict[tuple[str, str], list[dict]]) -> str:
+    """Markdown: at the unseen views, differences from the fit without further losses."""
+    quantities = {"psnr": 2, "lpips": 3, "normals": 1}  # decimals
+    lines = [
+        "| fitted to | adding | PSNR (dB) | LPIPS | normals (°) |",
+        "|---|---|---|---|---|",
+    ]
+    for (kind, losses), results in found.items():
+        plain = found[kind, next(iter(LOSSES))]
+        if results is plain or len(results) < 2:
+            continue
+        cells = []
+        for name, decimals in quantities.items():
+            values = [
+                a["unseen"][name] - b["unseen"][name] for a, b in zip(results, plain, strict=True)
+            ]
+            error = np.std(values, ddof=1) / np.sqrt(len(values))
+            cells.append(f"{np.mean(values):+.{decimals}f} ± {error:.{decimals}f}")
+        lines.append(f"| {kind} | {losses} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.reconstruction",
@@ -149,7 +173,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=pathlib.Path, required=True, help="data_prep's folder")
     parser.add_argument("--checkpoint", type=pathlib.Path, help="model; without: true renders only")
-    parser.add_argument("--subjects", type=int, default=2, help="the first N held-out ones (2)")
+    parser.add_argument(
+        "--subjects", type=int, nargs="+", default=[1, 2], help="numbers of held-out ones (1 2)"
+    )
     parser.add_argument("--steps", type=int, default=FitSettings().steps)
     parser.add_argument("--degree", type=int, default=FitSettings().degree)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/reconstruction"))
@@ -159,18 +185,21 @@ def main(argv: list[str] | None = None) -> int:
     except records.RecordError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if wrong := [i for i in args.subjects if not 0 <= i < len(held_out)]:
+        parser.error(f"--subjects {wrong[0]}: {args.data} has 0 to {len(held_out) - 1}")
     args.out.mkdir(parents=True, exist_ok=True)
     found: dict[tuple[str, str], list[dict]] = {
         (kind, losses): [] for kind in KINDS[: 2 if args.checkpoint else 1] for losses in LOSSES
     }
-    for subject in range(args.subjects):
+    data, checkpoint = (stamp_of(path) if path else None for path in (args.data, args.checkpoint))
+    for subject in args.subjects:
         scenes: dict[str, Scene] = {}
         given: dict[str, Scene] = {}
         for kind, losses in found:
             settings = FitSettings(steps=args.steps, degree=args.degree, **LOSSES[losses])
             about = {
-                "data": str(args.data), "subject": subject, "kind": kind, "losses": losses,
-                "checkpoint": str(args.checkpoint) if kind == KINDS[1] else None,
+                "data": data, "subject": subject, "kind": kind, "losses": losses,
+                "checkpoint": checkpoint if kind == KINDS[1] else None,
                 "settings": dataclasses.asdict(settings),
             }  # fmt: skip
             digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
@@ -188,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
             result = judge(given[kind], scenes, settings, f"{subject}: {kind}, {losses}")
             file.write_text(json.dumps({**about, "result": result}, indent=1) + "\n")
             found[kind, losses].append(result)
-        text = table(found)
+        text = f"{table(found)}\n\n{changes(found)}"
         (args.out / "table.md").write_text(text + "\n")
         print(f"\n{text}\n", flush=True)
     return 0

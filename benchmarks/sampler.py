@@ -180,10 +180,10 @@ def against_torch(
     """
     from benchmarks import torch_unet  # PyTorch takes seconds and is not always there
 
-    chosen = dataclasses.replace(pipeline.sampling, temperature=0.0)
+    chosen = dataclasses.replace(pipeline.networks.sampling, temperature=0.0)
     if chosen.sampler != "euler":
         raise ValueError("--against torch: PyTorch's loop here is Euler's, sampling.sampler is not")
-    ours = Pipeline(model, chosen, pipeline.ablation, max_batch=arguments.groups)
+    ours = Pipeline(model, chosen, pipeline.networks.ablation, max_batch=arguments.groups)
     rng, groups, size = np.random.default_rng(4), arguments.groups, config.model.latent_size
     given = rng.standard_normal((groups, 1, size, size, config.model.latent_channels), np.float32)
     identities = rng.standard_normal((groups, 512), np.float32)

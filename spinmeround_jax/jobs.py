@@ -23,7 +23,7 @@ import numpy as np
 from spinmeround_jax import portraits
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.prepare import Models, Options, PhotoError, prepare
-from spinmeround_jax.pipeline import OBSERVED_COUNTS, slerp
+from spinmeround_jax.pipeline import OBSERVED_COUNTS
 from spinmeround_jax.portraits import PortraitError
 
 Angles = tuple[tuple[float, float], ...]  # yaw and pitch of each view, degrees
@@ -244,3 +244,21 @@ def _from_views(name: str, files: Sequence[pathlib.Path], seed: int, size: int) 
     source = {"observed": [str(file) for file in files]}
     identity, recognition = portraits.read_identity(files[0]), portraits.read_recognition(files[0])
     return Job(name, images, identity, seed, source, recognition=recognition)
+
+
+def slerp(a: np.ndarray, b: np.ndarray, between: int) -> np.ndarray:
+    """(between + 2, d) unit vectors along the arc from `a` to `b` (d,), both included.
+
+    Raises:
+        ValueError: when they are opposite, so that there is no one shortest arc.
+    """
+    a, b = (np.asarray(x, np.float64) / np.linalg.norm(x) for x in (a, b))
+    angle = np.arccos(np.clip(a @ b, -1.0, 1.0))
+    if np.pi - angle < 1e-3:
+        raise ValueError("opposite vectors have no one arc between them")
+    t = np.linspace(0.0, 1.0, between + 2)[:, None]
+    if angle < 1e-3:
+        arc = (1.0 - t) * a + t * b
+    else:
+        arc = (np.sin((1.0 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
+    return (arc / np.linalg.norm(arc, axis=-1, keepdims=True)).astype(np.float32)

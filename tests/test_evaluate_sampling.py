@@ -41,7 +41,7 @@ def repeated_on_four_devices():  # in a process of its own
     for devices in (None, jax.devices()[:1]):
         pipeline = Pipeline(random_model(), SAMPLING, NO_ABLATION, 4, devices=devices)
         results.append(sampling.repeat(pipeline, pictures, pictures))  # fewer than devices
-        placed = jax.tree.leaves(pipeline._autoencoder[1])[0].sharding.device_set
+        placed = jax.tree.leaves(pipeline.networks._autoencoder[1])[0].sharding.device_set
         assert len(placed) == (1 if devices else 4)
     np.testing.assert_allclose(results[0], results[1], atol=2e-4)
     print("the same on four devices")
@@ -62,7 +62,7 @@ def test_direct_views_are_of_the_input_and_of_their_group_alone():
     np.testing.assert_array_equal(heads.images[:, 0], images[:, 0])  # shown as given
     assert np.isfinite(heads.images).all() and heads.images[:, 1:].std() > 0.01
     assert sum(told) == sampling.evaluations(pipeline, DIRECT, 2, cameras.turntable(9))
-    groups = sampling._groups(cameras.turntable(9), pipeline.config.views)
+    groups = sampling._groups(cameras.turntable(9), pipeline.networks.config.views)
     assert groups.tolist() == [[1, 2, 3, 4, 4, 4, 4], [5, 6, 7, 8, 8, 8, 8]]
 
 

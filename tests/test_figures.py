@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from test_evaluate_folders import RING, view, write_head
 
-from spinmeround_jax import figures, reconstruct, sample
+from spinmeround_jax import figures, reconstruct, sample, sample_options
 
 
 def middle(picture, row, column, rows, columns, side):
@@ -71,9 +71,9 @@ def test_unconditional_asks_sample_for_people_and_draws_them(tmp_path, monkeypat
     ]
     arguments += ["--work", str(tmp_path / "work"), "--out", str(out), "--", "--steps", "9"]
     assert figures.main(arguments) == 0
-    parsed = sample.build_parser().parse_args(commands[0])  # it is a command of sample's
+    parsed = sample_options.build_parser().parse_args(commands[0])  # it is a command of sample's
     assert (parsed.unconditional, parsed.seed, parsed.steps) == (2, 5, 9)
-    assert sample.parse_trajectory(parsed).shape == (8, 2)
+    assert sample_options.parse_trajectory(parsed).shape == (8, 2)
     with Image.open(out) as picture:
         assert picture.height > 4 * 16
     monkeypatch.setattr(sample, "main", lambda command: 2)

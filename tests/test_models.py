@@ -323,18 +323,30 @@ def test_configs_that_do_not_fit_together_are_refused(config, changes, message):
 # Faster than XLA's own on a CPU, and equal
 
 
-@pytest.mark.parametrize(("size", "strides"), [(2, 1), (1, 1), (4, 2), (2, 2)])
-def test_convolution_of_a_map_smaller_than_its_kernel(size, strides):
-    layer = conv(3, 4, 3, strides=strides, dtype=jnp.float32, rngs=Keys(nnx.Rngs(0)))
+@pytest.mark.parametrize(
+    ("size", "strides", "channels"),
+    [(2, 1, 4), (1, 1, 4), (4, 2, 4), (2, 2, 4), (4, 1, 64), (5, 2, 64)],
+)
+def test_convolution_as_a_product_over_patches(size, strides, channels):
+    layer = conv(3, channels, 3, strides=strides, dtype=jnp.float32, rngs=Keys(nnx.Rngs(0)))
     x = np.random.default_rng(4).standard_normal((2, size, size, 3), dtype=np.float32)
-    expected = jax.lax.conv_general_dilated(
-        x,
-        layer.kernel[...],
-        (strides, strides),
-        ((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    np.testing.assert_allclose(layer(x), expected, atol=1e-5)
+
+    def general(kernel, x):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (strides, strides),
+            ((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    kernel = layer.kernel[...]
+    assert "stablehlo.convolution" not in jax.jit(layer).lower(x).as_text()
+    np.testing.assert_allclose(layer(x), general(kernel, x), atol=1e-5)
+    got = jax.grad(lambda layer, x: jnp.sin(layer(x)).sum(), argnums=(0, 1))(layer, x)
+    expected = jax.grad(lambda *args: jnp.sin(general(*args)).sum(), argnums=(0, 1))(kernel, x)
+    np.testing.assert_allclose(got[0].kernel[...], expected[0], atol=1e-5)
+    np.testing.assert_allclose(got[1], expected[1], atol=1e-5)
 
 
 def test_gradients_of_linear_layers():

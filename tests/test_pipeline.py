@@ -9,7 +9,9 @@ import pytest
 from tiny_model import random_model
 
 from spinmeround_jax import cameras, view_groups
-from spinmeround_jax.pipeline import NO_ABLATION, RELEASED, Pipeline, slerp, unit_normals
+from spinmeround_jax.jobs import slerp
+from spinmeround_jax.networks import unit_normals
+from spinmeround_jax.pipeline import NO_ABLATION, RELEASED, Pipeline
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -305,10 +307,12 @@ def test_ablations_deny_what_they_say(model, denied):
 def test_the_ablation_without_normals_observes_none(model, pipeline):
     images, identities = inputs(1)
     denied = Pipeline(model, SAMPLING, dataclasses.replace(NO_ABLATION, no_normals=True), 2)
-    image_latents = pipeline.encode(images[:, 0], "image")
-    context, seeds = pipeline.contexts(identities, 1), np.array([0], np.uint32)
+    image_latents = pipeline.networks.encode(images[:, 0], "image")
+    context, seeds = pipeline.networks.contexts(identities, 1), np.array([0], np.uint32)
     for chosen in (pipeline, denied):
-        latents = chosen.estimate_normals(image_latents, FRONT, context, seeds, np.zeros(1, int))
+        latents = chosen.networks.estimate_normals(
+            image_latents, FRONT, context, seeds, np.zeros(1, int)
+        )
         np.testing.assert_array_equal(latents[..., :4], image_latents)
         assert latents[..., 4:].any() == (chosen is pipeline)
 
@@ -361,12 +365,15 @@ def test_standardised_latents_decode_to_the_same_pictures(model, pipeline):
     config = dataclasses.replace(model.config, latent_mean=mean, latent_std=std)
     scaled = Pipeline(dataclasses.replace(model, config=config), SAMPLING, NO_ABLATION, 2)
     images = inputs(2)[0][:, 0]
-    halves = [[p.encode(images, kind) for kind in ("image", "normals")] for p in (scaled, pipeline)]
+    halves = [
+        [p.networks.encode(images, kind) for kind in ("image", "normals")]
+        for p in (scaled, pipeline)
+    ]
     for half, (ours, plain) in enumerate(zip(*halves, strict=True)):
         channels = slice(4 * half, 4 * half + 4)
         np.testing.assert_allclose(ours * std[channels] + mean[channels], plain, atol=1e-5)
     decoded = [
-        p.decode(np.concatenate(h, axis=-1))
+        p.networks.decode(np.concatenate(h, axis=-1))
         for p, h in zip((scaled, pipeline), halves, strict=True)
     ]
     for ours, plain in zip(*decoded, strict=True):

@@ -34,9 +34,10 @@ FLOORS = [
         "photo",
     },
     {"data", "latents"},
+    {"networks"},
     {"pipeline", "splats", "likeness", "recognition", "loop"},
     {"outputs", "splat_outputs", "page", "page_style"},
-    {"jobs"},
+    {"jobs", "sample_options"},
     {"diffusion_step", "evaluation", "previews", "autoencoder_training", "latent_cache"},
     {"train", "sample", "evaluate", "figures", "reconstruct", "convert"},
 ]

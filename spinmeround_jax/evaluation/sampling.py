@@ -82,10 +82,10 @@ def repeat(
     """(..., h, w, 3) views and normals through the autoencoder: the best that sampling can do."""
     shape = images.shape
     halves = [
-        pipeline.encode(pictures.reshape(-1, *shape[-3:]), kind)
+        pipeline.networks.encode(pictures.reshape(-1, *shape[-3:]), kind)
         for pictures, kind in ((images, "image"), (normals, "normals"))
     ]
-    images, normals = pipeline.decode(np.concatenate(halves, axis=-1))
+    images, normals = pipeline.networks.decode(np.concatenate(halves, axis=-1))
     return images.reshape(shape), normals.reshape(shape)
 
 
@@ -106,9 +106,11 @@ def evaluations(pipeline: Pipeline, variant: Variant, heads: int, trajectory: np
     """What `progress` will have been told in all after `spin`."""
     if variant.anchors:
         return pipeline.evaluations(heads, trajectory)
-    groups = len(_groups(np.asarray(trajectory, np.float32).reshape(-1, 2), pipeline.config.views))
-    joint = groups * pipeline.joint_evaluations(observed=1)
-    return heads * (pipeline.normals_evaluations(observed=1) + joint)
+    groups = len(
+        _groups(np.asarray(trajectory, np.float32).reshape(-1, 2), pipeline.networks.config.views)
+    )
+    joint = groups * pipeline.networks.joint_evaluations(observed=1)
+    return heads * (pipeline.networks.normals_evaluations(observed=1) + joint)
 
 
 def spin_directly(
@@ -132,13 +134,13 @@ def spin_directly(
     trajectory = np.asarray(trajectory, np.float32).reshape(-1, 2)
     seeds, front = np.asarray(seeds, np.uint32), np.zeros((1, 2), np.float32)
     heads = len(seeds)
-    context = pipeline.contexts(id_embeddings, heads)
-    observed = pipeline.observed_latents(images, front, context, seeds)
-    groups = _groups(trajectory, pipeline.config.views)
+    context = pipeline.networks.contexts(id_embeddings, heads)
+    observed = pipeline.networks.observed_latents(images, front, context, seeds)
+    groups = _groups(trajectory, pipeline.networks.config.views)
     angles = np.concatenate(
         [np.broadcast_to(front, (len(groups), 1, 2)), trajectory[groups]], axis=1
     )
-    sampled = pipeline.sample_jointly(
+    sampled = pipeline.networks.sample_jointly(
         "views",
         np.repeat(observed, len(groups), axis=0),
         np.tile(angles, (heads, 1, 1)),
@@ -150,9 +152,9 @@ def spin_directly(
     latents[:, groups] = sampled.reshape(heads, len(groups), *sampled.shape[1:])[:, :, 1:]
     given = _is_front(trajectory)  # shown as it was given, as `Pipeline.spin` does
     latents[:, given] = observed
-    views, normals = pipeline.decode(latents)
+    views, normals = pipeline.networks.decode(latents)
     views[:, given] = images
-    _, observed_normals = pipeline.decode(observed)
+    _, observed_normals = pipeline.networks.decode(observed)
     nothing = np.empty((heads, 0, *views.shape[2:]), np.float32)
     return Heads(
         observed_angles=front,
