@@ -151,8 +151,8 @@ def changes(found: dict[tuple[str, str], list[dict]]) -> str:
         "|---|---|---|---|---|",
     ]
     for (kind, losses), results in found.items():
-        plain = found[kind, next(iter(LOSSES))]
-        if results is plain or len(results) < 2:
+        plain = found.get((kind, next(iter(LOSSES))), [])
+        if results is plain or not len(plain) == len(results) > 1:
             continue
         cells = []
         for name, decimals in quantities.items():
@@ -176,6 +176,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--subjects", type=int, nargs="+", default=[1, 2], help="numbers of held-out ones (1 2)"
     )
+    parser.add_argument(
+        "--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="which fits (all)"
+    )
     parser.add_argument("--steps", type=int, default=FitSettings().steps)
     parser.add_argument("--degree", type=int, default=FitSettings().degree)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/reconstruction"))
@@ -189,7 +192,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--subjects {wrong[0]}: {args.data} has 0 to {len(held_out) - 1}")
     args.out.mkdir(parents=True, exist_ok=True)
     found: dict[tuple[str, str], list[dict]] = {
-        (kind, losses): [] for kind in KINDS[: 2 if args.checkpoint else 1] for losses in LOSSES
+        (kind, losses): []
+        for kind in KINDS[: 2 if args.checkpoint else 1]
+        for losses in args.losses
     }
     data, checkpoint = (stamp_of(path) if path else None for path in (args.data, args.checkpoint))
     for subject in args.subjects:

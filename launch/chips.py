@@ -14,6 +14,7 @@ class Chip:
         memory: bytes of HBM.
         bandwidth: bytes/s of HBM.
         interconnect: bytes/s out of a chip over all its links to chips of the same slice or node.
+        clock: cycles per second, of a core of a TPU.
         options: of `get_topology_desc` beside the name, so that a chip is one device.
     """
 
@@ -21,15 +22,16 @@ class Chip:
     memory: float
     bandwidth: float
     interconnect: float
+    clock: float = 0.0
     options: tuple[tuple[str, object], ...] = ()
 
 
 GIB = 2**30
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, (("chip_config_name", "megacore"),)),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, (("chip_config_name", "megacore"),)),
-    "v6e": Chip(918e12, 32 * GIB, 1640e9, 448e9),
+    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 1.05e9, (("chip_config_name", "megacore"),)),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 1.5e9),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 1.75e9, (("chip_config_name", "megacore"),)),
+    "v6e": Chip(918e12, 32 * GIB, 1640e9, 448e9, 1.75e9),
 }
 
 # By what a device calls itself (`jax.Device.device_kind`): for what runs, where `CHIPS` is for what is

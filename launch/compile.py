@@ -28,7 +28,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from launch import chips
+from launch import chips, costs
 from launch.chips import GIB
 
 TIMEOUT = 3 * 3600.0
@@ -74,10 +74,10 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
     compiled = lowered.compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     try:
-        found = hlo.collectives(compiled.as_text(), len(devices))
-    except Exception as error:  # the text of a good program cannot always be had
+        text = compiled.as_text()
+    except Exception as error:  # that of a good program cannot always be had
         print(f"no HLO text: {error}", file=sys.stderr)
-        found = {}
+        text = ""
     return {
         "devices": len(devices),
         "chip": name,
@@ -91,13 +91,19 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
         "peak": peak(memory),
         "flops": cost.get("flops"),
         "bytes": cost.get("bytes accessed"),
-        "collectives": {kind: dataclasses.asdict(value) for kind, value in found.items()},
+        "collectives": by_kind(hlo.collectives(text, len(devices))),
+        "costs": by_kind(costs.costs(text)),
         "steps": config.sampling.steps,
         "sampler": config.sampling.sampler,
         "own_batch_size": own_batch,
         "batch_size": config.optimizer.batch_size,
         "paper_steps": sum(stage.steps for stage in config.stages),
     }
+
+
+def by_kind(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of dataclasses, as JSON."""
+    return {kind: dataclasses.asdict(value) for kind, value in found.items()}
 
 
 def peak(memory: Any) -> int:
@@ -209,6 +215,7 @@ def report(result: dict[str, Any], request: dict[str, Any]) -> str:
     slowest = max(bound, key=bound.get)
     step = bound[slowest]
     examples = result["batch_size"] / result["devices"]
+    repeats = 1 if request["program"] == "train" else result["steps"]
     program = (
         "training step" if request["program"] == "train" else f"{result['steps']}-step sampling"
     )
@@ -233,6 +240,8 @@ def report(result: dict[str, Any], request: dict[str, Any]) -> str:
         f"so the {slowest} bounds it: at best {bound['arithmetic'] / step:.0%} of peak FLOP/s, "
         f"{result['batch_size'] / step:.1f} examples/s"
     )
+    if request["effort"] != "O0" and result["costs"]:
+        lines += ["", *breakdown(result, useful_flops(result, request["program"]), repeats)]
     if request["program"] == "train":
         batches = result["own_batch_size"] / result["batch_size"]
         hours = batches * step * result["paper_steps"] * result["devices"] / 3600
@@ -241,6 +250,29 @@ def report(result: dict[str, Any], request: dict[str, Any]) -> str:
             f"{result['own_batch_size']} would take {hours:,.0f} chip-hours at best"
         )
     return "\n".join(lines)
+
+
+def breakdown(result: dict[str, Any], useful: float, repeats: int) -> list[str]:
+    """Lines: where the time of one step goes by the compiler's cycles and the kernels' products."""
+    chip = chips.CHIPS[result["chip"]]
+    found = {kind: costs.Cost(**values) for kind, values in result["costs"].items()}
+    found.pop("collectives", None)  # overlapped, and counted above
+    seconds = {kind: repeats * cost.seconds(chip) for kind, cost in found.items()}
+    step = sum(seconds.values())
+    lines = [
+        "By the compiler's cycles, and for kernels by their products with heads padded to lanes:"
+    ]
+    for kind in sorted(seconds, key=seconds.get, reverse=True):
+        at_bandwidth = repeats * found[kind].bytes / chip.bandwidth
+        lines.append(
+            f"  {kind:13} {1000 * seconds[kind]:9.1f} ms, {found[kind].bytes / 1e9:6.1f} GB "
+            f"({1000 * at_bandwidth:.1f} ms at full bandwidth), {found[kind].count} instructions"
+        )
+    lines.append(
+        f"  together      {1000 * step:9.1f} ms: {useful / chip.flops / step:.0%} of peak FLOP/s "
+        "(MFU), collectives hidden"
+    )
+    return lines
 
 
 def roofline(results: Sequence[tuple[str, dict[str, Any], str]], path: pathlib.Path) -> None:

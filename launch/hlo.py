@@ -37,7 +37,7 @@ def collectives(text: str, devices: int) -> dict[str, Collectives]:
     """By kind, of a program for so many devices. Those in the body of a loop count once."""
     found: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
     for result, kind, started, rest in _INSTRUCTION.findall(text):
-        arrays = [_bytes(*array) for array in _ARRAY.findall(result)]
+        arrays = [array_bytes(*array) for array in _ARRAY.findall(result)]
         group = _group_size(rest, devices)
         if started and kind in ("all-gather", "reduce-scatter"):
             # It gives (operands..., results...): of a gather the results, else the operands are whole.
@@ -60,7 +60,8 @@ def collectives(text: str, devices: int) -> dict[str, Collectives]:
     }
 
 
-def _bytes(kind: str, shape: str) -> int:
+def array_bytes(kind: str, shape: str) -> int:
+    """Of an array such as ("bf16", "8,128"); 0 for what is not an array."""
     count = 1
     for side in filter(None, shape.split(",")):
         count *= int(side)

@@ -17,7 +17,8 @@ def tokens(*shape, seed=0, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize(
-    ("s", "t", "heads", "d"), [(256, 256, 2, 40), (128, 77, 2, 80), (150, 150, 1, 160)]
+    ("s", "t", "heads", "d"),
+    [(256, 256, 2, 40), (128, 77, 2, 80), (150, 150, 1, 160), (128, 768, 1, 40)],
 )
 def test_splash_equals_plain_attention_and_so_do_its_gradients(s, t, heads, d):
     q, k, v = tokens(1, s, heads, d), tokens(1, t, heads, d, seed=1), tokens(1, t, heads, d, seed=2)

@@ -9,7 +9,7 @@ import pytest
 from test_train import full_config
 from tiny_model import CONFIG
 
-from launch import chips, hlo, programs
+from launch import chips, costs, hlo, programs
 from launch import compile as command
 
 HLO = """
@@ -21,6 +21,67 @@ HLO = """
   %c = f32[10]{0} collective-permute(f32[10]{0} %w), source_target_pairs={{0,1},{1,0}}
   %f = f32[10]{0} fusion(f32[10]{0} %all-reduce.1), kind=kLoop
 """
+
+
+PROGRAM = """
+%fused_computation.1 (param: bf16[8,128]) -> f32[8,128] {
+  %param = bf16[8,128]{1,0} parameter(0)
+  %other = bf16[128,128]{1,0} parameter(1)
+  ROOT %product = f32[8,128]{1,0} convolution(%param, %other), dim_labels=bf_io->bf
+}
+
+%fused_computation.2 (param: f32[8,128]) -> f32[8] {
+  %param.1 = f32[8,128]{1,0} parameter(0)
+  ROOT %sum = f32[8]{0} reduce(%param.1, %zero), dimensions={1}, to_apply=%add
+}
+
+%body (state: f32[8]) -> f32[8] {
+  %state = f32[8]{0} parameter(0)
+  ROOT %twice = f32[8]{0} add(%state, %state), backend_config={"estimated_cycles":"5"}
+}
+
+ENTRY %main.1 (p: bf16[8,128], q: bf16[128,128]) -> f32[8] {
+  %p = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %q = bf16[128,128]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %fusion.1 = f32[8,128]{1,0} fusion(%p, %q), kind=kOutput, calls=%fused_computation.1, \
+backend_config={"estimated_cycles":"1000"}
+  %copy.1 = f32[8,128]{0,1} copy(%fusion.1), backend_config={"estimated_cycles":"9223372036854775807"}
+  %fusion.2 = f32[8]{0} fusion(%copy.1), kind=kLoop, calls=%fused_computation.2, \
+backend_config={"estimated_cycles":"50"}
+  %splash_mha_fwd_residuals.3 = (f32[512,128]{1,0}, bf16[2,256,40]{2,1,0}) custom-call(%p, %p, %p), \
+custom_call_target="tpu_custom_call", \
+operand_layout_constraints={s8[1,8]{1,0}, bf16[2,256,40]{2,1,0}, bf16[2,512,40]{2,1,0}, bf16[2,512,40]{2,1,0}}
+  %all = f32[8]{0} all-reduce(%fusion.2), replica_groups={{0,1}}, to_apply=%add
+  ROOT %while.1 = f32[8]{0} while(%all), condition=%cond, body=%body
+}
+"""
+
+
+def test_costs_are_read_from_the_text():
+    found = costs.costs(PROGRAM)
+    assert found == {
+        "products": costs.Cost(1, 8 * 128 * (2 + 4), 1000),  # one operand lies in the core
+        "copies": costs.Cost(1, 2 * 8 * 128 * 4, 0),  # the compiler does not say
+        "reductions": costs.Cost(1, 8 * 128 * 4 + 32, 50),
+        "kernels": costs.Cost(
+            1, 512 * 128 * 4 + 2 * 256 * 40 * 2 + 3 * 2048, 0, 2 * 2 * 2 * 256 * 512 * 128
+        ),
+        "collectives": costs.Cost(1, 64),
+        "elementwise": costs.Cost(1, 96, 5),
+    }
+    v4 = chips.CHIPS["v4"]
+    assert found["products"].seconds(v4) == 1000 / 1.05e9
+    assert found["copies"].seconds(v4) == 8192 / 1228e9
+    assert found["kernels"].seconds(v4) == 8 * 256 * 512 * 128 / 275e12
+
+
+def test_a_backward_kernel_for_all_has_one_product_more():
+    text = PROGRAM.replace("splash_mha_fwd_residuals.3", "splash_mha_dkv_no_residuals.3")
+    both = text.replace(
+        "  ROOT %while", "  %splash_mha_dq_no_residuals.4 = token[] after-all()\n  ROOT %while"
+    )
+    one, two = (costs.costs(t)["kernels"].flops for t in (text, both))
+    assert one / two == 5 / 4
 
 
 def test_collectives_are_read_from_the_text():
@@ -82,11 +143,18 @@ RESULT = {
     "peak": 2**34, "temporary": 2**33, "held": {"parameters": 2**30}, "steps": 50, "paper_steps": 1000,
     "encoder_flops": 0.0, "sampler": "euler", "own_batch_size": 32,
     "collectives": {"all-gather": {"count": 3, "bytes": 8 * 10**9, "sent": 7 * 10**9}},
+    "costs": {
+        "products": {"count": 9, "bytes": 10**10, "cycles": 105 * 10**6, "flops": 0.0},
+        "kernels": {"count": 2, "bytes": 10**9, "cycles": 0, "flops": 1.65e13},
+        "collectives": {"count": 3, "bytes": 10**12, "cycles": 0, "flops": 0.0},
+    },
 }  # fmt: skip
 
 
 def test_the_report_names_what_bounds_the_step(tmp_path):
-    request = {"config": "c.py", "topology": "v4:2x2x2", "slices": 1, "program": "train"}
+    request = {
+        "config": "c.py", "topology": "v4:2x2x2", "slices": 1, "program": "train", "effort": "O0",
+    }  # fmt: skip
     bound = command.times(RESULT, "train")
     assert bound["arithmetic"] == pytest.approx(3 * 7.3e12 / 275e12)
     assert bound["memory"] == pytest.approx(5e10 / 1228e9)
@@ -96,6 +164,12 @@ def test_the_report_names_what_bounds_the_step(tmp_path):
     assert "16.00 GiB of 32 at once" in text and "all-gather" in text
     hours = 4 * 1000 * bound["arithmetic"] * 8 / 3600  # four steps of 8 make the config's batch
     assert f"1,000 steps with a batch of 32 would take {hours:,.0f} chip-hours" in text
+    assert "cycles" not in text  # which mean nothing at the lowest effort
+    text = command.report(RESULT, {**request, "effort": "O2"})
+    assert "products          100.0 ms,   10.0 GB (8.1 ms at full bandwidth)" in text
+    assert (
+        "kernels            60.0 ms" in text and "together          160.0 ms: 50% of peak" in text
+    )
     heun = command.useful_flops({**RESULT, "sampler": "heun"}, "sample")
     assert heun == pytest.approx(2 * 99 * 7.3e12)
     slow = {**RESULT, "bytes": 5e11}

@@ -12,7 +12,7 @@ from einops import rearrange
 from flax import nnx
 
 from spinmeround_jax.models import attention_kernels
-from spinmeround_jax.models.layers import ZEROS, GroupNorm, Keys, conv, linear
+from spinmeround_jax.models.layers import ZEROS, GroupNorm, Keys, LayerNorm, conv, linear
 
 # Size of all logits beyond which the CPU path takes the examples one by one, so that logits stay in
 # the cache: 5 times faster for 8 examples of 4 heads and 512 tokens.
@@ -145,11 +145,11 @@ class TransformerBlock(nnx.Module):
     ):
         self.joint = joint
         common = {"dtype": dtype, "rngs": rngs}
-        self.norm_1 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, **common)
+        self.norm_1 = LayerNorm(width, **common)
         self.self_attention = MultiHeadAttention(width, width, heads, **common)
-        self.norm_2 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, **common)
+        self.norm_2 = LayerNorm(width, **common)
         self.cross_attention = MultiHeadAttention(width, context_dim, heads, **common)
-        self.norm_3 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, **common)
+        self.norm_3 = LayerNorm(width, **common)
         self.feed_forward = GatedFeedForward(width, **common)
 
     def __call__(self, x: jax.Array, context: jax.Array, how: Execution = PLAIN) -> jax.Array:

@@ -111,7 +111,7 @@ class Encoder(nnx.Module):
                 x = block(x)
             if level < len(self.downsamples):
                 x = self.downsamples[level](x)
-        return self.conv_out(nnx.silu(self.norm_out(self.middle(x))))
+        return self.conv_out(self.norm_out(self.middle(x), silu=True))
 
 
 class Decoder(nnx.Module):
@@ -143,7 +143,7 @@ class Decoder(nnx.Module):
                 x = block(x)
             if step < len(self.upsamples):
                 x = self.upsamples[step](upsample_nearest(x))
-        return self.conv_out(nnx.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x, silu=True))
 
 
 class Autoencoder(nnx.Module):

@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 
 from spinmeround_jax.models.attention import attention
-from spinmeround_jax.models.layers import Keys, linear
+from spinmeround_jax.models.layers import Keys, LayerNorm, linear
 
 ARCFACE_DIM = 512
 
@@ -58,12 +58,12 @@ class EncoderLayer(nnx.Module):
         common = {"dtype": dtype, "rngs": rngs}
         options = {"kernel_init": nnx.initializers.normal(0.02), **common}
         width = config.width
-        self.norm_1 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, **common)
+        self.norm_1 = LayerNorm(width, **common)
         self.query = linear(width, width, **options)
         self.key = linear(width, width, **options)
         self.value = linear(width, width, **options)
         self.out = linear(width, width, **options)
-        self.norm_2 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, **common)
+        self.norm_2 = LayerNorm(width, **common)
         self.mlp_1 = linear(width, config.mlp_width, **options)
         self.mlp_2 = linear(config.mlp_width, width, **options)
 
@@ -91,7 +91,7 @@ class IdentityEncoder(nnx.Module):
         self.token_embedding = nnx.Embed(config.vocab_size, config.width, **embedding)
         self.position_embedding = nnx.Embed(config.context_length, config.width, **embedding)
         self.layers = nnx.List(EncoderLayer(config, **common) for _ in range(config.layers))
-        self.norm_out = nnx.LayerNorm(config.width, epsilon=1e-5, use_fast_variance=False, **common)
+        self.norm_out = LayerNorm(config.width, **common)
 
     def __call__(self, id_embedding: jax.Array) -> jax.Array:
         """Context of (b, 512) unit-norm ArcFace embeddings: (b, context_length, width) float32."""

@@ -216,7 +216,7 @@ class MultiViewUNet(nnx.Module):
             if step < len(self.upsamples):
                 x = self.upsamples[step](upsample_nearest(x))
 
-        x = self.conv_out(nnx.silu(self.norm_out(x)))
+        x = self.conv_out(self.norm_out(x, silu=True))
         return rearrange(x, "(b v) h w c -> b v h w c", v=views).astype(jnp.float32)
 
 
