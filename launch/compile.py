@@ -126,7 +126,7 @@ def load_config(path: str, overrides: Sequence[str]) -> Any:
     from absl import flags
     from ml_collections import config_flags
 
-    from spinmeround_jax.config import Config, from_mapping
+    from spinmeround_jax.config import Config, from_mapping, no_such_value
 
     values = flags.FlagValues()
     words = ["launch.compile", f"--config={path}", *overrides]
@@ -137,6 +137,8 @@ def load_config(path: str, overrides: Sequence[str]) -> Any:
     except OSError as error:  # which ml_collections wraps into several lines
         reason = str(error.__cause__ or error).splitlines()[-1].strip()
         raise ValueError(f"{path}: {reason}") from error
+    except AttributeError as error:  # of --config.NAME=VALUE
+        raise ValueError(f"{path} has no such value: {no_such_value(error)}") from error
     except flags.Error as error:
         raise ValueError(f"{path}: {error}") from error
 

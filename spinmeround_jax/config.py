@@ -6,6 +6,7 @@ is complete and tells what it does; a missing, unknown or mistyped field is an e
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import types
 import typing
@@ -204,3 +205,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def no_such_value(error: AttributeError) -> str:
+    """ml_collections' words about an unknown name on one line, with what may have been meant."""
+    words = str(error)
+    while words[:1] in ("'", '"') and words[-1] == words[0]:  # it quotes what is quoted
+        words = ast.literal_eval(words)
+    return ". ".join(words.splitlines())

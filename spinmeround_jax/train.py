@@ -52,7 +52,7 @@ from spinmeround_jax import (
     sharding,
 )
 from spinmeround_jax.autoencoder_training import train_autoencoder
-from spinmeround_jax.config import Config, from_mapping
+from spinmeround_jax.config import Config, from_mapping, no_such_value
 from spinmeround_jax.denoiser import deny_normals, standardise
 from spinmeround_jax.diffusion_step import make_step
 from spinmeround_jax.manifest import read_manifest
@@ -365,7 +365,7 @@ def provenance(config: Config, steps: int) -> dict[str, Any]:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """What is left of `argv`; ends with one line and 1 where the config file cannot be read.
+    """What is left of `argv`; ends with one line and 1 where the config cannot be had.
 
     ml_collections keeps that error until the config is used, which an overridden field already does.
     """
@@ -375,6 +375,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     except OSError as error:
         reason = str(error.__cause__ or error).splitlines()[-1].strip()
         sys.exit(f"error: --config: {reason}; give one such as configs/quickstart.py")
+    except AttributeError as error:  # of --config.NAME=VALUE
+        sys.exit(f"error: the config has no such value: {no_such_value(error)}")
     return rest
 
 

@@ -326,17 +326,20 @@ def test_contradictory_configs_are_refused(directory):
 
 def test_a_config_that_cannot_be_read_is_told_in_one_line(tmp_path):
     command = [sys.executable, "-m", "spinmeround_jax.train"]
+    quickstart = "--config=configs/quickstart.py"
     runs = {
         reason: subprocess.Popen([*command, *given], stderr=subprocess.PIPE, text=True)
         for reason, given in {
             "No such file": ("--config=nowhere.py", f"--workdir={tmp_path / 'run'}"),
             "Is a directory": (f"--config={tmp_path}", "--config.seed=1"),
+            "no such value: 'sede'. Did you mean \"seed\"": (quickstart, "--config.sede=1"),
+            "no such value: nope": (quickstart, "--config.nope=1"),
         }.items()
     }
     for reason, run in runs.items():
         told = run.communicate(timeout=300)[1]
         assert run.returncode == 1
-        assert told.startswith("error: --config: ") and reason in told and told.count("\n") == 1
+        assert told.startswith("error: ") and reason in told and told.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
