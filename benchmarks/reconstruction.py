@@ -180,6 +180,7 @@ def main(argv: list[str] | None = None) -> int:
         "--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="which fits (all)"
     )
     parser.add_argument("--steps", type=int, default=FitSettings().steps)
+    parser.add_argument("--count", type=int, default=FitSettings().count, help="Gaussians")
     parser.add_argument("--degree", type=int, default=FitSettings().degree)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/reconstruction"))
     args = parser.parse_args(argv)
@@ -201,7 +202,9 @@ def main(argv: list[str] | None = None) -> int:
         scenes: dict[str, Scene] = {}
         given: dict[str, Scene] = {}
         for kind, losses in found:
-            settings = FitSettings(steps=args.steps, degree=args.degree, **LOSSES[losses])
+            settings = FitSettings(
+                steps=args.steps, count=args.count, degree=args.degree, **LOSSES[losses]
+            )
             about = {
                 "data": data, "subject": subject, "kind": kind, "losses": losses,
                 "checkpoint": checkpoint if kind == KINDS[1] else None,

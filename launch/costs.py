@@ -31,6 +31,7 @@ _CALLED = re.compile(
     r"(?:body|condition|to_apply|branch_computations|true_computation|false_computation)="
     r"\{?(%[\w.-]+(?:, %[\w.-]+)*)"
 )
+_ARRAY = re.compile(r"\b[a-z]+[0-9]*\[[0-9,]*\](?:\{[^}]*\})?")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _NOT_KNOWN = 2**62  # the compiler writes the largest integer
 
@@ -62,15 +63,18 @@ class Cost:
 
 
 def costs(text: str) -> dict[str, Cost]:
-    """By kind: products, reductions, elementwise, copies, kernels, collectives.
+    """By kind: products, reductions, elementwise, copies, kernels, collectives and prefetches.
 
-    Bodies of loops count once.
+    Prefetches are copies between HBM and the core's memory beside other work; what they bring is not
+    counted again where it is used. Bodies of loops count once.
     """
     computations, entry = _read(text)
     sizes = {name: _hbm_bytes(kind) for body in computations.values() for name, kind, *_ in body}
     products = KERNELS if "%splash_mha_dq" in text else {**KERNELS, "splash_mha_dkv": 5}
     found: dict[str, Cost] = collections.defaultdict(Cost)
     for name, result, operation, rest in _executed(computations, entry):
+        if operation in ("copy-done", "slice-done", "dynamic-slice-done"):
+            found["prefetches"] += Cost(1, _bytes(result))
         if operation in _FREE or operation.endswith(("-start", "-done", "-update")):
             continue
         operands = re.findall(r"%([\w.-]+)", rest.split("), ")[0])
@@ -139,10 +143,12 @@ def _kind(
 
 def _hbm_bytes(result: str) -> int:
     """Of the arrays in a type, leaving out what lies in the memory of the core."""
+    return sum(_bytes(array) for array in _ARRAY.findall(result) if "S(" not in array)
+
+
+def _bytes(result: str) -> int:
     return sum(
-        array_bytes(kind, shape)
-        for kind, shape, layout in re.findall(r"\b([a-z]+[0-9]*)\[([0-9,]*)\](\{[^}]*\})?", result)
-        if "S(" not in layout
+        array_bytes(*array) for array in re.findall(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]", result)
     )
 
 

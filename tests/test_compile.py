@@ -51,6 +51,8 @@ backend_config={"estimated_cycles":"50"}
   %splash_mha_fwd_residuals.3 = (f32[512,128]{1,0}, bf16[2,256,40]{2,1,0}) custom-call(%p, %p, %p), \
 custom_call_target="tpu_custom_call", \
 operand_layout_constraints={s8[1,8]{1,0}, bf16[2,256,40]{2,1,0}, bf16[2,512,40]{2,1,0}, bf16[2,512,40]{2,1,0}}
+  %copy-start.2 = (f32[8]{0:S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%fusion.2)
+  %copy-done.2 = f32[8]{0:S(1)} copy-done(%copy-start.2)
   %all = f32[8]{0} all-reduce(%fusion.2), replica_groups={{0,1}}, to_apply=%add
   ROOT %while.1 = f32[8]{0} while(%all), condition=%cond, body=%body
 }
@@ -67,6 +69,7 @@ def test_costs_are_read_from_the_text():
             1, 512 * 128 * 4 + 2 * 256 * 40 * 2 + 3 * 2048, 0, 2 * 2 * 2 * 256 * 512 * 128
         ),
         "collectives": costs.Cost(1, 64),
+        "prefetches": costs.Cost(1, 32),  # into the core's memory
         "elementwise": costs.Cost(1, 96, 5),
     }
     v4 = chips.CHIPS["v4"]

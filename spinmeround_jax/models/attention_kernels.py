@@ -40,7 +40,7 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False)
     """
     s, t, heads = q.shape[1], k.shape[1], q.shape[2]
     padded_s, padded_t = s + -s % LANES, t + -t % LANES
-    kernel = _splash_kernel(heads, padded_s, padded_t, interpret)
+    kernel = _splash_kernel(heads, padded_s, padded_t, q.shape[-1], interpret)
     q, k, v = (
         jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % LANES), (0, 0)))
         for x in (q * q.shape[-1] ** -0.5, k, v)
@@ -56,16 +56,18 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False)
     return jnp.swapaxes(out[:, :, :s], 1, 2)
 
 
-def _splash_kernel(heads: int, s: int, t: int, interpret: bool):
+def _splash_kernel(heads: int, s: int, t: int, channels: int, interpret: bool):
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
         splash_attention_mask,
     )
 
     across, along = _block(s), _block(t)
-    # One kernel for the whole backward pass: 5 products where two kernels need 7. It writes a gradient
-    # of q for each block of keys, so these are long; what is computed at once is not.
-    long = 2 * along if t % (2 * along) == 0 else along
+    # One kernel for the whole backward pass: 5 products where two kernels need 7. It writes a gradient of
+    # q for each block of keys, so these are as long as the vector memory allows, unlike what is computed
+    # at once.
+    longest = 4 if channels <= LANES else 2
+    long = next(n * along for n in (longest, 2, 1) if t % (n * along) == 0)
     sizes = splash_attention_kernel.BlockSizes(
         block_q=across, block_kv=along, block_q_dkv=across,
         block_kv_dkv=long, block_kv_dkv_compute=along, use_fused_bwd_kernel=True,

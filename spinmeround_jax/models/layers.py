@@ -192,6 +192,18 @@ def linear(
     )
 
 
+def in_parts(layer: nnx.Linear, x: jax.Array, parts: int) -> list[jax.Array]:
+    """The output of a linear layer in equal parts, each from a product of its own.
+
+    A wide output that is split is written, read and written again.
+    """
+    x, kernel, bias = layer.promote_dtype(
+        (x, layer.kernel[...], layer.bias[...]), dtype=layer.dtype
+    )
+    halves = zip(jnp.split(kernel, parts, axis=-1), jnp.split(bias, parts), strict=True)
+    return [_matmul(x, kernel) + bias for kernel, bias in halves]
+
+
 def _product(x: jax.Array, kernel: jax.Array, dimension_numbers, **options) -> jax.Array:
     return _matmul(x, kernel)
 
