@@ -33,6 +33,7 @@ class Networks:
     Attributes:
         config: the model's.
         sampling, ablation: as given.
+        mesh: of the devices over which examples are split.
         empty_context: (1, t, d), of no identity.
     """
 
@@ -57,10 +58,10 @@ class Networks:
         self.ablation = ablation
         self.max_batch = max_batch
         self.progress = progress or (lambda step, evaluations: None)
-        self._mesh = sharding.make_mesh(devices=devices or jax.local_devices())
-        self._kernel = best_for(self._mesh.devices.flat[0], jnp.dtype(model.unet.dtype))
+        self.mesh = sharding.make_mesh(devices=devices or jax.local_devices())
+        self._kernel = best_for(self.mesh.devices.flat[0], jnp.dtype(model.unet.dtype))
         self._unet, self._autoencoder, self._identity = (
-            (graphdef, jax.device_put(state, sharding.replicated(self._mesh)))
+            (graphdef, jax.device_put(state, sharding.replicated(self.mesh)))
             for graphdef, state in map(nnx.split, (model.unet, model.autoencoder, model.identity))
         )
         self._sigmas = schedules.karras_sigmas(
@@ -83,13 +84,13 @@ class Networks:
             return np.broadcast_to(self.empty_context, (heads, *self.empty_context.shape[1:]))
         graphdef, state = self._identity
         batch = {"id_embedding": np.asarray(id_embeddings, np.float32)}
-        contexts = functools.partial(sampling_steps.contexts, graphdef=graphdef, mesh=self._mesh)
+        contexts = functools.partial(sampling_steps.contexts, graphdef=graphdef, mesh=self.mesh)
         return self._chunked(contexts, state, batch)
 
     def encode(self, pictures: np.ndarray, kind: Literal["image", "normals"]) -> np.ndarray:
         """(n, H, W, 3) in [-1, 1] -> (n, h, w, z): that half of the mean latents."""
         graphdef, state = self._autoencoder
-        encode = functools.partial(sampling_steps.encode, graphdef=graphdef, mesh=self._mesh)
+        encode = functools.partial(sampling_steps.encode, graphdef=graphdef, mesh=self.mesh)
         half = self._chunked(encode, state, {"images": pictures}, 4 * self.max_batch)
         both = standardise(np.concatenate([half, half], axis=-1), self.config)
         return np.split(both, 2, axis=-1)[("image", "normals").index(kind)]
@@ -99,7 +100,7 @@ class Networks:
         graphdef, state = self._autoencoder
         halves = np.stack(np.split(restore(sampled, self.config), 2, axis=-1))
         flat = halves.reshape(-1, *halves.shape[-3:])
-        decode = functools.partial(sampling_steps.decode, graphdef=graphdef, mesh=self._mesh)
+        decode = functools.partial(sampling_steps.decode, graphdef=graphdef, mesh=self.mesh)
         images = self._chunked(decode, state, {"latents": flat}, 4 * self.max_batch)
         images = images.reshape(*halves.shape[:-3], *images.shape[1:])
         return images[0], unit_normals(images[1])
@@ -162,7 +163,7 @@ class Networks:
                 graphdef=graphdef,
                 rays=self.config.rays,
                 kernel=self._kernel,
-                mesh=self._mesh,
+                mesh=self.mesh,
             )
 
         def report(examples):
@@ -222,7 +223,7 @@ class Networks:
                 guided=guided,
                 shared_noise=self.sampling.shared_noise,
                 kernel=self._kernel,
-                mesh=self._mesh,
+                mesh=self.mesh,
             )
 
         def report(examples):
@@ -253,10 +254,10 @@ class Networks:
 
     def _chunked(self, program, state, batch, size=None, report=None) -> np.ndarray:
         """`program(state, batch)` over a dictionary of arrays with a common first axis."""
-        devices = self._mesh.devices.size
+        devices = self.mesh.devices.size
         size = (size or self.max_batch) * devices
         examples = len(next(iter(batch.values())))
-        split = sharding.batch_sharding(self._mesh)
+        split = sharding.batch_sharding(self.mesh)
         results = []
         for start in range(0, examples, size):
             count = min(size, examples - start)

@@ -157,7 +157,7 @@ images, identities = inputs(4)
 a, b = (p.spin(images, identities, TRAJECTORY, [0, 1, 2, 3]) for p in (one, three))
 print(json.dumps({
     "off": float(max(abs(a.images - b.images).max(), abs(a.normals - b.normals).max())),
-    "spread": float(a.images.std()), "devices": [p._mesh.devices.size for p in (one, three)],
+    "spread": float(a.images.std()), "devices": [p.networks.mesh.devices.size for p in (one, three)],
 }))
 """
 
