@@ -188,7 +188,7 @@ def against_torch(
     given = rng.standard_normal((groups, 1, size, size, config.model.latent_channels), np.float32)
     identities = rng.standard_normal((groups, 512), np.float32)
     identities /= np.linalg.norm(identities, axis=-1, keepdims=True)
-    context = ours.contexts(identities, groups)
+    context = ours.networks.contexts(identities, groups)
     front = np.zeros((1, 2), np.float32)
     run_ours = functools.partial(
         ours.sample_anchors, given, front, context, np.zeros(groups, np.uint32)
@@ -206,7 +206,7 @@ def against_torch(
     )  # fmt: skip
     branches = [conditional]
     if chosen.guidance_scale != 1.0:
-        empty = jnp.asarray(ours.empty_context), jnp.asarray(ours._empty_latent)
+        empty = (jnp.asarray(x) for x in (ours.networks.empty_context, ours.networks.empty_latent))
         branches.insert(0, denoiser.unconditional(conditional, *empty))
     unet = nnx.eval_shape(lambda: train.new_model(config).unet)
     network = torch_unet.TorchUNet(

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from launch.chips import Chip
 from launch.hlo import KINDS, array_bytes
 
-LANES = 128  # a head's channels are padded to these
-# Products of (s, t, channels) in a splash kernel: q k and p v; of the backward pass q k, g v, ds k for q,
-# and q k, g v, p g, ds q for k and v. Where there is no kernel for q, that for k and v does ds k too.
-KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+LANES = 128  # a head's channels are padded to these where they are summed or written
+# Products of (s, t, channels) in a kernel for attention, by a part of its name: q k and p v; of the backward
+# pass q k, g v, p g, ds q and ds k.
+KERNELS = {"flash_forward": 2, "flash_backward": 5, "splash_mha_fwd": 2, "splash_mha_dkv": 5}
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "after-all",
     "while", "conditional", "call", "iota",
@@ -31,7 +31,7 @@ _CALLED = re.compile(
     r"(?:body|condition|to_apply|branch_computations|true_computation|false_computation)="
     r"\{?(%[\w.-]+(?:, %[\w.-]+)*)"
 )
-_ARRAY = re.compile(r"\b[a-z]+[0-9]*\[[0-9,]*\](?:\{[^}]*\})?")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\](?:\{([^}]*)\})?")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _NOT_KNOWN = 2**62  # the compiler writes the largest integer
 
@@ -41,7 +41,7 @@ class Cost:
     """Of all instructions of one kind, in one run of the program on each device.
 
     Attributes:
-        bytes: of operands and results in HBM.
+        bytes: of operands and results in HBM, with the padding of their layout.
         cycles: as the compiler estimates them; 0 where it does not say.
         flops: of Pallas kernels, with heads padded to the lanes.
     """
@@ -70,21 +70,20 @@ def costs(text: str) -> dict[str, Cost]:
     """
     computations, entry = _read(text)
     sizes = {name: _hbm_bytes(kind) for body in computations.values() for name, kind, *_ in body}
-    products = KERNELS if "%splash_mha_dq" in text else {**KERNELS, "splash_mha_dkv": 5}
     found: dict[str, Cost] = collections.defaultdict(Cost)
     for name, result, operation, rest in _executed(computations, entry):
         if operation in ("copy-done", "slice-done", "dynamic-slice-done"):
-            found["prefetches"] += Cost(1, _bytes(result))
+            found["prefetches"] += Cost(1, _hbm_bytes(result, everywhere=True))
         if operation in _FREE or operation.endswith(("-start", "-done", "-update")):
             continue
         operands = re.findall(r"%([\w.-]+)", rest.split("), ")[0])
         cycles = _CYCLES.search(rest)
-        kernel = next((k for k in KERNELS if name.startswith(k)), None)
+        kernel = next((k for k in KERNELS if k in name), None)
         found[_kind(operation, rest, computations)] += Cost(
             1,
             _hbm_bytes(result) + sum(sizes.get(operand, 0) for operand in operands),
             int(cycles[1]) if cycles and int(cycles[1]) < _NOT_KNOWN else 0,
-            _attention_flops(rest, products[kernel]) if kernel else 0.0,
+            _attention_flops(rest, kernel) if kernel else 0.0,
         )
     return dict(found)
 
@@ -141,20 +140,34 @@ def _kind(
     return "elementwise"
 
 
-def _hbm_bytes(result: str) -> int:
-    """Of the arrays in a type, leaving out what lies in the memory of the core."""
-    return sum(_bytes(array) for array in _ARRAY.findall(result) if "S(" not in array)
-
-
-def _bytes(result: str) -> int:
+def _hbm_bytes(result: str, everywhere: bool = False) -> int:
+    """Of the arrays in a type; what lies in the memory of the core is left out, if not `everywhere`."""
     return sum(
-        array_bytes(*array) for array in re.findall(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]", result)
+        _padded_bytes(kind, shape, layout)
+        for kind, shape, layout in _ARRAY.findall(result)
+        if everywhere or "S(" not in layout
     )
 
 
-def _attention_flops(rest: str, products: int) -> float:
-    """From the shapes of q (..., s, d) and k (..., t, d), the first two floating operands."""
+def _padded_bytes(kind: str, shape: str, layout: str) -> int:
+    """Of ("bf16", "24,40", "1,0:T(8,128)(2,1)"): the last axes of the layout in whole tiles."""
+    sides = [int(side) for side in filter(None, shape.split(","))]
+    order, _, tiles = layout.partition(":")
+    if sides and (tiled := re.match(r"T\(([0-9,]+)\)", tiles)):
+        minor_first = [int(axis) for axis in order.split(",")]
+        for axis, tile in zip(minor_first, reversed(tiled[1].split(",")), strict=False):
+            sides[axis] += -sides[axis] % int(tile)
+    return array_bytes(kind, ",".join(map(str, sides)))
+
+
+def _attention_flops(rest: str, kernel: str) -> float:
+    """From the shapes of q and k, the first two floating operands.
+
+    Those of flash are (..., channels, tokens), those of splash (..., tokens, channels).
+    """
     operands = rest.partition("operand_layout_constraints={")[2]
     shapes = re.findall(r"\b(?:bf16|f32)\[([0-9,]+)\]", operands)[:2]
     (*lead, s, d), (*_, t, _) = ([int(side) for side in shape.split(",")] for shape in shapes)
-    return products * 2.0 * math.prod(lead) * s * t * LANES * math.ceil(d / LANES)
+    if kernel.startswith("flash"):
+        (s, d), t = (d, s), int(shapes[1].split(",")[-1])
+    return KERNELS[kernel] * 2.0 * math.prod(lead) * s * t * LANES * math.ceil(d / LANES)

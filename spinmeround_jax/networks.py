@@ -34,7 +34,7 @@ class Networks:
         config: the model's.
         sampling, ablation: as given.
         mesh: of the devices over which examples are split.
-        empty_context: (1, t, d), of no identity.
+        empty_context, empty_latent: (1, t, d), of no identity; (1, h, w, c), of grey pictures.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Networks:
         halves = [self.encode(grey, "image")[0], self.encode(grey, "normals")[0]]
         if ablation.no_normals:
             halves[1] = np.zeros_like(halves[1])
-        self._empty_latent = np.concatenate(halves, axis=-1)
+        self.empty_latent = np.concatenate(halves, axis=-1)
 
     # -- the small ones
 
@@ -120,7 +120,7 @@ class Networks:
         """
         heads, observed, size = images.shape[:3]
         if not observed or self.ablation.no_image:
-            return np.tile(self._empty_latent, (heads, observed, 1, 1, 1))
+            return np.tile(self.empty_latent, (heads, observed, 1, 1, 1))
         latents = self.estimate_normals(
             self.encode(images.reshape(-1, size, size, 3), "image"),
             np.tile(observed_angles, (heads, 1)),
@@ -197,7 +197,7 @@ class Networks:
         guided = self._guided(observed, bool((context != self.empty_context).any()))
         missing = ((0, 0), (0, views - observed), (0, 0), (0, 0), (0, 0))
         if self.ablation.no_image:
-            observed_latents = np.tile(self._empty_latent, (examples, observed, 1, 1, 1))
+            observed_latents = np.tile(self.empty_latent, (examples, observed, 1, 1, 1))
         batch = {
             "observed_latents": np.pad(observed_latents, missing),
             "observed": np.tile(np.arange(views) < observed, (examples, 1)),
@@ -213,7 +213,7 @@ class Networks:
                 state,
                 batch,
                 self.empty_context,
-                self._empty_latent,
+                self.empty_latent,
                 self._sigmas,
                 np.float32(self.sampling.guidance_scale),
                 np.float32(self.sampling.temperature if observed else 1.0),

@@ -1,4 +1,4 @@
-"""The kernels of accelerators equal plain attention; splash runs here in Pallas' interpreter."""
+"""The kernels of accelerators equal plain attention; those of TPUs run here in Pallas' interpreter."""
 
 import functools
 import logging
@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
-from spinmeround_jax.models import attention_kernels
+from spinmeround_jax.models import attention_kernels, flash_attention
 from spinmeround_jax.models.attention import attention
 
 
@@ -16,63 +17,119 @@ def tokens(*shape, seed=0, dtype=jnp.float32):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
+# A simulated TPU, whose memory is full of NaN before something is written to it.
+SIMULATED = pltpu.InterpretParams(uninitialized_memory="nan")
+TPU = {
+    "flash": functools.partial(flash_attention.flash, interpret=SIMULATED),
+    "splash": functools.partial(attention_kernels.splash, interpret=True),
+}
+
+
+@pytest.mark.parametrize("name", TPU)
 @pytest.mark.parametrize(
     ("s", "t", "heads", "d"),
     [(256, 256, 2, 40), (128, 77, 2, 80), (150, 150, 1, 160), (128, 768, 1, 40)],
 )
-def test_splash_equals_plain_attention_and_so_do_its_gradients(s, t, heads, d):
+def test_kernels_equal_plain_attention_and_so_do_their_gradients(name, s, t, heads, d):
     q, k, v = tokens(1, s, heads, d), tokens(1, t, heads, d, seed=1), tokens(1, t, heads, d, seed=2)
     weight = tokens(1, s, heads, d, seed=3)
-    splash = functools.partial(attention_kernels.splash, interpret=True)
-    assert attention_kernels.fits("splash", q, k)
-    np.testing.assert_allclose(splash(q, k, v), attention(q, k, v), atol=2e-5)
-    ours, plain = (
-        jax.grad(lambda *x, f=f: jnp.sum(weight * f(*x)), argnums=(0, 1, 2))(q, k, v)
-        for f in (splash, attention)
-    )
-    for a, b in zip(ours, plain, strict=True):
+    kernel = TPU[name]
+    assert attention_kernels.fits(name, q, k)
+    np.testing.assert_allclose(kernel(q, k, v), attention(q, k, v), atol=2e-5)
+    for a, b in zip(*(gradients(f, weight, q, k, v) for f in (kernel, attention)), strict=True):
         np.testing.assert_allclose(a, b, atol=5e-5)
 
 
-def test_splash_in_half_precision():
+def gradients(attend, weight, *inputs):
+    return jax.grad(lambda *x: jnp.sum(weight * attend(*x)), argnums=(0, 1, 2))(*inputs)
+
+
+def test_flash_takes_the_keys_in_blocks_where_all_would_not_fit(monkeypatch):
+    q, k, v = (tokens(2, n, 1, 48, seed=n) for n in (200, 900, 901))
+    v, weight = v[:, :900], tokens(2, 200, 1, 48, seed=1)
+    monkeypatch.setattr(flash_attention, "_RESIDENT", 48 * 600)
+    assert flash_attention._resident(48, 1024) == 512
+    flash = TPU["flash"]
+    np.testing.assert_allclose(flash(q, k, v), attention(q, k, v), atol=2e-5)
+    for a, b in zip(*(gradients(f, weight, q, k, v) for f in (flash, attention)), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+def test_flash_takes_large_logits():
+    q, k, v = (30 * tokens(1, 128, 1, 40, seed=i) for i in range(3))
+    found = TPU["flash"](q, k, v)
+    np.testing.assert_allclose(found, attention(q, k, v), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", TPU)
+def test_kernels_in_half_precision(name):
     q, k, v = (tokens(2, 128, 2, 40, seed=i, dtype=jnp.bfloat16) for i in range(3))
     exact = attention(*(x.astype(jnp.float32) for x in (q, k, v)))
-    found = attention_kernels.splash(q, k, v, interpret=True)
+    found = TPU[name](q, k, v)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=2e-2)
 
 
 def test_kernels_are_taken_where_they_fit():
     half, single = (tokens(1, 128, 2, 40, dtype=kind) for kind in (jnp.bfloat16, jnp.float32))
+    assert attention_kernels.fits("flash", single, single)
     assert attention_kernels.fits("splash", single, single)
     assert attention_kernels.fits("cudnn", half, half)
     assert not attention_kernels.fits("cudnn", single, single)
     assert not attention_kernels.fits("plain", half, half)
-    few, wide = tokens(1, 64, 2, 40), tokens(1, 128, 1, 512)
-    assert not attention_kernels.fits("splash", few, single)
-    assert not attention_kernels.fits("splash", wide, wide)
+    few, wide, odd = tokens(1, 64, 2, 40), tokens(1, 128, 1, 512), tokens(1, 128, 1, 42)
+    for q in (few, wide, odd):
+        assert not attention_kernels.fits("flash", q, q)
+        assert not attention_kernels.fits("splash", q, q)
     # Where it does not fit, asking for it is no error; nor is a mask, which it does not have.
     np.testing.assert_array_equal(
-        attention(few, few, few, kernel="splash"), attention(few, few, few)
+        attention(few, few, few, kernel="flash"), attention(few, few, few)
     )
-    masked = attention(single, single, single, causal=True, kernel="splash")
+    masked = attention(single, single, single, causal=True, kernel="flash")
     np.testing.assert_array_equal(masked, attention(single, single, single, causal=True))
 
 
-def test_a_kernel_that_does_not_run_is_replaced_with_one_line(monkeypatch, caplog):
-    assert attention_kernels.best_for(jax.devices()[0], jnp.dtype("bfloat16")) == "plain"
+class Device:
+    def __init__(self, platform):
+        self.platform = platform
 
-    class Gpu:
-        platform = "gpu"
 
-    device = Gpu()
+@pytest.fixture
+def there(monkeypatch):
+    """Kernels are asked for as if this process had such devices; it has a CPU."""
+
+    def pretend(*devices):
+        here = jax.local_devices()[0]
+        monkeypatch.setattr(jax, "devices", lambda: devices)
+        monkeypatch.setattr(jax, "local_devices", lambda: [here])
+        return attention_kernels.best_for.__wrapped__
+
+    return pretend
+
+
+def test_kernels_by_platform():
     best_for = attention_kernels.best_for.__wrapped__
-    assert best_for(device, jnp.dtype("bfloat16")) == "cudnn"  # compiled for, not here
-    assert best_for(device, jnp.dtype("float32")) == "plain"
-    here = jax.devices()[0]
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    monkeypatch.setattr(jnp, "zeros", lambda shape, dtype, device: np.zeros(shape, dtype))
+    half, single = jnp.dtype("bfloat16"), jnp.dtype("float32")
+    assert best_for(jax.devices()[0], half) == "plain"
+    # What is compiled for, and is not here.
+    assert best_for(Device("tpu"), half) == "flash"
+    assert best_for(Device("gpu"), half) == "cudnn"
+    assert best_for(Device("gpu"), single) == "plain"
+
+
+def test_a_kernel_that_does_not_run_is_passed_over_with_one_line(there, caplog, monkeypatch):
+    gpu, tpu, half = Device("gpu"), Device("tpu"), jnp.dtype("bfloat16")
+    best_for = there(gpu, tpu)
     with caplog.at_level(logging.WARNING):
-        assert best_for(device, jnp.dtype("bfloat16")) == "plain"  # cuDNN cannot run on a CPU
+        assert best_for(gpu, half) == "plain"  # cuDNN cannot run on a CPU
     assert len(caplog.records) == 1 and "cudnn attention does not run here" in caplog.text
-    assert here.platform == "cpu"
+    caplog.clear()
+    kernels = dict(TPU)
+    monkeypatch.setattr(attention_kernels, "KERNELS", kernels)
+    with caplog.at_level(logging.WARNING):
+        assert best_for(tpu, half) == "flash"
+        assert not caplog.records
+        kernels["flash"] = lambda q, k, v: 1.1 * attention(q, k, v)
+        assert best_for(tpu, half) == "splash"
+    assert len(caplog.records) == 1 and "flash attention does not run here" in caplog.text
+    assert "off by 0.2" in caplog.text

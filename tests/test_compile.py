@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 
 import jax
 import pytest
@@ -48,9 +49,9 @@ backend_config={"estimated_cycles":"1000"}
   %copy.1 = f32[8,128]{0,1} copy(%fusion.1), backend_config={"estimated_cycles":"9223372036854775807"}
   %fusion.2 = f32[8]{0} fusion(%copy.1), kind=kLoop, calls=%fused_computation.2, \
 backend_config={"estimated_cycles":"50"}
-  %splash_mha_fwd_residuals.3 = (f32[512,128]{1,0}, bf16[2,256,40]{2,1,0}) custom-call(%p, %p, %p), \
-custom_call_target="tpu_custom_call", \
-operand_layout_constraints={s8[1,8]{1,0}, bf16[2,256,40]{2,1,0}, bf16[2,512,40]{2,1,0}, bf16[2,512,40]{2,1,0}}
+  %jvp_flash_forward_.3 = (bf16[2,40,250]{2,1,0:T(8,128)(2,1)}, f32[2,1,256]{2,1,0:T(1,128)}) \
+custom-call(%p, %p, %p), custom_call_target="tpu_custom_call", \
+operand_layout_constraints={bf16[2,40,256]{2,1,0}, bf16[2,40,512]{2,1,0}, bf16[2,40,512]{2,1,0}}
   %copy-start.2 = (f32[8]{0:S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%fusion.2)
   %copy-done.2 = f32[8]{0:S(1)} copy-done(%copy-start.2)
   %all = f32[8]{0} all-reduce(%fusion.2), replica_groups={{0,1}}, to_apply=%add
@@ -66,7 +67,7 @@ def test_costs_are_read_from_the_text():
         "copies": costs.Cost(1, 2 * 8 * 128 * 4, 0),  # the compiler does not say
         "reductions": costs.Cost(1, 8 * 128 * 4 + 32, 50),
         "kernels": costs.Cost(
-            1, 512 * 128 * 4 + 2 * 256 * 40 * 2 + 3 * 2048, 0, 2 * 2 * 2 * 256 * 512 * 128
+            1, 2 * 40 * 256 * 2 + 2 * 256 * 4 + 3 * 2048, 0, 2 * 2 * 2 * 256 * 512 * 128
         ),
         "collectives": costs.Cost(1, 64),
         "prefetches": costs.Cost(1, 32),  # into the core's memory
@@ -78,13 +79,17 @@ def test_costs_are_read_from_the_text():
     assert found["kernels"].seconds(v4) == 8 * 256 * 512 * 128 / 275e12
 
 
-def test_a_backward_kernel_for_all_has_one_product_more():
-    text = PROGRAM.replace("splash_mha_fwd_residuals.3", "splash_mha_dkv_no_residuals.3")
-    both = text.replace(
-        "  ROOT %while", "  %splash_mha_dq_no_residuals.4 = token[] after-all()\n  ROOT %while"
-    )
-    one, two = (costs.costs(t)["kernels"].flops for t in (text, both))
-    assert one / two == 5 / 4
+def test_kernels_are_known_by_their_names():
+    def flops(name, operands):
+        text = PROGRAM.replace("jvp_flash_forward_", name)
+        return costs.costs(re.sub("constraints=.*", operands, text))["kernels"].flops
+
+    channels_last = "constraints={s8[1,8]{1,0}, bf16[2,256,40]{2,1,0}, bf16[2,512,40]{2,1,0}}"
+    channels_first = "constraints={bf16[2,40,256]{2,1,0}, bf16[2,40,512]{2,1,0}}"
+    forward = flops("flash_forward", channels_first)
+    assert forward == flops("splash_mha_fwd_residuals", channels_last)
+    assert flops("transpose_jvp_flash_backward", channels_first) == 5 / 2 * forward
+    assert flops("splash_mha_dkv_no_residuals", channels_last) == 5 / 2 * forward
 
 
 def test_collectives_are_read_from_the_text():

@@ -50,9 +50,7 @@ def attention(
         kernel: taken where it fits these shapes and there is no mask.
     """
     if not causal and attention_kernels.fits(kernel, q, k):
-        return {"splash": attention_kernels.splash, "cudnn": attention_kernels.cudnn}[kernel](
-            q, k, v
-        )
+        return attention_kernels.KERNELS[kernel](q, k, v)
 
     @jax.checkpoint
     def platform_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

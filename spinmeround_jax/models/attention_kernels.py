@@ -1,7 +1,8 @@
 """Attention of the accelerators, which never writes the logits to memory, and which one to take.
 
 plain    products and a softmax, everywhere (`attention`)
-splash   a Pallas kernel that comes with JAX, on TPU
+flash    this package's Pallas kernels for TPU (`flash_attention`)
+splash   those that come with JAX, where the former do not run
 cudnn    NVIDIA's, on GPU, for half precision and heads of at most 128 channels
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +19,30 @@ from jax.experimental import multihost_utils
 
 _logger = logging.getLogger(__name__)
 
-LANES = 128  # of a TPU: splash takes whole multiples of tokens
-_BLOCK = 512  # tokens of a tile; 2048 do not fit a chip's vector memory
-_SPLASH_HEAD, _CUDNN_HEAD = 256, 128  # channels of a head at most
+LANES = 128  # of a TPU: its kernels take whole multiples of tokens
+_TPU_HEAD, _CUDNN_HEAD = 256, 128  # channels of a head at most
+_FOR = {"tpu": ("flash", "splash"), "gpu": ("cudnn",), "cuda": ("cudnn",)}  # by platform, best first
+_TOLERANCE = 0.05  # of gradients from the plain ones, relative to the largest
 
 
 def fits(kernel: str, q: jax.Array, k: jax.Array) -> bool:
     """Whether the kernel takes q (n, s, heads, d) and k (n, t, heads, d), and is worth it."""
-    if kernel == "splash":
-        return q.shape[1] >= LANES and q.shape[-1] <= _SPLASH_HEAD
+    if kernel in ("flash", "splash"):
+        return q.shape[1] >= LANES and q.shape[-1] <= _TPU_HEAD and q.shape[-1] % 8 == 0
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     return kernel == "cudnn" and half and q.shape[-1] % 8 == 0 and q.shape[-1] <= _CUDNN_HEAD
+
+
+def tile(tokens: int) -> int:
+    """How many of a multiple of 128 tokens are computed at once: 2048 do not fit a TPU's vector memory."""
+    return next(size for size in (512, 384, 256, LANES) if tokens % size == 0)
+
+
+def flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """See `flash_attention.flash`."""
+    from spinmeround_jax.models import flash_attention  # Pallas takes a quarter of a second
+
+    return flash_attention.flash(q, k, v)
 
 
 def splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
@@ -62,7 +77,7 @@ def _splash_kernel(heads: int, s: int, t: int, channels: int, interpret: bool):
         splash_attention_mask,
     )
 
-    across, along = _block(s), _block(t)
+    across, along = tile(s), tile(t)
     # One kernel for the whole backward pass: 5 products where two kernels need 7. It writes a gradient of
     # q for each block of keys, so these are as long as the vector memory allows, unlike what is computed
     # at once.
@@ -78,34 +93,51 @@ def _splash_kernel(heads: int, s: int, t: int, channels: int, interpret: bool):
     )
 
 
-def _block(tokens: int) -> int:
-    return next(size for size in (_BLOCK, 384, 256, LANES) if tokens % size == 0)
-
-
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """As `splash`, by NVIDIA's cuDNN."""
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
 
+KERNELS = {"flash": flash, "splash": splash, "cudnn": cudnn}
+
+
 @functools.cache
 def best_for(device: jax.Device, dtype: jnp.dtype) -> str:
-    """The kernel for a device, "plain" with one line of log where a better one does not run."""
-    kernel = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(device.platform, "plain")
-    if kernel == "cudnn" and dtype == jnp.float32:
+    """The kernel for a device: the first that runs there and is right, else "plain".
+
+    One line of log for each that is passed over.
+    """
+    candidates = _FOR.get(device.platform, ())
+    if not candidates or (candidates == ("cudnn",) and dtype == jnp.float32):
         return "plain"
-    if kernel == "plain" or device not in jax.devices():
-        return kernel  # it may be one that is only compiled for
-    attend = {"splash": splash, "cudnn": cudnn}[kernel]
+    if device not in jax.devices():
+        return candidates[0]  # it is only compiled for
     here = jax.local_devices()[0]  # `device` may be another process's
-    q, k = (jnp.zeros((1, tokens, 1, 40), dtype, device=here) for tokens in (LANES, 77))
+    found = next((kernel for kernel in candidates if _runs(kernel, here, dtype)), "plain")
+    if jax.process_count() > 1:  # all must run one program
+        numbers = [*candidates, "plain"]
+        found = numbers[multihost_utils.process_allgather(np.array(numbers.index(found))).max()]
+    return found
+
+
+def _runs(kernel: str, device: jax.Device, dtype: jnp.dtype) -> bool:
+    """Whether the kernel does what plain attention does, forward and backward, on a small example."""
+    rng = np.random.default_rng(0)
+    shapes = [(1, tokens, 2, 40) for tokens in (LANES, 77, 77)]
+    inputs = [jnp.asarray(rng.standard_normal(s), dtype, device=device) for s in shapes]
+
+    def gradients(attend: Callable[..., jax.Array]) -> list[np.ndarray]:
+        loss = jax.jit(jax.grad(lambda *x: jnp.sum(attend(*x).astype(jnp.float32) ** 2), (0, 1, 2)))
+        return [np.asarray(x, np.float32) for x in loss(*inputs)]
+
     try:
-        probe = jax.jit(jax.grad(lambda *x: jnp.sum(attend(*x).astype(jnp.float32))))
-        jax.block_until_ready(probe(q, k, k))
+        pairs = zip(
+            gradients(KERNELS[kernel]), gradients(jax.nn.dot_product_attention), strict=True
+        )
+        off = max(float(abs(a - b).max() / abs(b).max()) for a, b in pairs)
+        reason = f"its gradients are off by {off:.2g}" if not off < _TOLERANCE else ""
     except Exception as error:  # each compiler has its own
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        _logger.warning("%s attention does not run here, taking the plain one: %s", kernel, reason)
-        kernel = "plain"
-    if jax.process_count() > 1:  # all must run one program
-        runs = multihost_utils.process_allgather(np.array(kernel != "plain"))
-        kernel = kernel if runs.all() else "plain"
-    return kernel
+    if reason:
+        _logger.warning("%s attention does not run here, passing it over: %s", kernel, reason)
+    return not reason

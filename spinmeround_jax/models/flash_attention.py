@@ -1,0 +1,222 @@
+"""Softmax attention as a pair of Pallas kernels for TPU, with the tokens along the lanes.
+
+A head of the UNet has 40, 80 or 160 channels. An array whose last axis is these channels is padded to 128
+lanes in the chip's memory, and has to be brought from and to the order of the projections around it. Here
+queries, keys, values, output and all gradients are (heads, channels, tokens): the order in which a projection can write
+and read them, with nothing padded. What the backward pass needs of the softmax is one number per
+query. Splash, which comes with JAX, stores 128 copies of that number and takes its inputs or gives its gradients with channels last.
+
+The algorithm is FlashAttention-2's (arXiv 2307.08691), in powers of two.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from spinmeround_jax.models.attention_kernels import LANES, tile
+
+# Channels x tokens of the keys that lie in the vector memory together; with twice as many, the backward
+# pass does not fit its 16 MiB.
+_RESIDENT = 80 * 4096
+_MASKED = -1e30  # a logit; not -inf, whose differences are not numbers
+_LOG2E = math.log2(math.e)
+
+_NN, _NT = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
+
+
+def flash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: Any = False) -> jax.Array:
+    """Softmax attention, q (n, s, heads, d), k and v (n, t, heads, d) -> (n, s, heads, d).
+
+    Args:
+        interpret: as `pallas_call` takes it, to run without a TPU, slowly, for tests.
+    """
+    n, s, heads, _ = q.shape
+    tokens_last = [rearrange(x, "n s heads d -> (n heads) d s") for x in (q, k, v)]
+    padded = (jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[-1] % LANES))) for x in tokens_last)
+    out = _attend(k.shape[1], interpret, *padded)[:, :, :s]
+    return rearrange(out, "(n heads) d s -> n s heads d", n=n, heads=heads)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(keys: int, interpret: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """q (m, d, s), k and v (m, d, t) -> (m, d, s); keys from `keys` on are padding."""
+    return _forward(keys, interpret, q, k, v)[0]
+
+
+def _forward(keys, interpret, q, k, v):
+    """The output, and what the backward pass reads."""
+    (m, d, s), t = q.shape, k.shape[-1]
+    across, along = tile(s), _resident(d, t)
+    queries = pl.BlockSpec((None, d, across), lambda head, i, j: (head, 0, i))
+    others = pl.BlockSpec((None, d, along), lambda head, i, j: (head, 0, j))
+    numbers = pl.BlockSpec((None, 1, across), lambda head, i, j: (head, 0, i))
+    out, log_sums = pl.pallas_call(
+        functools.partial(_forward_kernel, keys=keys),
+        name="flash_forward",
+        grid=(m, s // across, t // along),
+        in_specs=[queries, others, others],
+        out_specs=[queries, numbers],
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((m, 1, s), jnp.float32),
+        ],
+        scratch_shapes=[
+            pltpu.VMEM((across, LANES), jnp.float32),
+            pltpu.VMEM((across, LANES), jnp.float32),
+            pltpu.VMEM((across, d), jnp.float32),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary", "arbitrary")
+        ),
+        interpret=interpret,
+    )(q, k, v)
+    return out, (q, k, v, out, log_sums)
+
+
+def _backward(keys, interpret, residuals, g):
+    q, k, v, out, log_sums = residuals
+    (m, d, s), t = q.shape, k.shape[-1]
+    across, along = tile(s), _resident(d, t)
+    queries = pl.BlockSpec((None, d, across), lambda head, j, i: (head, 0, i))
+    others = pl.BlockSpec((None, d, along), lambda head, j, i: (head, 0, j))
+    numbers = pl.BlockSpec((None, 1, across), lambda head, j, i: (head, 0, i))
+    # Of each block of keys a gradient of the queries, which are added up afterwards.
+    parts = pl.BlockSpec((None, None, d, across), lambda head, j, i: (j, head, 0, i))
+    dq, dk, dv = pl.pallas_call(
+        functools.partial(_backward_kernel, keys=keys),
+        name="flash_backward",
+        grid=(m, t // along, s // across),
+        in_specs=[queries, others, others, queries, queries, numbers],
+        out_specs=[parts, others, others],
+        out_shape=[
+            jax.ShapeDtypeStruct((t // along, *q.shape), q.dtype),
+            jax.ShapeDtypeStruct(k.shape, k.dtype),
+            jax.ShapeDtypeStruct(v.shape, v.dtype),
+        ],
+        scratch_shapes=[pltpu.VMEM((along, d), jnp.float32)] * 2,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary", "arbitrary")
+        ),
+        interpret=interpret,
+    )(q, k, v, out, g, log_sums)
+    return jnp.sum(dq, axis=0, dtype=jnp.float32).astype(q.dtype), dk, dv
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _forward_kernel(q_ref, k_ref, v_ref, out_ref, log_sum_ref, largest, total, weighted, *, keys):
+    """Some queries of a head and one block of its keys, after the blocks before it.
+
+    largest, total: (queries, LANES), the same in each lane. weighted: (queries, d).
+    """
+    block, blocks = pl.program_id(2), pl.num_programs(2)
+    d, along = k_ref.shape
+    q = _scaled(q_ref).T
+    size = tile(along)
+
+    @pl.when(block == 0)
+    def start():
+        largest[...] = jnp.full_like(largest, _MASKED)
+        total[...] = jnp.zeros_like(total)
+        weighted[...] = jnp.zeros_like(weighted)
+
+    def step(i, _):
+        here = pl.ds(i * size, size)
+        logits = jax.lax.dot_general(q, k_ref[:, here], _NN, preferred_element_type=jnp.float32)
+        if keys < blocks * along:
+            logits = _mask(logits, 1, keys - block * along - i * size, _MASKED)
+        before = largest[...]
+        after = jnp.maximum(before, jnp.max(logits, axis=1)[:, None])
+        p = jnp.exp2(logits - jnp.tile(after, (1, size // LANES)))
+        fade = jnp.exp2(before - after)
+        largest[...] = after
+        total[...] = total[...] * fade + jnp.sum(p, axis=1)[:, None]
+        values = v_ref[:, here]
+        new = jax.lax.dot_general(
+            p.astype(values.dtype), values, _NT, preferred_element_type=jnp.float32
+        )
+        weighted[...] = weighted[...] * _over_channels(fade, d) + new
+
+    jax.lax.fori_loop(0, along // size, step, None, unroll=True)
+
+    @pl.when(block == blocks - 1)
+    def finish():
+        out_ref[...] = (weighted[...] / _over_channels(total[...], d)).T.astype(out_ref.dtype)
+        log_sum_ref[...] = (largest[...] + jnp.log2(total[...])).T[:1]
+
+
+def _backward_kernel(
+    q_ref, k_ref, v_ref, out_ref, g_ref, log_sum_ref, dq_ref, dk_ref, dv_ref, dk, dv, *, keys
+):
+    """One block of keys and some queries, after the queries before them.
+
+    dk, dv: (keys, d), sums over the queries so far.
+    """
+    block, blocks = pl.program_id(1), pl.num_programs(1)
+    d, along = k_ref.shape
+    q, g = _scaled(q_ref), g_ref[...]
+    q_rows, g_rows = q.T, g.T
+    log_sum = log_sum_ref[...]
+    own = jnp.sum(out_ref[...].astype(jnp.float32) * g.astype(jnp.float32), axis=0, keepdims=True)
+    size = tile(along)
+
+    @pl.when(pl.program_id(2) == 0)
+    def start():
+        dk[...] = jnp.zeros_like(dk)
+        dv[...] = jnp.zeros_like(dv)
+
+    def step(i, dq):
+        here = pl.ds(i * size, size)
+        k = k_ref[:, here]
+        logits = jax.lax.dot_general(k.T, q, _NN, preferred_element_type=jnp.float32)
+        p = jnp.exp2(logits - log_sum)
+        if keys < blocks * along:
+            p = _mask(p, 0, keys - block * along - i * size, 0.0)
+        dv[here, :] += jax.lax.dot_general(
+            p.astype(g.dtype), g_rows, _NN, preferred_element_type=jnp.float32
+        )
+        dp = jax.lax.dot_general(v_ref[:, here].T, g, _NN, preferred_element_type=jnp.float32)
+        ds = (p * (dp - own)).astype(q.dtype)
+        dk[here, :] += jax.lax.dot_general(ds, q_rows, _NN, preferred_element_type=jnp.float32)
+        return dq + jax.lax.dot_general(k, ds, _NN, preferred_element_type=jnp.float32)
+
+    dq = jnp.zeros(q.shape, jnp.float32)
+    dq = jax.lax.fori_loop(0, along // size, step, dq, unroll=True)
+    dq_ref[...] = (dq * d**-0.5).astype(dq_ref.dtype)
+
+    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+    def finish():
+        dk_ref[...] = (dk[...] / _LOG2E).T.astype(dk_ref.dtype)  # q had it as a factor
+        dv_ref[...] = dv[...].T.astype(dv_ref.dtype)
+
+
+def _scaled(q_ref) -> jax.Array:
+    """So that logits are powers of two."""
+    scale = q_ref.shape[0] ** -0.5 * _LOG2E
+    return (q_ref[...].astype(jnp.float32) * scale).astype(q_ref.dtype)
+
+
+def _mask(x: jax.Array, axis: int, count: jax.Array, value: float) -> jax.Array:
+    return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) < count, x, value)
+
+
+def _over_channels(x: jax.Array, d: int) -> jax.Array:
+    """(queries, LANES) -> (queries, d)."""
+    return jnp.tile(x, (1, pl.cdiv(d, LANES)))[:, :d]
+
+
+def _resident(d: int, tokens: int) -> int:
+    """Tokens of a block of keys: a whole part of all of them, in whole tiles."""
+    size = tile(tokens)
+    tiles = tokens // size
+    fitting = (n for n in range(tiles, 0, -1) if tiles % n == 0 and d * n * size <= _RESIDENT)
+    return next(fitting, 1) * size
