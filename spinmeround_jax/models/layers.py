@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 ZEROS = nnx.initializers.zeros_init()
 
@@ -44,14 +45,14 @@ def normalise(
     scale: jax.Array,
     bias: jax.Array,
 ) -> jax.Array:
-    """(x - mean) / deviation * scale + bias in float32, then SiLU if asked for.
+    """(x - mean) / deviation * scale + bias, then SiLU if asked for, all in float32.
 
     For the backward pass `x` is kept as it came, with its statistics; JAX's own would keep three or four
     arrays of its size, some of them in float32.
 
     Args:
         average: over what is normalised together, with a shape that broadcasts to x's.
-        x: (..., c).
+        x: (..., c), of any precision, which the output has too.
         scale, bias: (c,).
     """
     return _normalise_forward(average, epsilon, silu, x, scale, bias)[0]
@@ -63,24 +64,64 @@ def _normalise_forward(average, epsilon, silu, x, scale, bias):
     # Two passes, as E[x^2] - E[x]^2 cancels on large means.
     inverse = jax.lax.rsqrt(average(centred**2) + epsilon)
     out = centred * (inverse * scale) + bias
-    return nnx.silu(out) if silu else out, (x, scale, bias, mean, inverse)
+    return (nnx.silu(out) if silu else out).astype(x.dtype), (x, scale, bias, mean, inverse)
 
 
 def _normalise_backward(average, epsilon, silu, residuals, g):
     del epsilon
     x, scale, bias, mean, inverse = residuals
-    unit = (x.astype(jnp.float32) - mean) * inverse
-    if silu:
-        out = unit * scale + bias
-        half = jax.nn.sigmoid(out)
-        g = g * half * (1 + out * (1 - half))
+
+    def before_scale(g: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The gradient of what `scale` and `bias` give, and what they are given."""
+        g, unit = g.astype(jnp.float32), (x.astype(jnp.float32) - mean) * inverse
+        if silu:
+            out = unit * scale + bias
+            half = jax.nn.sigmoid(out)
+            g = g * half * (1 + out * (1 - half))
+        return g, unit
+
+    inner, unit = before_scale(g)
     leading = tuple(range(x.ndim - 1))
-    wanted = g * scale
-    dx = inverse * (wanted - average(wanted) - unit * average(wanted * unit))
-    return dx.astype(x.dtype), jnp.sum(g * unit, axis=leading), jnp.sum(g, axis=leading)
+    dscale, dbias = jnp.sum(inner * unit, axis=leading), jnp.sum(inner, axis=leading)
+    means = average(inner * scale), average(inner * scale * unit)
+    if g.dtype != jnp.float32:
+        # Else XLA has the layer before write g in float32, for the sums above and for what follows.
+        g, *means = jax.lax.optimization_barrier((g, *means))
+        inner, unit = before_scale(g)
+    dx = inverse * (inner * scale - means[0] - unit * means[1])
+    return dx.astype(x.dtype), dscale, dbias
 
 
 normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+@jax.custom_vjp
+def gated(hidden: jax.Array, gate: jax.Array) -> jax.Array:
+    """hidden * GELU(gate), GELU with the error function (arXiv 1606.08415).
+
+    The backward pass keeps these two arrays; JAX's own would keep three, and computes GELU by erfc, which
+    takes longer and is exact where GELU is zero to any precision of interest.
+    """
+    return _gated_forward(hidden, gate)[0]
+
+
+def _gated_forward(hidden, gate):
+    x = gate.astype(jnp.float32)
+    return (hidden * x * _normal_distribution(x)).astype(hidden.dtype), (hidden, gate)
+
+
+def _gated_backward(residuals, g):
+    hidden, gate = residuals
+    x, below = gate.astype(jnp.float32), _normal_distribution(gate.astype(jnp.float32))
+    density = jnp.exp(-0.5 * x**2) * (2 * math.pi) ** -0.5
+    return (g * x * below).astype(g.dtype), (g * hidden * (below + x * density)).astype(g.dtype)
+
+
+gated.defvjp(_gated_forward, _gated_backward)
+
+
+def _normal_distribution(x: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * jax.lax.erf(x * 2**-0.5)
 
 
 class LayerNorm(nnx.Module):
@@ -93,8 +134,8 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        out = normalise(_channel_mean, 1e-5, False, x, self.scale[...], self.bias[...])
-        return out.astype(self.dtype)
+        x = x.astype(self.dtype)
+        return normalise(_channel_mean, 1e-5, False, x, self.scale[...], self.bias[...])
 
 
 class GroupNorm(nnx.Module):
@@ -109,9 +150,8 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x: jax.Array, silu: bool = False) -> jax.Array:
-        average = functools.partial(_group_mean, self.groups)
-        out = normalise(average, self.epsilon, silu, x, self.scale[...], self.bias[...])
-        return out.astype(self.dtype)
+        x, average = x.astype(self.dtype), functools.partial(_group_mean, self.groups)
+        return normalise(average, self.epsilon, silu, x, self.scale[...], self.bias[...])
 
 
 def _channel_mean(x: jax.Array) -> jax.Array:
@@ -190,6 +230,15 @@ def linear(
     return nnx.Linear(
         channels_in, channels_out, dot_general=_product, dtype=dtype, rngs=rngs, **options
     )
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """The same, laid out in memory as its axes are written.
+
+    Convolutions on a TPU want other layouts than products of tokens do. Told where to change it, XLA changes it
+    there; else it does so at every second operation of a transformer.
+    """
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def in_parts(layer: nnx.Linear, x: jax.Array, parts: int) -> list[jax.Array]:
