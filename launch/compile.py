@@ -28,7 +28,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from launch import chips, costs
+from launch import chips, costs, plots
 from launch.chips import GIB
 
 TIMEOUT = 3 * 3600.0
@@ -82,6 +82,10 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "devices": len(devices),
         "chip": name,
+        "program": request["program"],
+        "slices": request["slices"],
+        "mesh": dataclasses.asdict(config.mesh),
+        "remat": config.remat,
         "forward_flops": programs.forward_flops(config),
         "encoder_flops": 0.0 if request["cached"] else programs.encoder_flops(config),
         "held": held,
@@ -212,6 +216,19 @@ def useful_flops(result: dict[str, Any], program: str) -> float:
     return 2.0 * calls * result["forward_flops"] * examples
 
 
+def points(results: Sequence[tuple[str, dict[str, Any], str]]) -> list[plots.Point]:
+    """Of (label, result, program) each, for a plot."""
+    found = []
+    for label, result, program in results:
+        bound = times(result, program)
+        moved = bound["memory"] * chips.CHIPS[result["chip"]].bandwidth
+        rate = useful_flops(result, program) / max(bound.values())
+        found.append(
+            plots.Point(label, result["chip"], useful_flops(result, program) / moved, rate)
+        )
+    return found
+
+
 def report(result: dict[str, Any], request: dict[str, Any]) -> str:
     """The text that is printed."""
     chip = chips.CHIPS[result["chip"]]
@@ -280,59 +297,6 @@ def breakdown(result: dict[str, Any], useful: float, repeats: int) -> list[str]:
         "(MFU), collectives and prefetches hidden"
     )
     return lines
-
-
-def roofline(results: Sequence[tuple[str, dict[str, Any], str]], path: pathlib.Path) -> None:
-    """A plot of useful FLOP/s against FLOPs per byte, as SVG: (label, result, program) each."""
-    import math
-
-    width, height, margin = 640, 400, 60
-
-    def x(intensity: float) -> float:
-        return margin + (math.log10(intensity) + 1) / 4.5 * (width - 2 * margin)
-
-    def y(rate: float) -> float:
-        return height - margin - (math.log10(rate) - 11) / 4.2 * (height - 2 * margin)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
-    ]
-    for exponent in range(-1, 4):
-        parts.append(
-            f'<text x="{x(10.0**exponent):.0f}" y="{height - margin + 18}" '
-            f'text-anchor="middle">{10.0**exponent:g}</text>'
-        )
-    for exponent in range(11, 16):
-        parts.append(
-            f'<text x="{margin - 6}" y="{y(10.0**exponent):.0f}" '
-            f'text-anchor="end">{10.0 ** (exponent - 12):g}</text>'
-        )
-    parts.append(
-        f'<text x="{width / 2}" y="{height - 14}" text-anchor="middle">FLOPs per byte of HBM</text>'
-        f'<text x="14" y="{height / 2}" transform="rotate(-90 14 {height / 2})" '
-        'text-anchor="middle">TFLOP/s per chip</text>'
-    )
-    for name in sorted({result["chip"] for _, result, _ in results}):
-        chip = chips.CHIPS[name]
-        knee = chip.flops / chip.bandwidth
-        points = [(0.1, 0.1 * chip.bandwidth), (knee, chip.flops), (3000.0, chip.flops)]
-        line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="#888"/>')
-        parts.append(
-            f'<text x="{x(900):.0f}" y="{y(chip.flops) - 5:.0f}" fill="#666">{name}</text>'
-        )
-    for label, result, program in results:
-        bound = times(result, program)
-        repeats = 1 if program == "train" else result["steps"]
-        flops = useful_flops(result, program)
-        a = x(flops / (repeats * result["bytes"]))
-        b = y(flops / max(bound.values()))
-        parts.append(
-            f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="#c33"/>'
-            f'<text x="{a + 7:.1f}" y="{b + 12:.1f}">{label}</text>'
-        )
-    path.write_text("".join(parts) + "</svg>\n")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -427,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)
         content = [{"label": label, **result} for label, result, _ in results]
         (arguments.out / "report.json").write_text(json.dumps(content, indent=1) + "\n")
-        roofline(results, arguments.out / "roofline.svg")
+        plots.roofline(points(results), arguments.out / "roofline.svg")
     return 0
 
 

@@ -10,7 +10,7 @@ import pytest
 from test_train import full_config
 from tiny_model import CONFIG
 
-from launch import chips, costs, hlo, programs
+from launch import chips, costs, hlo, plots, programs, scaling
 from launch import compile as command
 
 HLO = """
@@ -182,8 +182,34 @@ def test_the_report_names_what_bounds_the_step(tmp_path):
     assert heun == pytest.approx(2 * 99 * 7.3e12)
     slow = {**RESULT, "bytes": 5e11}
     assert "so the memory bounds it: at best 20% of peak" in command.report(slow, request)
-    command.roofline([("here", RESULT, "train")], tmp_path / "roofline.svg")
+    plots.roofline(command.points([("here", RESULT, "train")]), tmp_path / "roofline.svg")
     assert "here" in (tmp_path / "roofline.svg").read_text()
+
+
+def test_scaling_puts_reports_side_by_side(tmp_path, capsys):
+    paths = []
+    for devices, batch, sent in ((8, 8, 7e9), (64, 16, 7e9), (64, 8, 7e9)):
+        collectives = {"all-gather": {"count": 3, "bytes": 8e9, "sent": sent}}
+        report = {
+            **RESULT, "program": "train", "slices": 1, "mesh": {"fsdp": 8, "views": devices // batch},
+            "remat": "nothing", "devices": devices, "batch_size": batch, "collectives": collectives,
+            "bytes": 5e10 * batch / devices,
+        }  # fmt: skip
+        paths.append(tmp_path / f"{devices}-{batch}.json")
+        paths[-1].write_text(json.dumps([report]))
+    plot = tmp_path / "new" / "scaling.svg"
+    words = [*map(str, paths), "--over=chips-per-example", f"--out={plot}"]
+    assert scaling.main(words) == 0
+    told = capsys.readouterr().out
+    # 3 x 7.3 TFLOP at 275 TFLOP/s against 7 GB at 300 GB/s: equal at 79.6 / 23.3 chips per example.
+    assert "The interconnect binds from 3.41 chips per example" in told
+    assert "| 64 | v4 | 1 | 8 x 4 | nothing | 0.25 | 16.0, 8.0 | 50.0 | 3, 8.000 |" in told
+    assert plot.read_text().count("<polyline") == 3
+    assert scaling.main([str(paths[0])]) == 0
+    assert "binds nowhere" in capsys.readouterr().out
+    paths[0].write_text('[{"program": "sample"}]')
+    assert scaling.main([str(paths[0])]) == 1
+    assert f"{paths[0]}: no report to compare" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_named():

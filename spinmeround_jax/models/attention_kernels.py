@@ -21,7 +21,11 @@ _logger = logging.getLogger(__name__)
 
 LANES = 128  # of a TPU: its kernels take whole multiples of tokens
 _TPU_HEAD, _CUDNN_HEAD = 256, 128  # channels of a head at most
-_FOR = {"tpu": ("flash", "splash"), "gpu": ("cudnn",), "cuda": ("cudnn",)}  # by platform, best first
+_FOR = {
+    "tpu": ("flash", "splash"),
+    "gpu": ("cudnn",),
+    "cuda": ("cudnn",),
+}  # by platform, best first
 _TOLERANCE = 0.05  # of gradients from the plain ones, relative to the largest
 
 

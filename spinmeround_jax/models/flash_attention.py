@@ -2,9 +2,10 @@
 
 A head of the UNet has 40, 80 or 160 channels. An array whose last axis is these channels is padded to 128
 lanes in the chip's memory, and has to be brought from and to the order of the projections around it. Here
-queries, keys, values, output and all gradients are (heads, channels, tokens): the order in which a projection can write
-and read them, with nothing padded. What the backward pass needs of the softmax is one number per
-query. Splash, which comes with JAX, stores 128 copies of that number and takes its inputs or gives its gradients with channels last.
+queries, keys, values, output and all gradients are (heads, channels, tokens): the projections write and
+read them so, with nothing padded. What the backward pass needs of the softmax is one number per query.
+Splash, which comes with JAX, writes 128 copies of that number, and its output and gradients have channels last.
+docs/scale.md has what that changes.
 
 The algorithm is FlashAttention-2's (arXiv 2307.08691), in powers of two.
 """
