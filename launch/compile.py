@@ -49,22 +49,12 @@ class TooLarge(CompileError):
 def compile_here(request: dict[str, Any]) -> dict[str, Any]:
     """What the child process does with `request` (see `compile_apart`)."""
     import jax
-    from jax.experimental import topologies
 
     from launch import hlo, programs
 
     jax.config.update("jax_optimization_level", request["effort"])
     config = load_config(request["config"], request["overrides"])
-    name, chip = chips.parse(request["topology"])
-    options = dict(chip.options)
-    if request["slices"] > 1:
-        options["num_slices"] = request["slices"]
-    shape = [int(side) for side in request["topology"].partition(":")[2].split("x")]
-    if all(side == 1 for side in shape):
-        options["chips_per_host_bounds"] = (1, 1, 1)
-    devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=request["topology"], **options
-    ).devices
+    devices = devices_of(request["topology"], request["slices"])
     own_batch = config.optimizer.batch_size
     config = programs.with_batch(config, len(devices), request["examples"])
     if request["program"] == "train":
@@ -72,7 +62,7 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
     else:
         lowered, held = programs.sampler(config, devices, int(request["examples"]))
     compiled = lowered.compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}  # of a GPU, none
     try:
         text = compiled.as_text()
     except Exception as error:  # that of a good program cannot always be had
@@ -81,7 +71,7 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
     found = costs.costs(text)
     return {
         "devices": len(devices),
-        "chip": name,
+        "chip": chips.parse(request["topology"])[0],
         "program": request["program"],
         "slices": request["slices"],
         "mesh": dataclasses.asdict(config.mesh),
@@ -94,6 +84,7 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
         "aliased": memory.alias_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
         "peak": peak(memory),
+        "largest": hlo.largest(text),
         "flops": cost.get("flops"),
         # The compiler's own count takes what stays in the core's memory for traffic, at high effort.
         "bytes": sum(kind.bytes for kind in found.values()) or cost.get("bytes accessed"),
@@ -105,6 +96,33 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
         "batch_size": config.optimizer.batch_size,
         "paper_steps": sum(stage.steps for stage in config.stages),
     }
+
+
+def devices_of(topology: str, slices: int) -> Sequence[Any]:
+    """Devices that need not be there.
+
+    Raises:
+        ValueError: several slices of what has none.
+    """
+    from jax.experimental import topologies
+
+    name, shape = chips.parse(topology)
+    chip = chips.CHIPS[name]
+    if chip.target:
+        if slices > 1:
+            raise ValueError(f"{topology}: GPUs have no slices; nodes are the first number")
+        nodes, gpus = shape
+        description = topologies.get_topology_desc(
+            platform="cuda", topology_name="", target_config=chip.target,
+            topology=f"1x{nodes}x{gpus}",
+        )  # fmt: skip
+        return description.devices
+    options = dict(chip.options)
+    if slices > 1:
+        options["num_slices"] = slices
+    if all(side == 1 for side in shape):
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
 
 
 def by_kind(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -165,13 +183,21 @@ def compile_apart(request: dict[str, Any]) -> dict[str, Any]:
         "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU to ask
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no other process is in the way
         "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "",
     }
     done = subprocess.run(
         [sys.executable, "-m", "launch.compile", "--child"], input=json.dumps(request),
         capture_output=True, text=True, env=environment, timeout=TIMEOUT,
     )  # fmt: skip
     if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
+        result = json.loads(done.stdout.splitlines()[-1])
+        memory = chips.CHIPS[result["chip"]].memory
+        if result["peak"] > memory:  # which the compiler for GPUs does not mind
+            raise TooLarge(
+                f"{result['peak'] / GIB:.1f} GiB at once, of {memory / GIB:.1f}; the largest arrays:\n"
+                + "\n".join(result["largest"])
+            )
+        return result
     words = done.stderr.strip()
     if "RESOURCE_EXHAUSTED" in words or "Ran out of memory" in words:
         raise TooLarge(largest_arrays(words))
@@ -344,6 +370,18 @@ def _topology(text: str) -> str:
     return text
 
 
+def missing_compiler(chip: str) -> str:
+    """What to install to compile for it; empty where it is there."""
+    if chips.CHIPS[chip].target:
+        plugins = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+        if any(importlib.util.find_spec(plugin) for plugin in plugins):
+            return ""
+        return "JAX's plugin for CUDA is missing, it holds the compiler: pip install '.[cuda]'"
+    if importlib.util.find_spec("libtpu"):
+        return ""
+    return "libtpu is missing, it holds the compiler: pip install '.[tpu]'"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv == ["--child"]:
@@ -353,10 +391,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.program == "sample" and arguments.examples % 1:
         print("error: --examples must be whole for sampling", file=sys.stderr)
         return 2
-    if importlib.util.find_spec("libtpu") is None:
-        print(
-            "error: libtpu is missing, it holds the compiler: pip install '.[tpu]'", file=sys.stderr
-        )
+    if missing := missing_compiler(chips.parse(arguments.topology)[0]):
+        print(f"error: {missing}", file=sys.stderr)
         return 1
     request = {
         "config": arguments.config, "overrides": arguments.overrides,

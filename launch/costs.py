@@ -25,6 +25,7 @@ _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "after-all",
     "while", "conditional", "call", "iota",
 }  # fmt: skip
+_SLICES = {"slice", "dynamic-slice", "gather"}
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 _CALLED = re.compile(
@@ -32,6 +33,11 @@ _CALLED = re.compile(
     r"\{?(%[\w.-]+(?:, %[\w.-]+)*)"
 )
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\](?:\{([^}]*)\})?")
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_CALLS = {  # Pallas on a TPU; cuDNN and cuBLAS on a GPU
+    "kernels": re.compile("tpu_custom_call|fmha"),
+    "products": re.compile("gemm|matmul|conv"),
+}
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _NOT_KNOWN = 2**62  # the compiler writes the largest integer
 
@@ -81,7 +87,7 @@ def costs(text: str) -> dict[str, Cost]:
         kernel = next((k for k in KERNELS if k in name), None)
         found[_kind(operation, rest, computations)] += Cost(
             1,
-            _hbm_bytes(result) + sum(sizes.get(operand, 0) for operand in operands),
+            _hbm_bytes(result) + _bytes_read(operands, rest, sizes, computations),
             int(cycles[1]) if cycles and int(cycles[1]) < _NOT_KNOWN else 0,
             _attention_flops(rest, kernel) if kernel else 0.0,
         )
@@ -119,13 +125,43 @@ def _executed(
                     waiting += re.findall(r"%([\w.-]+)", called)
 
 
+def _bytes_read(
+    operands: list[str],
+    rest: str,
+    sizes: dict[str, int],
+    computations: dict[str, list[tuple[str, str, str, str]]],
+) -> int:
+    """Of an instruction's operands; of those that a fusion takes slices of, these."""
+    called = re.search(r"calls=%([\w.-]+)", rest)
+    body = computations.get(called[1], []) if called else []
+    numbers = {
+        name: int(inner.partition(")")[0]) for name, _, op, inner in body if op == "parameter"
+    }
+    uses: dict[int, list[tuple[str, str]]] = collections.defaultdict(list)
+    for _, result, operation, inner in body:
+        for name in re.findall(r"%([\w.-]+)", inner.split("), ")[0]):
+            if name in numbers:
+                uses[numbers[name]].append((operation, result))
+    total = 0
+    for number, operand in enumerate(operands):
+        size = sizes.get(operand, 0)
+        used = uses.get(number, [])
+        if used and all(operation in _SLICES for operation, _ in used):
+            size = min(size, sum(_hbm_bytes(result, everywhere=True) for _, result in used))
+        total += size
+    return total
+
+
 def _kind(
     operation: str, rest: str, computations: dict[str, list[tuple[str, str, str, str]]]
 ) -> str:
     if operation in KINDS:
         return "collectives"
     if operation == "custom-call":
-        return "kernels" if "tpu_custom_call" in rest else "elementwise"
+        target = _TARGET.search(rest)
+        return next(
+            (k for k, words in _CALLS.items() if target and words.search(target[1])), "elementwise"
+        )
     inside = {operation}
     if operation == "fusion" and (called := re.search(r"calls=%([\w.-]+)", rest)):
         inside = {what for _, _, what, _ in computations.get(called[1], [])}

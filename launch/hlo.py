@@ -15,6 +15,8 @@ _INSTRUCTION = re.compile(
     rf"^\s*(?:ROOT )?%?[\w.-]+ = (.+?) ({'|'.join(KINDS)})(-start)?\((.*)$", re.MULTILINE
 )
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
+_RESULT = re.compile(r"^\s*(?:ROOT )?%[\w.-]+ = ([a-z]+[0-9]*)\[([0-9,]*)\](.*)$", re.MULTILINE)
+_SOURCE = re.compile(r'op_name="([^"]*)"')
 _GROUPS = re.compile(r"replica_groups=(\{\{[0-9, ]+\}|\[[0-9]+,([0-9]+)\])")
 
 
@@ -58,6 +60,18 @@ def collectives(text: str, devices: int) -> dict[str, Collectives]:
         for kind in KINDS
         if kind in found
     }
+
+
+def largest(text: str, count: int = 5) -> list[str]:
+    """Lines with the largest arrays of a program, and where they come from."""
+    found = {}
+    for kind, shape, rest in _RESULT.findall(text):
+        source = _SOURCE.search(rest)
+        found.setdefault(
+            (array_bytes(kind, shape), f"{kind}[{shape}]"), source[1] if source else ""
+        )
+    lines = sorted(found.items(), reverse=True)[:count]
+    return [f"{size / 2**30:.2f} GiB {array} {source}" for (size, array), source in lines]
 
 
 def array_bytes(kind: str, shape: str) -> int:

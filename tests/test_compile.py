@@ -116,8 +116,9 @@ def test_flops_are_counted_through_loops_and_products():
 
 
 def test_topologies_and_batches_that_cannot_be_are_refused():
-    assert chips.parse("v4:2x2x2")[0] == "v4"
-    for text in ("v4:2x2", "v9:2x2", "v5e", "v5e:2xA", "v5e:0x4"):
+    assert chips.parse("v4:2x2x2") == ("v4", (2, 2, 2))
+    assert chips.parse("h100:2x8") == ("h100", (2, 8))
+    for text in ("v4:2x2", "v9:2x2", "v5e", "v5e:2xA", "v5e:0x4", "h100:8"):
         with pytest.raises(ValueError, match=r"expected CHIP:SHAPE|whole numbers"):
             chips.parse(text)
     config = full_config("quickstart")
