@@ -7,12 +7,15 @@ Examples:
   # The largest batch that fits; memory, FLOPs, bytes, collectives and times, as JSON and a picture too
   python -m launch.compile --config=configs/tpu_v4.py --topology=v4:2x2x2 --largest --out=out/v4
 
+  # A node of 8 H100
+  python -m launch.compile --config=configs/h100.py --topology=h100:1x8 --examples=4 --effort=O2
+
   # Sampling; and a small model in a minute
   python -m launch.compile --config=configs/tpu_v4.py --topology=v5e:1x1 --program=sample
   python -m launch.compile --config=configs/quickstart.py --topology=v5e:2x4 --examples=1
 
-It needs '.[tpu]' (libtpu holds the compiler) and no TPU. At the lowest effort, the default, a full-size step
-takes minutes; memory is then within a few per cent of that at the highest effort.
+It needs '.[tpu]' (libtpu holds the compiler) and no TPU; for GPUs '.[cuda]', and no GPU. At the lowest effort,
+the default, a full-size step takes minutes; memory is then within a few per cent of that at the highest.
 """
 
 from __future__ import annotations

@@ -64,14 +64,13 @@ def collectives(text: str, devices: int) -> dict[str, Collectives]:
 
 def largest(text: str, count: int = 5) -> list[str]:
     """Lines with the largest arrays of a program, and where they come from."""
-    found = {}
+    found: dict[tuple[int, str], str] = {}
     for kind, shape, rest in _RESULT.findall(text):
         source = _SOURCE.search(rest)
-        found.setdefault(
-            (array_bytes(kind, shape), f"{kind}[{shape}]"), source[1] if source else ""
-        )
+        key = array_bytes(kind, shape), f"{kind}[{shape}]"
+        found[key] = found.get(key) or (source[1] if source else "")
     lines = sorted(found.items(), reverse=True)[:count]
-    return [f"{size / 2**30:.2f} GiB {array} {source}" for (size, array), source in lines]
+    return [f"{size / 2**30:.2f} GiB {array} {source}".strip() for (size, array), source in lines]
 
 
 def array_bytes(kind: str, shape: str) -> int:

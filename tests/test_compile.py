@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import subprocess
 
 import jax
 import pytest
@@ -90,6 +91,49 @@ def test_kernels_are_known_by_their_names():
     assert forward == flops("splash_mha_fwd_residuals", channels_last)
     assert flops("transpose_jvp_flash_backward", channels_first) == 5 / 2 * forward
     assert flops("splash_mha_dkv_no_residuals", channels_last) == 5 / 2 * forward
+
+
+def test_of_what_a_fusion_slices_only_the_slice_is_read():
+    text = """
+%fused_computation (param: f32[1000,8]) -> f32[8] {
+  %param = f32[1000,8]{1,0} parameter(0)
+  %other = f32[8]{0} parameter(1)
+  %piece = f32[1,8]{1,0} slice(%param), slice={[3:4], [0:8]}
+  ROOT %sum = f32[8]{0} add(%piece, %other)
+}
+ENTRY %main (p: f32[1000,8], q: f32[8]) -> f32[8] {
+  %p = f32[1000,8]{1,0} parameter(0)
+  %q = f32[8]{0} parameter(1)
+  ROOT %fusion = f32[8]{0} fusion(%p, %q), kind=kLoop, calls=%fused_computation
+}
+"""
+    assert costs.costs(text)["elementwise"].bytes == 3 * 8 * 4
+
+
+def test_arrays_are_counted_with_the_padding_of_their_layout():
+    assert costs._hbm_bytes("bf16[3,40]{1,0:T(8,128)(2,1)}") == 8 * 128 * 2
+    assert costs._hbm_bytes("bf16[300,40]{0,1:T(8,128)(2,1)}") == 384 * 40 * 2
+    assert (
+        costs._hbm_bytes("(f32[2,1,256]{2,1,0:T(1,128)}, f32[]{:T(128)}, pred[5])") == 2048 + 4 + 5
+    )
+    assert costs._hbm_bytes("bf16[3,40]{1,0:T(8,128)(2,1)S(1)}") == 0
+
+
+def test_calls_of_a_gpus_libraries_are_known():
+    line = '  ROOT %x = (f32[8]{0}, s8[99]{0}) custom-call(%p), custom_call_target="__cu'
+    for target, kind in {
+        "blas$gemm": "products",
+        "dnn$convForward": "products",
+        "dnn$fmha": "kernels",
+    }.items():
+        text = f'ENTRY %main (p: f32[8]) -> f32[8] {{\n  %p = f32[8]{{0}} parameter(0)\n{line}{target}"\n}}\n'
+        assert costs.costs(text) == {kind: costs.Cost(1, 32 + 99 + 32)}
+
+
+def test_the_largest_arrays_are_named():
+    text = PROGRAM.replace("fusion(%p, %q), ", 'fusion(%p, %q), metadata={op_name="unet/down"}, ')
+    first, second = hlo.largest(text, 2)
+    assert first == "0.00 GiB bf16[128,128]" and second == "0.00 GiB f32[8,128] unet/down"
 
 
 def test_collectives_are_read_from_the_text():
@@ -230,6 +274,23 @@ def test_command_without_the_compiler_says_so(monkeypatch, capsys):
     )
     assert command.main(["--config=configs/quickstart.py", "--topology=v5e:2x4"]) == 1
     assert "pip install '.[tpu]'" in capsys.readouterr().err
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if "cuda" in name else find(name, *a)
+    )
+    assert command.main(["--config=configs/quickstart.py", "--topology=h100:1x8"]) == 1
+    assert "pip install '.[cuda]'" in capsys.readouterr().err
+
+
+def test_what_a_gpu_cannot_hold_is_refused(monkeypatch, capsys):
+    """Its compiler would make the program all the same."""
+    report = {"chip": "h100", "peak": 90e9, "largest": ["44.00 GiB f32[1] unet/up"]}
+    done = subprocess.CompletedProcess([], 0, stdout=f"noise\n{json.dumps(report)}\n", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *a, **options: done)
+    monkeypatch.setattr(command, "missing_compiler", lambda chip: "")
+    assert command.main(["--config=configs/quickstart.py", "--topology=h100:1x8"]) == 1
+    told = capsys.readouterr().out
+    assert "1 example(s) per device do not fit:\n83.8 GiB at once, of 74.5" in told
+    assert "44.00 GiB f32[1] unet/up" in told
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs '.[tpu]'")
