@@ -33,8 +33,9 @@ def fits(kernel: str, q: jax.Array, k: jax.Array) -> bool:
     """Whether the kernel takes q (n, s, heads, d) and k (n, t, heads, d), and is worth it."""
     if kernel in ("flash", "splash"):
         return q.shape[1] >= LANES and q.shape[-1] <= _TPU_HEAD and q.shape[-1] % 8 == 0
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    return kernel == "cudnn" and half and q.shape[-1] % 8 == 0 and q.shape[-1] <= _CUDNN_HEAD
+    if kernel != "cudnn" or q.dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    return q.shape[1] % 2 == 0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= _CUDNN_HEAD
 
 
 def tile(tokens: int) -> int:
@@ -99,7 +100,14 @@ def _splash_kernel(heads: int, s: int, t: int, channels: int, interpret: bool):
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """As `splash`, by NVIDIA's cuDNN."""
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    n, t = k.shape[:2]
+    lengths = None
+    if t % 2:  # such as the 77 tokens of an identity: JAX refuses their gradient
+        k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (k, v))
+        lengths = jnp.full(n, t, jnp.int32)
+    return jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
 
 
 KERNELS = {"flash": flash, "splash": splash, "cudnn": cudnn}
