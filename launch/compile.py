@@ -290,7 +290,8 @@ def report(result: dict[str, Any], request: dict[str, Any]) -> str:
         f"so the {slowest} bounds it: at best {bound['arithmetic'] / step:.0%} of peak FLOP/s, "
         f"{result['batch_size'] / step:.1f} examples/s"
     )
-    if request["effort"] != "O0" and result["costs"]:
+    cycles = sum(cost["cycles"] for cost in result["costs"].values())  # a GPU's compiler tells none
+    if request["effort"] != "O0" and cycles:
         lines += ["", *breakdown(result, useful_flops(result, request["program"]), repeats)]
     if request["program"] == "train":
         batches = result["own_batch_size"] / result["batch_size"]
