@@ -8,10 +8,12 @@ One device is the same code with a mesh of 1 x 1 x 1. `diffusion_step` holds the
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -53,7 +55,22 @@ def make_mesh(
         )
     else:
         array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    processes = len({device.process_index for device in devices})
+    here, left_over = divmod(len(devices) // processes, config.views)
+    if _views_leave_their_process(array) and not left_over:
+        # Each process loads whole examples, so that their views must lie in it, on whichever links.
+        of_fsdp = math.gcd(config.fsdp, here)
+        inside = (here // of_fsdp, of_fsdp, config.views)
+        across = tuple(whole // part for whole, part in zip(shape, inside, strict=True))
+        array = mesh_utils.create_hybrid_device_mesh(
+            inside, across, devices, process_is_granule=True, allow_split_physical_axes=True
+        )
     return Mesh(array, AXES)
+
+
+def _views_leave_their_process(array: np.ndarray) -> bool:
+    groups = array.reshape(-1, array.shape[-1])
+    return any(len({device.process_index for device in group}) > 1 for group in groups)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -112,7 +129,7 @@ def check_views(mesh: Mesh, views: int) -> None:
     devices = mesh.shape["views"]
     if views % devices:
         raise ValueError(f"config.mesh.views {devices} does not divide the model's {views} views")
-    if any(len({d.process_index for d in row}) > 1 for row in mesh.devices.reshape(-1, devices)):
+    if _views_leave_their_process(mesh.devices):
         raise ValueError(
             f"config.mesh.views {devices}: the views of an example would lie in several processes, "
             "each of which loads whole examples; choose at most the devices of one process"

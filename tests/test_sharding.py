@@ -64,6 +64,16 @@ def test_batches_and_views_must_divide():
         sharding.check_views(sharding.make_mesh(MeshConfig(fsdp=1, views=2), devices), 8)
 
 
+@pytest.mark.parametrize(("fsdp", "views"), [(4, 2), (1, 4), (8, 2), (2, 4)])
+def test_views_stay_in_a_process_where_its_neighbours_are_others(fsdp, views):
+    """On a v4 pod a process has 2 x 2 chips of a cube, whose rows belong to several."""
+    devices = [FakeDevice(i, process_index=i % 8) for i in range(32)]
+    mesh = sharding.make_mesh(MeshConfig(fsdp=fsdp, views=views), devices)
+    assert dict(mesh.shape) == {"data": 32 // fsdp // views, "fsdp": fsdp, "views": views}
+    assert {d.id for d in mesh.devices.flat} == set(range(32))
+    sharding.check_views(mesh, 8)
+
+
 def test_global_batch_is_the_local_one_on_one_process():
     batch = data.Batch(
         observed=np.eye(4, dtype=bool),
