@@ -41,7 +41,7 @@ test-slow: setup ## the tests marked slow; that of parity needs what `make parit
 
 parity: setup ## install diffusers and PyTorch; compare our networks with theirs at full size
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[parity]'
-	$(BIN)/python tests/parity.py
+	$(BIN)/python -m tests.parity
 
 lint: setup ## ruff: rules and formatting
 	$(BIN)/ruff check .

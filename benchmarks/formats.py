@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep import render, viewpoints
-from data_prep.people import sample_person
+from data_prep.parametric.people import sample_person
+from data_prep.parametric.subjects import build_scene
 from data_prep.render_heads import person_seed
-from data_prep.subjects import build_scene
-from spinmeround_jax import cameras, records
+from data_prep.rendering import render, viewpoints
+from spinmeround_jax import cameras
+from spinmeround_jax.data import records
 
 EXAMPLES = """examples:
   # the tables of docs/data_format.md

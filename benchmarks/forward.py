@@ -15,8 +15,9 @@ from flax import nnx
 from benchmarks import measuring
 from launch import programs
 from launch.compile import load_config
-from spinmeround_jax import parameters, train
+from spinmeround_jax import train
 from spinmeround_jax.config import Config
+from spinmeround_jax.models import parameters
 from spinmeround_jax.models.attention import Execution
 from spinmeround_jax.models.attention_kernels import best_for
 

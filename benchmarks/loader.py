@@ -21,10 +21,10 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from spinmeround_jax import data, latent_files, records, shards  # noqa: E402
 from spinmeround_jax.config import DataConfig, StageConfig  # noqa: E402
-from spinmeround_jax.manifest import read_manifest, shard_name, write_manifest  # noqa: E402
-from spinmeround_jax.subjects import SubjectSource  # noqa: E402
+from spinmeround_jax.data import latent_files, loader, records, shards  # noqa: E402
+from spinmeround_jax.data.manifest import read_manifest, shard_name, write_manifest  # noqa: E402
+from spinmeround_jax.data.subjects import SubjectSource  # noqa: E402
 
 EXAMPLES = """examples:
   # pictures, cached latents of the size of the paper's model, tf.data where TensorFlow is installed
@@ -87,7 +87,7 @@ class _Timed:
 
 
 _DECODING = _Timed(records.decode_view)
-_LAYING = _Timed(data.composite_into)
+_LAYING = _Timed(loader.composite_into)
 
 
 def _drop_from_cache(path: pathlib.Path) -> None:
@@ -129,7 +129,7 @@ def our_case(
     stages = [StageConfig(steps=10**9 // args.batch_size, observed=(0, 1, 3))]
     return Case(
         name,
-        lambda: data.make_loader(
+        lambda: loader.make_loader(
             data_config(directory), stages, args.batch_size, args.views, 0, args.split,
             latents=latents or "",
         ),
@@ -316,7 +316,7 @@ def run(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, dict[str, A
         print("tf.data is left out, as TensorFlow is not installed", file=sys.stderr)
     if latents:
         cases.append(our_case("cached latents", args.data, args, latents))
-    records.decode_view, data.composite_into = _DECODING, _LAYING
+    records.decode_view, loader.composite_into = _DECODING, _LAYING
     for _ in range(args.rounds):
         for case in cases:
             case.measured.append(measure(case, args.batches, args.batch_size))

@@ -27,13 +27,14 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from spinmeround_jax import cameras, checkpoints, records
+from spinmeround_jax import cameras, checkpoints
+from spinmeround_jax.data import records
+from spinmeround_jax.data.subjects import HeldOut
+from spinmeround_jax.diffusion.pipeline import Pipeline, sampling_defaults
 from spinmeround_jax.evaluation.parts import stamp_of
-from spinmeround_jax.pipeline import Pipeline, sampling_defaults
 from spinmeround_jax.splats import views
 from spinmeround_jax.splats.fit import FitSettings, fit
 from spinmeround_jax.splats.scene import Scene, without_grey
-from spinmeround_jax.subjects import HeldOut
 
 RING, EVERY = 48, 8
 NEAR, FAR = 5.0, 15.0  # degrees of pitch

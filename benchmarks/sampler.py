@@ -20,18 +20,11 @@ from benchmarks import measuring
 from benchmarks.forward import check_equal
 from launch import programs
 from launch.compile import load_config
-from spinmeround_jax import (
-    cameras,
-    checkpoints,
-    denoiser,
-    parameters,
-    schedules,
-    train,
-    view_groups,
-)
+from spinmeround_jax import cameras, checkpoints, train
 from spinmeround_jax.config import Config, SamplingConfig
-from spinmeround_jax.models import Model
-from spinmeround_jax.pipeline import Pipeline, sampling_defaults
+from spinmeround_jax.diffusion import denoiser, schedules, view_groups
+from spinmeround_jax.diffusion.pipeline import Pipeline, sampling_defaults
+from spinmeround_jax.models import Model, parameters
 
 EXAMPLES = """examples:
   # the shipped model; the first call compiles, the others must not

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_prep import tf_records
-from spinmeround_jax import records, shards, tfrecord
+from spinmeround_jax.data import records, shards, tfrecord
 
 THREADS = 2  # of tf.data; the comparison is in processor time, which they all add to
 

@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from spinmeround_jax.config import OptimizerConfig
-from spinmeround_jax.denoiser import Conditioning
+from spinmeround_jax.diffusion.denoiser import Conditioning
 from spinmeround_jax.models import MultiViewUNet, UNetConfig
 from spinmeround_jax.weights import diffusers as diffusers_names
 

@@ -20,22 +20,15 @@ from jax.sharding import Mesh
 from benchmarks import measuring
 from launch import programs
 from launch.compile import load_config
-from spinmeround_jax import (
-    cameras,
-    data,
-    diffusion_step,
-    latents,
-    loop,
-    optim,
-    parameters,
-    preconditioning,
-    schedules,
-    sharding,
-    train,
-)
+from spinmeround_jax import cameras, sharding, train
 from spinmeround_jax.config import Config
-from spinmeround_jax.denoiser import condition
-from spinmeround_jax.losses import diffusion_loss
+from spinmeround_jax.data.batch import Batch
+from spinmeround_jax.diffusion import preconditioning, schedules
+from spinmeround_jax.diffusion.denoiser import condition
+from spinmeround_jax.diffusion.loss import diffusion_loss
+from spinmeround_jax.models import parameters
+from spinmeround_jax.training import latents, loop, optim
+from spinmeround_jax.training import step as diffusion_step
 
 EXAMPLES = """examples:
   # latents of random numbers, no data needed; then with the real loader, from pictures
@@ -70,15 +63,15 @@ class Training:
     step: jax.stages.Compiled
     state: optim.TrainState
     frozen: Tree
-    batch: data.Batch
+    batch: Batch
     compile_seconds: float
     metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
-    def run(self, placed: data.Batch) -> None:
+    def run(self, placed: Batch) -> None:
         """One step, which may still be under way afterwards."""
         self.state, self.metrics = self.step(self.state, self.frozen, placed)
 
-    def run_to_end(self, placed: data.Batch) -> None:
+    def run_to_end(self, placed: Batch) -> None:
         self.run(placed)
         jax.block_until_ready((self.state, self.metrics))
 
@@ -126,7 +119,7 @@ def prepare(config: Config, pictures: bool) -> Training:
     return Training(config, mesh, graphdefs, compiled, state, frozen, batch, seconds)
 
 
-def random_batch(config: Config, pictures: bool) -> data.Batch:
+def random_batch(config: Config, pictures: bool) -> Batch:
     """This process's share of a batch as the loader makes them: one view is observed."""
     rng = np.random.default_rng(2 + jax.process_index())
     shapes = programs.abstract_batch(config, cached=not pictures)
@@ -137,7 +130,7 @@ def random_batch(config: Config, pictures: bool) -> data.Batch:
     for name in ("images", "normals", "moments"):
         if (shape := getattr(shapes, name)) is not None:
             values[name] = rng.uniform(-1.0, 1.0, (b, *shape.shape[1:])).astype(np.float32)
-    return data.Batch(
+    return Batch(
         observed=np.broadcast_to(np.arange(v) == 0, (b, v)).copy(),
         dropped=np.zeros(b, bool),
         id_embedding=identities / np.linalg.norm(identities, axis=-1, keepdims=True),
@@ -152,9 +145,7 @@ def random_batch(config: Config, pictures: bool) -> data.Batch:
 # Where the time goes
 
 
-def breakdown(
-    training: Training, batches: Iterator[data.Batch], repeats: int
-) -> dict[str, list[float]]:
+def breakdown(training: Training, batches: Iterator[Batch], repeats: int) -> dict[str, list[float]]:
     """Seconds per step of each part, waiting for one to end before the next begins."""
     parts: dict[str, list[float]] = {"loader": [], "transfer": [], "step": []}
     for _ in range(repeats):
@@ -170,7 +161,7 @@ def breakdown(
     return parts
 
 
-def as_trained(training: Training, batches: Iterator[data.Batch], repeats: int) -> float:
+def as_trained(training: Training, batches: Iterator[Batch], repeats: int) -> float:
     """Seconds per step when loading, transfer and arithmetic overlap as in `loop.run`."""
     recent: collections.deque[Tree] = collections.deque()
     start = time.perf_counter()
@@ -183,7 +174,7 @@ def as_trained(training: Training, batches: Iterator[data.Batch], repeats: int) 
     return (time.perf_counter() - start) / repeats
 
 
-def always(batch: data.Batch) -> Iterator[data.Batch]:
+def always(batch: Batch) -> Iterator[Batch]:
     while True:
         yield batch
 

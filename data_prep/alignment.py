@@ -15,11 +15,12 @@ import sys
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_prep import assets, render
-from data_prep.landmarks import draw_landmarks, world_landmarks
-from data_prep.people import sample_person
+from data_prep.parametric import assets
+from data_prep.parametric.landmarks import draw_landmarks, world_landmarks
+from data_prep.parametric.people import sample_person
+from data_prep.parametric.subjects import build_scene
 from data_prep.render_heads import HELD_OUT_OFFSET, person_seed
-from data_prep.subjects import build_scene
+from data_prep.rendering import render
 from spinmeround_jax import cameras
 from spinmeround_jax.photo import align, pose
 from spinmeround_jax.photo.landmarks import CHAINS, FIVE_OF_68

@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import ndimage
 
-from spinmeround_jax import records, shards
+from spinmeround_jax.data import records, shards
+from spinmeround_jax.data.manifest import read_manifest
 from spinmeround_jax.files import path_argument
-from spinmeround_jax.manifest import read_manifest
 from spinmeround_jax.photo import pose
 from spinmeround_jax.photo.landmarks import load_model
 from spinmeround_jax.photo.prepare import Models

@@ -4,7 +4,8 @@ import argparse
 import pathlib
 import sys
 
-from spinmeround_jax import checkpoints, files, latent_cache, records
+from spinmeround_jax import checkpoints, files
+from spinmeround_jax.data import latent_cache, records
 
 EXAMPLES = """examples:
   # with the autoencoder of a training run, or of a converted or finished model

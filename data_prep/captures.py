@@ -31,21 +31,19 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from data_prep import capture_readers, factory, identity, mesh_alignment  # noqa: E402
-from data_prep.capture_readers import CaptureError  # noqa: E402
-from data_prep.capture_views import (  # noqa: E402
-    LANDMARKS,
-    Options,
-    View,
-    canonical_view,
-    place,
-    transforms,
-)
-from data_prep.contact_sheet import on_white  # noqa: E402
+from data_prep import factory, identity  # noqa: E402
+from data_prep.calibrated import readers  # noqa: E402
+from data_prep.calibrated.readers import CaptureError  # noqa: E402
+from data_prep.calibrated.views import LANDMARKS, Options, View, canonical_view, place, transforms  # noqa: E402
+from data_prep.rendering.contact_sheet import on_white  # noqa: E402
+from data_prep.scans import alignment  # noqa: E402
 from data_prep.workers import SubjectRejected, made  # noqa: E402
-from spinmeround_jax import portraits  # noqa: E402
 from spinmeround_jax.files import write_atomically  # noqa: E402
-from spinmeround_jax.photo import images, landmarks  # noqa: E402
+from spinmeround_jax.photo import (  # noqa: E402
+    images,
+    landmarks,
+    portraits,
+)
 from spinmeround_jax.photo.assets import AssetError  # noqa: E402
 from spinmeround_jax.photo.prepare import Models  # noqa: E402
 
@@ -95,7 +93,7 @@ class Maker:
             views, embedding = read_capture(folder, self.options, _models(self.models))
             write_capture(self.out, name, views, embedding, self.options)
         except (
-            CaptureError, mesh_alignment.AlignmentError, landmarks.LandmarksError,
+            CaptureError, alignment.AlignmentError, landmarks.LandmarksError,
             images.ImageError, portraits.PortraitError,
         ) as error:  # fmt: skip
             raise SubjectRejected(str(error)) from error
@@ -106,7 +104,7 @@ def read_capture(
     folder: pathlib.Path, options: Options, models: Models
 ) -> tuple[list[View], np.ndarray]:
     """All views of a capture, the most frontal first, and the (512,) identity."""
-    photos = capture_readers.read(folder, options.sequence, options.frame)
+    photos = readers.read(folder, options.sequence, options.frame)
     where = place(folder, photos, models)
     views = [canonical_view(photo, where, options) for photo in photos]
     views.sort(key=lambda view: np.hypot(view.yaw, view.pitch))
@@ -165,7 +163,7 @@ def find(folder: pathlib.Path) -> list[str]:
         FactoryError: there are none.
     """
     try:
-        inside = sorted(p for p in folder.iterdir() if p.is_dir() and capture_readers.kind_of(p))
+        inside = sorted(p for p in folder.iterdir() if p.is_dir() and readers.kind_of(p))
     except OSError as error:
         raise factory.FactoryError(f"{folder}: {error.strerror}") from error
     if not inside:

@@ -13,10 +13,10 @@ import sys
 import numpy as np
 from PIL import Image
 
-from data_prep import viewpoints
-from spinmeround_jax import records
+from data_prep.rendering import viewpoints
+from spinmeround_jax.data import records
+from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.files import path_argument
-from spinmeround_jax.subjects import HeldOut
 
 EXAMPLES = """example, which made demo/portraits:
   python -m data_prep.export_portraits --data data/heads64 --subjects 0 8 28 36 --out demo/portraits

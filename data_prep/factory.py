@@ -23,10 +23,10 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from data_prep.workers import SubjectRejected, made
-from spinmeround_jax import shards
+from spinmeround_jax.data import shards
+from spinmeround_jax.data.manifest import shard_name, write_manifest
+from spinmeround_jax.data.records import RecordError, ViewRecord
 from spinmeround_jax.files import path_argument, write_atomically
-from spinmeround_jax.manifest import shard_name, write_manifest
-from spinmeround_jax.records import RecordError, ViewRecord
 
 SETTINGS = "render_settings.json"
 REJECTED = "rejected.jsonl"

@@ -21,10 +21,14 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
 
-from data_prep import factory, identity, mesh_alignment, textured, viewpoints  # noqa: E402
-from data_prep.contact_sheet import on_white  # noqa: E402
+from data_prep import factory, identity  # noqa: E402
+from data_prep.rendering import viewpoints  # noqa: E402
+from data_prep.rendering.contact_sheet import on_white  # noqa: E402
+from data_prep.scans import alignment, textured  # noqa: E402
 from data_prep.workers import SubjectRejected  # noqa: E402
-from spinmeround_jax import cameras, portraits, records  # noqa: E402
+from spinmeround_jax import cameras  # noqa: E402
+from spinmeround_jax.data import records  # noqa: E402
+from spinmeround_jax.photo import portraits  # noqa: E402
 from spinmeround_jax.photo.assets import AssetError  # noqa: E402
 from spinmeround_jax.photo.prepare import Models  # noqa: E402
 
@@ -121,8 +125,8 @@ def place(path: pathlib.Path, parts: list[textured.Part], models: Models, up: st
     """
     beside = path.with_name(path.stem + LANDMARKS)
     if beside.exists():
-        return mesh_alignment.from_landmarks(mesh_alignment.read_landmarks(beside, parts))
-    return mesh_alignment.find(parts, models, up, front)
+        return alignment.from_landmarks(alignment.read_landmarks(beside, parts))
+    return alignment.find(parts, models, up, front)
 
 
 def view_records(source: Meshes, models: Models, path: pathlib.Path) -> list[records.ViewRecord]:
@@ -146,7 +150,7 @@ def view_records(source: Meshes, models: Models, path: pathlib.Path) -> list[rec
         else:
             front = [on_white(views[number].rgba) for number in identity.frontal(angles)]
             embedding = identity.embed(models, front)
-    except (textured.MeshError, mesh_alignment.AlignmentError, portraits.PortraitError) as error:
+    except (textured.MeshError, alignment.AlignmentError, portraits.PortraitError) as error:
         raise SubjectRejected(str(error)) from error
     return [
         records.ViewRecord(
@@ -213,7 +217,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     for name, default in (("up", "y"), ("front", "z")):
         parser.add_argument(
-            f"--{name}", choices=list(mesh_alignment.AXES), default=default,
+            f"--{name}", choices=list(alignment.AXES), default=default,
             help=f"axis of the meshes; used where there are no landmarks ({default})",
         )  # fmt: skip
     parser.add_argument("--models", type=pathlib.Path, help="folder of photo.fetch's models")

@@ -22,7 +22,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from data_prep import factory, identity, isosurface, render, screening, viewpoints  # noqa: E402
+from data_prep import factory, identity  # noqa: E402
 from data_prep.back_filter import (  # noqa: E402
     BACK_YAWS,
     Scores,
@@ -30,11 +30,14 @@ from data_prep.back_filter import (  # noqa: E402
     back_face_score,
     mirror_similarity,
 )
-from data_prep.contact_sheet import on_white  # noqa: E402
-from data_prep.cutout import cut_out  # noqa: E402
 from data_prep.factory import FactoryError  # noqa: E402
+from data_prep.generator import isosurface, screening  # noqa: E402
+from data_prep.rendering import render, viewpoints  # noqa: E402
+from data_prep.rendering.contact_sheet import on_white  # noqa: E402
+from data_prep.rendering.cutout import cut_out  # noqa: E402
 from data_prep.workers import SubjectRejected  # noqa: E402
-from spinmeround_jax import cameras, records  # noqa: E402
+from spinmeround_jax import cameras  # noqa: E402
+from spinmeround_jax.data import records  # noqa: E402
 from spinmeround_jax.photo.assets import AssetError  # noqa: E402
 from spinmeround_jax.photo.prepare import Models  # noqa: E402
 
@@ -98,7 +101,7 @@ class Network:
 @functools.lru_cache(maxsize=1)
 def _generator(network: Network, options: Options) -> Generator:
     """Once per process."""
-    from data_prep import panohead_network  # PyTorch: only here
+    from data_prep.generator import network as panohead_network  # PyTorch: only here
 
     module = panohead_network.load(network.checkout, network.pickled)
     return panohead_network.PanoHead(
@@ -337,7 +340,7 @@ def seeds(text: str) -> tuple[int, ...]:
 
 
 def _network(args: argparse.Namespace) -> Network:
-    from data_prep import panohead_network
+    from data_prep.generator import network as panohead_network
 
     try:
         sha256 = panohead_network.sha256_of(args.network)

@@ -20,10 +20,13 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from data_prep import assets, contact_sheet, factory, render, viewpoints  # noqa: E402
-from data_prep.people import Person, id_embedding, sample_person  # noqa: E402
-from data_prep.subjects import build_scene  # noqa: E402
-from spinmeround_jax import cameras, records  # noqa: E402
+from data_prep import factory  # noqa: E402
+from data_prep.parametric import assets  # noqa: E402
+from data_prep.parametric.people import Person, id_embedding, sample_person  # noqa: E402
+from data_prep.parametric.subjects import build_scene  # noqa: E402
+from data_prep.rendering import contact_sheet, render, viewpoints  # noqa: E402
+from spinmeround_jax import cameras  # noqa: E402
+from spinmeround_jax.data import records  # noqa: E402
 from spinmeround_jax.files import write_atomically  # noqa: E402
 
 HELD_OUT_OFFSET = 1_000_000  # held-out subjects are numbered from here: never a training subject

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from spinmeround_jax import records
+from spinmeround_jax.data import records
 
 FIELDS = {
     "schema_version": tf.io.FixedLenFeature([], tf.int64),

@@ -19,9 +19,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_prep import tf_records
-from spinmeround_jax import records, shards
+from spinmeround_jax.data import records, shards
+from spinmeround_jax.data.manifest import read_manifest, shard_name
 from spinmeround_jax.files import as_path
-from spinmeround_jax.manifest import read_manifest, shard_name
 
 
 class Picture(tfds.features.Image):

@@ -9,9 +9,9 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data_prep.contact_sheet import contact_sheet  # noqa: E402
-from data_prep.people import sample_person  # noqa: E402
+from data_prep.parametric.people import sample_person  # noqa: E402
 from data_prep.render_heads import person_seed  # noqa: E402
+from data_prep.rendering.contact_sheet import contact_sheet  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 PEOPLE = (1000000, 1000008, 1000028, 1000036, 1000013, 1000019)  # held out, seed 0

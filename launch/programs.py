@@ -11,18 +11,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from spinmeround_jax import (
-    data,
-    diffusion_step,
-    optim,
-    parameters,
-    sampling_steps,
-    schedules,
-    sharding,
-    train,
-)
-from spinmeround_jax.config import Config, ModelConfig
+from spinmeround_jax import sharding, train
+from spinmeround_jax.config import Config
+from spinmeround_jax.data.batch import Batch
+from spinmeround_jax.diffusion import sampling, schedules
+from spinmeround_jax.models import ModelConfig, parameters
 from spinmeround_jax.models.attention_kernels import best_for
+from spinmeround_jax.training import optim
+from spinmeround_jax.training import step as diffusion_step
 
 Shapes = jax.ShapeDtypeStruct
 
@@ -95,13 +91,13 @@ def train_step(
     return jitted.lower(*arguments), held
 
 
-def abstract_batch(config: Config, cached: bool) -> data.Batch:
+def abstract_batch(config: Config, cached: bool) -> Batch:
     """The shapes of a global batch."""
     b, v, size = config.optimizer.batch_size, config.model.views, config.model.image_size
     z, latent = config.model.autoencoder.latent_channels, config.model.latent_size
     pictures = Shapes((b, v, size, size, 3), jnp.float32)
     moments = Shapes((b, v, 2, latent, latent, 2 * z), jnp.float32)
-    return data.Batch(
+    return Batch(
         observed=Shapes((b, v), jnp.bool),
         dropped=Shapes((b,), jnp.bool),
         id_embedding=Shapes((b, 512), jnp.float32),
@@ -140,7 +136,7 @@ def sampler(
     batch = {k: Shapes(shape, kind, sharding=split) for k, (shape, kind) in shapes.items()}
     chosen = config.sampling
     sigmas = schedules.karras_sigmas(chosen.steps, chosen.sigma_min, chosen.sigma_max, chosen.rho)
-    lowered = sampling_steps.joint_views.lower(
+    lowered = sampling.joint_views.lower(
         state,
         batch,
         Shapes((1, tokens, width), jnp.float32),

@@ -21,9 +21,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from spinmeround_jax import models, parameters
-from spinmeround_jax.config import ModelConfig, from_mapping
-from spinmeround_jax.models import Autoencoder, AutoencoderConfig, Model
+from spinmeround_jax import models
+from spinmeround_jax.config import from_mapping
+from spinmeround_jax.models import Autoencoder, AutoencoderConfig, Model, ModelConfig, parameters
 
 SCHEMA_VERSION = 1
 

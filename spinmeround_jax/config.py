@@ -13,44 +13,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from spinmeround_jax.models.autoencoder import AutoencoderConfig
-from spinmeround_jax.models.identity import IdentityEncoderConfig
-from spinmeround_jax.models.unet import UNetConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Everything that decides which tensors exist and what they mean; saved beside the weights."""
-
-    image_size: int  # pixels; the latent size is image_size / autoencoder.downsampling
-    views: int  # P = M + K of the paper, views denoised jointly
-    rays: str  # "true" | "released", see cameras.raymap
-    unet: UNetConfig
-    autoencoder: AutoencoderConfig
-    identity: IdentityEncoderConfig
-    latent_mean: tuple[float, ...]  # of RGB and normal latents' channels, see `latents`;
-    latent_std: tuple[float, ...]  # () takes them as the autoencoder gives them
-
-    @property
-    def latent_size(self) -> int:
-        return self.image_size // self.autoencoder.downsampling
-
-    @property
-    def latent_channels(self) -> int:
-        return 2 * self.autoencoder.latent_channels  # RGB and normals
-
-
-# The paper's model, which the released weights fit; the networks' own defaults are its shapes.
-FULL_SIZE = ModelConfig(
-    image_size=512,
-    views=8,
-    rays="released",
-    unet=UNetConfig(),
-    autoencoder=AutoencoderConfig(),
-    identity=IdentityEncoderConfig(),
-    latent_mean=(),
-    latent_std=(),
-)
+from spinmeround_jax.models import ModelConfig
+from spinmeround_jax.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +66,6 @@ class NoiseConfig:
 
     mean: float
     std: float
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """How many devices share what; the rest of the devices share the examples (`sharding`)."""
-
-    fsdp: int  # parameters and optimizer state, beside examples; 1 copies them to every device
-    views: int  # the views of one example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import spinmeround_jax
 from spinmeround_jax import checkpoints, models
-from spinmeround_jax.config import FULL_SIZE, ModelConfig
+from spinmeround_jax.models import FULL_SIZE, ModelConfig
 from spinmeround_jax.weights import diffusers, mapping, released, sources
 from spinmeround_jax.weights.sources import SourceError, TensorFile
 

@@ -7,8 +7,9 @@ import math
 import pathlib
 import sys
 
-from spinmeround_jax import records
 from spinmeround_jax.checkpoints import CheckpointError
+from spinmeround_jax.data import records
+from spinmeround_jax.diffusion.samplers import SAMPLERS
 from spinmeround_jax.evaluation import (
     folders,
     heads,
@@ -19,7 +20,6 @@ from spinmeround_jax.evaluation import (
     results,
 )
 from spinmeround_jax.files import path_argument
-from spinmeround_jax.samplers import SAMPLERS
 
 DESCRIPTION = """Judge models and other methods, beside baselines and the paper's published numbers.
 

@@ -18,9 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 import spinmeround_jax
-from spinmeround_jax.splat_outputs import GENERATOR, REPORT, write_folder
 from spinmeround_jax.splats import nvidia, scene, views
 from spinmeround_jax.splats.fit import FitError, FitSettings, fit
+from spinmeround_jax.splats.folder import GENERATOR, REPORT, write_folder
 from spinmeround_jax.splats.gaussians import MAX_DEGREE
 from spinmeround_jax.splats.scene import Scene, SceneError
 

@@ -17,48 +17,50 @@ import numpy as np
 from tqdm import tqdm
 
 import spinmeround_jax
-from spinmeround_jax import checkpoints, jobs, likeness, outputs, page
+from spinmeround_jax import checkpoints, requests
 from spinmeround_jax.config import SamplingConfig
-from spinmeround_jax.jobs import Job
-from spinmeround_jax.likeness import Likeness
+from spinmeround_jax.diffusion.pipeline import Heads, Pipeline, sampling_defaults
+from spinmeround_jax.diffusion.view_groups import SAME_VIEW, angular_distance
 from spinmeround_jax.models import Model
+from spinmeround_jax.photo import likeness
 from spinmeround_jax.photo.assets import AssetError
+from spinmeround_jax.photo.likeness import Likeness
+from spinmeround_jax.photo.portraits import PortraitError
 from spinmeround_jax.photo.prepare import Models, Options
-from spinmeround_jax.pipeline import Heads, Pipeline, sampling_defaults
-from spinmeround_jax.portraits import PortraitError
+from spinmeround_jax.requests import Job
+from spinmeround_jax.results import head_folder, page
 from spinmeround_jax.sample_options import (
     UsageError,
     build_parser,
     parse_observed,
     parse_trajectory,
 )
-from spinmeround_jax.view_groups import SAME_VIEW, angular_distance
 
 # --------------------------------------------------------------------------------------------------
 # What to do
 
 
-def plan(args: argparse.Namespace, size: int, photos: jobs.Photos) -> list[jobs.Plan]:
+def plan(args: argparse.Namespace, size: int, photos: requests.Photos) -> list[requests.Plan]:
     """Every head that is wanted.
 
     Raises:
         UsageError, PortraitError: the command as a whole cannot be carried out.
     """
     if args.unconditional:
-        return jobs.new_people(args.unconditional, args.seed, size)
+        return requests.new_people(args.unconditional, args.seed, size)
     if args.interpolate:
-        return jobs.interpolated(*args.interpolate, args.steps_between, args.seed, size)
+        return requests.interpolated(*args.interpolate, args.steps_between, args.seed, size)
     if args.observed:
-        return [jobs.one_person(*parse_observed(args.observed), args.seed, size)]
-    return jobs.from_inputs(args.input, args.seed, size, photos)
+        return [requests.one_person(*parse_observed(args.observed), args.seed, size)]
+    return requests.from_inputs(args.input, args.seed, size, photos)
 
 
-def photo_settings(args: argparse.Namespace) -> jobs.Photos:
+def photo_settings(args: argparse.Namespace) -> requests.Photos:
     """How photos become portraits; models are loaded when the first one needs them."""
     # The released weights know heads as PanoHead crops them, others as data_prep places them.
     kind = checkpoints.read_provenance(args.checkpoint).get("kind")
     framing = "panohead" if kind == "released weights" else "canonical"
-    return jobs.Photos(
+    return requests.Photos(
         Models(args.models), Options(args.face, framing, "keep" if args.keep_background else "auto")
     )
 
@@ -132,7 +134,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         p
         for p in plans
         if args.overwrite
-        or not outputs.is_finished(args.out / p.name, {**same, "request": p.request()})
+        or not head_folder.is_finished(args.out / p.name, {**same, "request": p.request()})
     ]
 
     failed, unread = 0, []
@@ -164,7 +166,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
 
 def make_all(
     pipeline: Pipeline,
-    plans: list[jobs.Plan],
+    plans: list[requests.Plan],
     trajectory: np.ndarray,
     common: dict[str, Any],
     args: argparse.Namespace,
@@ -173,7 +175,7 @@ def make_all(
 ) -> tuple[int, list[str]]:
     """Batch by batch; returns how many failed, and what is wrong with those that cannot be read."""
 
-    def evaluations(batch: list[jobs.Plan]) -> int:
+    def evaluations(batch: list[requests.Plan]) -> int:
         angles = batch[0].observed_angles
         return pipeline.evaluations(len(batch), trajectory, angles, not args.unconditional)
 
@@ -193,15 +195,15 @@ def make_all(
     return failed + len(unread), unread
 
 
-def group(plans: list[jobs.Plan], size: int) -> list[list[jobs.Plan]]:
+def group(plans: list[requests.Plan], size: int) -> list[list[requests.Plan]]:
     """At most `size` heads each, observed from the same angles: what one program can make."""
-    alike: dict[jobs.Angles, list[jobs.Plan]] = {}
+    alike: dict[requests.Angles, list[requests.Plan]] = {}
     for p in plans:
         alike.setdefault(p.observed_angles, []).append(p)
     return [same[i : i + size] for same in alike.values() for i in range(0, len(same), size)]
 
 
-def load(batch: list[jobs.Plan]) -> tuple[list[Job], list[str]]:
+def load(batch: list[requests.Plan]) -> tuple[list[Job], list[str]]:
     """Those that can be read, and what is wrong with the others."""
     loaded, errors = [], []
     for p in batch:
@@ -218,7 +220,7 @@ def make(
     pipeline: Pipeline,
     batch: list[Job],
     trajectory: np.ndarray,
-    observed_angles: jobs.Angles,
+    observed_angles: requests.Angles,
     common: dict[str, Any],
     args: argparse.Namespace,
     models: Models,
@@ -240,10 +242,10 @@ def make(
         settings = {**about, **common}
         folder = args.out / job.name
         try:
-            head = outputs.select(heads, i)
+            head = head_folder.select(heads, i)
             measured = measure_likeness(head, job, models)
-            outputs.write_head(folder, head, settings, args.normals, job.truth, measured)
-        except (outputs.OutputError, OSError) as error:
+            head_folder.write_head(folder, head, settings, args.normals, job.truth, measured)
+        except (head_folder.OutputError, OSError) as error:
             failed += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
     return failed
@@ -274,7 +276,12 @@ def main(argv: list[str] | None = None) -> int:
         use_compilation_cache()
     try:
         return run(args, argv)
-    except (UsageError, PortraitError, checkpoints.CheckpointError, outputs.OutputError) as error:
+    except (
+        UsageError,
+        PortraitError,
+        checkpoints.CheckpointError,
+        head_folder.OutputError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -8,8 +8,8 @@ import pathlib
 
 import numpy as np
 
-from spinmeround_jax import cameras, jobs
-from spinmeround_jax.samplers import SAMPLERS
+from spinmeround_jax import cameras, requests
+from spinmeround_jax.diffusion.samplers import SAMPLERS
 
 DESCRIPTION = """Views all around a head, with normals, from one portrait and its identity.
 
@@ -179,7 +179,7 @@ def parse_trajectory(args: argparse.Namespace) -> np.ndarray:
         raise UsageError(f"--trajectory {error}") from error
 
 
-def parse_observed(items: list[str]) -> tuple[list[pathlib.Path], jobs.Angles]:
+def parse_observed(items: list[str]) -> tuple[list[pathlib.Path], requests.Angles]:
     """Files and their angles from FILE:YAW:PITCH.
 
     Raises:
@@ -196,7 +196,7 @@ def parse_observed(items: list[str]) -> tuple[list[pathlib.Path], jobs.Angles]:
             ) from error
         files.append(pathlib.Path(file))
     try:
-        jobs.check_angles(tuple(angles))
+        requests.check_angles(tuple(angles))
     except ValueError as error:
         raise UsageError(f"--observed {' '.join(items)}: {error}") from error
     return files, tuple(angles)

@@ -18,7 +18,14 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from spinmeround_jax.config import MeshConfig
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices share what; the rest of the devices share the examples (`sharding`)."""
+
+    fsdp: int  # parameters and optimizer state, beside examples; 1 copies them to every device
+    views: int  # the views of one example
+
 
 Tree = Any
 AXES = ("data", "fsdp", "views")

@@ -39,26 +39,18 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 from tensorboardX import SummaryWriter
 
-from spinmeround_jax import (
-    checkpoints,
-    data,
-    distributed,
-    latent_cache,
-    loop,
-    models,
-    optim,
-    parameters,
-    previews,
-    sharding,
-)
-from spinmeround_jax.autoencoder_training import train_autoencoder
+from spinmeround_jax import checkpoints, distributed, models, sharding
 from spinmeround_jax.config import Config, from_mapping, no_such_value
-from spinmeround_jax.denoiser import deny_normals, standardise
-from spinmeround_jax.diffusion_step import make_step
-from spinmeround_jax.manifest import read_manifest
-from spinmeround_jax.models import Autoencoder, Model
+from spinmeround_jax.data import latent_cache
+from spinmeround_jax.data import loader as data_loader
+from spinmeround_jax.data.manifest import read_manifest
+from spinmeround_jax.diffusion.denoiser import deny_normals, standardise
+from spinmeround_jax.diffusion.samplers import SAMPLERS
+from spinmeround_jax.models import Autoencoder, Model, parameters
 from spinmeround_jax.models.unet import REMAT
-from spinmeround_jax.samplers import SAMPLERS
+from spinmeround_jax.training import loop, optim, previews
+from spinmeround_jax.training.autoencoder import train_autoencoder
+from spinmeround_jax.training.step import make_step
 
 Tree = Any
 
@@ -199,8 +191,8 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     return workdir / "model"
 
 
-def open_loader(config: Config, latents: str) -> data.Loader:
-    return data.make_loader(
+def open_loader(config: Config, latents: str) -> data_loader.Loader:
+    return data_loader.make_loader(
         config.data,
         config.stages,
         config.optimizer.batch_size,

@@ -1,5 +1,4 @@
 import os
-import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -7,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from tests.support.paths import GOLDENS
+
 
 @pytest.fixture(scope="session")
 def golden():
     """`golden("cameras")` is the mapping of arrays in tests/goldens/cameras.npz."""
-    folder = pathlib.Path(__file__).parent / "goldens"
-    return lambda name: np.load(folder / f"{name}.npz", allow_pickle=False)
+    return lambda name: np.load(GOLDENS / f"{name}.npz", allow_pickle=False)
 
 
 @pytest.fixture(scope="module")

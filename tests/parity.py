@@ -1,7 +1,7 @@
 """Our networks at full size against diffusers' and transformers', with the same stand-in weights.
 
-    python tests/parity.py                  # about 12 GiB of memory and 13 GB of disk, minutes
-    python tests/parity.py --size tiny      # the same on small networks, seconds
+    python -m tests.parity                  # about 12 GiB of memory and 13 GB of disk, minutes
+    python -m tests.parity --size tiny      # the same on small networks, seconds
 
 needs the extra [parity]. A checkpoint with every tensor of the released one (each a function of its
 name, `reference_weights.py`), and with what Lightning leaves beside them, goes through
@@ -32,7 +32,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import reference_weights
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
@@ -42,19 +41,22 @@ from diffusers.loaders.single_file_utils import (
 from diffusers.models.attention_processor import AttnProcessor2_0
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from spinmeround_jax import cameras, checkpoints, convert, parameters
-from spinmeround_jax.config import FULL_SIZE, ModelConfig
+from spinmeround_jax import cameras, checkpoints, convert
 from spinmeround_jax.models import (
+    FULL_SIZE,
     Autoencoder,
     AutoencoderConfig,
     IdentityEncoder,
     IdentityEncoderConfig,
     Model,
+    ModelConfig,
     UNetConfig,
+    parameters,
 )
 from spinmeround_jax.weights import released
+from tests.support import reference_weights
+from tests.support.paths import GOLDENS
 
-GOLDENS = pathlib.Path(__file__).parent / "goldens"
 VIEWS = 8
 JOINT_BLOCKS = ("down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.1", "up_blocks.2")
 LIMIT = 1e-3  # of the output's standard deviation, in float32

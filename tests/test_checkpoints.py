@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import CONFIG, NETWORKS, random_model
 
-from spinmeround_jax import checkpoints, parameters, sharding
-from spinmeround_jax.config import ModelConfig
+from spinmeround_jax import checkpoints, sharding
+from spinmeround_jax.models import ModelConfig, parameters
+from tests.support.tiny_model import CONFIG, NETWORKS, random_model
 
 
 @pytest.fixture(scope="module")

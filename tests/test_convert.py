@@ -14,20 +14,20 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import reference_weights
-import tiny_model
 from flax import nnx
-from loading import load
 from safetensors.numpy import save_file
 
-from spinmeround_jax import checkpoints, convert, parameters, sample, train
-from spinmeround_jax.config import ModelConfig
+from spinmeround_jax import checkpoints, convert, sample, train
 from spinmeround_jax.models import (
     AutoencoderConfig,
+    ModelConfig,
     MultiViewUNet,
     UNetConfig,
+    parameters,
 )
 from spinmeround_jax.weights import diffusers, mapping, released, sources
+from tests.support import reference_weights, tiny_model
+from tests.support.loading import load
 
 CONFIG = ModelConfig(
     image_size=16,

@@ -7,14 +7,14 @@ import os
 
 import numpy as np
 import pytest
-import synthetic_shards
-from tiny_model import random_model
 
 from spinmeround_jax import cameras, checkpoints, evaluate
+from spinmeround_jax.data.subjects import HeldOut
+from spinmeround_jax.diffusion.pipeline import RELEASED, Pipeline
 from spinmeround_jax.evaluation import heads as protocol
 from spinmeround_jax.evaluation import measures, parts
-from spinmeround_jax.pipeline import RELEASED, Pipeline
-from spinmeround_jax.subjects import HeldOut
+from tests.support import synthetic_shards
+from tests.support.tiny_model import random_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

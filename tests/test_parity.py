@@ -4,13 +4,14 @@ import importlib
 
 import numpy as np
 import pytest
-import reference_weights
+
+from tests.support import reference_weights
 
 WHY = "needs {}, of the extra [parity]"
 torch = pytest.importorskip("torch", reason=WHY.format("torch"))
 for package in ("diffusers", "transformers"):
     pytest.importorskip(package, reason=WHY.format(package))
-parity = importlib.import_module("parity")  # it imports all three
+parity = importlib.import_module("tests.parity")  # it imports all three
 
 
 @pytest.mark.slow

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import trimesh
 from PIL import Image
-from splat_views import ellipsoid, ring, write
 
-from spinmeround_jax import reconstruct, splat_outputs
+from spinmeround_jax import reconstruct
+from spinmeround_jax.splats import folder as splat_outputs
 from spinmeround_jax.splats import scene as scenes
 from spinmeround_jax.splats.ply import read_ply
+from tests.support.splat_views import ellipsoid, ring, write
 
 FAST = ["--lpips", "0", "--steps", "20", "--count", "200", "--degree", "0"]
 

@@ -8,11 +8,13 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_model import CONFIG, random_model
 
-from spinmeround_jax import cameras, checkpoints, outputs, page, portraits, sample
-from spinmeround_jax.likeness import Likeness
-from spinmeround_jax.pipeline import RELEASED, Heads
+from spinmeround_jax import cameras, checkpoints, sample
+from spinmeround_jax.diffusion.pipeline import RELEASED, Heads
+from spinmeround_jax.photo import portraits
+from spinmeround_jax.photo.likeness import Likeness
+from spinmeround_jax.results import head_folder, page
+from tests.support.tiny_model import CONFIG, random_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -413,7 +415,7 @@ def invented(trajectory):
 
 def test_transforms_are_our_cameras(tmp_path):
     trajectory = np.array([[0, 0], [90, 0], [-30, 20]], np.float32)
-    outputs.write_head(tmp_path / "a", invented(trajectory), {})
+    head_folder.write_head(tmp_path / "a", invented(trajectory), {})
     written = json.loads((tmp_path / "a" / "transforms.json").read_text())
     assert written["camera_model"] == "OPENCV"
     assert written["fl_x"] == pytest.approx(4.2634 * SIZE, rel=1e-4)
@@ -430,8 +432,8 @@ def test_transforms_are_our_cameras(tmp_path):
 
 def test_normals_in_camera_space(tmp_path):
     trajectory = np.array([[0, 0], [90, 0], [0, 90]], np.float32)
-    outputs.write_head(tmp_path / "a", invented(trajectory), {}, "camera")
-    names = [outputs.view_name(i, angles) for i, angles in enumerate(trajectory)]
+    head_folder.write_head(tmp_path / "a", invented(trajectory), {}, "camera")
+    names = [head_folder.view_name(i, angles) for i, angles in enumerate(trajectory)]
     expected = [(128, 128, 255), (0, 128, 128), (128, 0, 128)]  # +z seen from front, left, above
     for name, colour in zip(names, expected, strict=True):
         with Image.open(tmp_path / "a" / "normals" / name) as image:
@@ -441,24 +443,24 @@ def test_normals_in_camera_space(tmp_path):
 
 def test_nothing_is_written_halfway(tmp_path, monkeypatch):
     trajectory = cameras.turntable(4)
-    outputs.write_head(tmp_path / "a", invented(trajectory), {"seed": 1})
+    head_folder.write_head(tmp_path / "a", invented(trajectory), {"seed": 1})
 
     def fail(*arguments):
         raise OSError("disk full")
 
-    monkeypatch.setattr(outputs, "transforms", fail)
+    monkeypatch.setattr(head_folder, "transforms", fail)
     for name in ("a", "b"):
         with pytest.raises(OSError, match="disk full"):
-            outputs.write_head(tmp_path / name, invented(trajectory), {"seed": 2})
+            head_folder.write_head(tmp_path / name, invented(trajectory), {"seed": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert outputs.read_settings(tmp_path / "a")["seed"] == 1
+    assert head_folder.read_settings(tmp_path / "a")["seed"] == 1
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
     head = invented(cameras.turntable(4))
     broken = dataclasses.replace(head, images=np.full_like(head.images, np.nan))
-    with pytest.raises(outputs.OutputError, match="not finite"):
-        outputs.write_head(tmp_path / "a", broken, {})
+    with pytest.raises(head_folder.OutputError, match="not finite"):
+        head_folder.write_head(tmp_path / "a", broken, {})
 
 
 class Collector(html.parser.HTMLParser):
@@ -481,7 +483,7 @@ def test_the_page_escapes_names_and_loads_nothing(tmp_path):
     for name in hostile:
         settings = {"source": {"input": f"<script>{name}</script>"}, "seed": 0}
         safe_name = name.replace("/", "|")
-        outputs.write_head(tmp_path / safe_name, invented(cameras.turntable(3)), settings)
+        head_folder.write_head(tmp_path / safe_name, invented(cameras.turntable(3)), settings)
     document = page.write_page(tmp_path).read_text()
     parsed = Collector()
     parsed.feed(document)
@@ -496,7 +498,7 @@ def test_the_page_escapes_names_and_loads_nothing(tmp_path):
 
 
 def remove_a_view(folder):
-    (folder / "views" / outputs.view_name(1, np.array([120, 0]))).unlink()
+    (folder / "views" / head_folder.view_name(1, np.array([120, 0]))).unlink()
 
 
 def cut_a_picture(folder):
@@ -524,7 +526,7 @@ def change_settings(folder, **changes):
 )
 def test_a_damaged_head_is_left_out_of_the_page(tmp_path, capsys, damage, reason):
     for name in ("head", "sound"):
-        outputs.write_head(tmp_path / name, invented(cameras.turntable(3)), {})
+        head_folder.write_head(tmp_path / name, invented(cameras.turntable(3)), {})
     damage(tmp_path / "head")
     document = page.write_page(tmp_path).read_text()
     assert document.count("<article>") == 1 and "<h2>sound</h2>" in document
@@ -535,22 +537,22 @@ def test_a_damaged_head_is_left_out_of_the_page(tmp_path, capsys, damage, reason
 
 
 def test_what_the_page_cannot_encode_does_not_stop_it(tmp_path):
-    outputs.write_head(tmp_path / "a", invented(cameras.turntable(3)), {"command": "\udcff"})
+    head_folder.write_head(tmp_path / "a", invented(cameras.turntable(3)), {"command": "\udcff"})
     assert page.write_page(tmp_path).read_text().count("<article>") == 1
 
 
 def test_no_head_takes_the_place_of_the_page(tmp_path):
-    with pytest.raises(outputs.OutputError, match="rename the input"):
-        outputs.write_head(tmp_path / "index.html", invented(cameras.turntable(3)), {})
+    with pytest.raises(head_folder.OutputError, match="rename the input"):
+        head_folder.write_head(tmp_path / "index.html", invented(cameras.turntable(3)), {})
     (tmp_path / "index.html").mkdir()
-    with pytest.raises(outputs.OutputError, match="not written by this program"):
+    with pytest.raises(head_folder.OutputError, match="not written by this program"):
         page.write_page(tmp_path)
 
 
 def test_the_page_plots_the_likeness(tmp_path):
     views = np.array([0.9, np.nan, -0.2])
     measured = Likeness(views, recognition="0" * 64)
-    outputs.write_head(tmp_path / "a", invented(cameras.turntable(3)), {}, likeness=measured)
+    head_folder.write_head(tmp_path / "a", invented(cameras.turntable(3)), {}, likeness=measured)
     document = page.write_page(tmp_path).read_text()
     assert "0.35 on average over the 2 of 3 views with a face" in document
     # 0 degrees is the middle of 720, -120 a sixth; 120 is at the bottom, where -0.2 stands too.
@@ -559,12 +561,12 @@ def test_the_page_plots_the_likeness(tmp_path):
     )
     assert document.count("<circle") == 2 and "-120°: -0.20</title>" in document
     nobody = Likeness(np.full(3, np.nan), recognition="0" * 64)
-    outputs.write_head(tmp_path / "a", invented(cameras.turntable(3)), {}, likeness=nobody)
+    head_folder.write_head(tmp_path / "a", invented(cameras.turntable(3)), {}, likeness=nobody)
     assert "no face was found in any view" in page.write_page(tmp_path).read_text()
 
 
 def test_the_page_is_quiet_for_screen_readers(tmp_path):
-    outputs.write_head(tmp_path / "a", invented(cameras.turntable(5)), {})
+    head_folder.write_head(tmp_path / "a", invented(cameras.turntable(5)), {})
     parsed = Collector()
     parsed.feed(page.write_page(tmp_path).read_text())
     by_tag = {tag: attributes for tag, attributes in parsed.tags}
@@ -581,7 +583,7 @@ def test_the_page_is_quiet_for_screen_readers(tmp_path):
 
 def test_the_page_shows_every_frame(tmp_path):
     trajectory = cameras.turntable(5)
-    outputs.write_head(tmp_path / "a", invented(trajectory), {})
+    head_folder.write_head(tmp_path / "a", invented(trajectory), {})
     parsed = Collector()
     parsed.feed(page.write_page(tmp_path).read_text())
     (spin,) = [attrs for _, attrs in parsed.tags if attrs.get("class") == "spin"]

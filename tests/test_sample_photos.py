@@ -5,14 +5,14 @@ import dataclasses
 import json
 
 import numpy as np
-import photo_models
 import pytest
-from tiny_model import random_model
 
-from spinmeround_jax import checkpoints, likeness, sample
-from spinmeround_jax.photo import assets
+from spinmeround_jax import checkpoints, sample
+from spinmeround_jax.diffusion.pipeline import RELEASED
+from spinmeround_jax.photo import assets, likeness
 from spinmeround_jax.photo.prepare import Models
-from spinmeround_jax.pipeline import RELEASED
+from tests.support import photo_models
+from tests.support.tiny_model import random_model
 
 
 @pytest.fixture(scope="module")

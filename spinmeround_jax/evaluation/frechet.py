@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from spinmeround_jax import fid
+from spinmeround_jax.evaluation import fid
 from spinmeround_jax.evaluation.measures import FID, Instruments, Score
 from spinmeround_jax.evaluation.parts import Parts
 from spinmeround_jax.evaluation.results import Strip

@@ -15,14 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 from spinmeround_jax import cameras
+from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.evaluation import frechet, measures, models, sampling
 from spinmeround_jax.evaluation.measures import Score, Views
 from spinmeround_jax.evaluation.models import Candidate
 from spinmeround_jax.evaluation.parts import Parts, stamp_of
 from spinmeround_jax.evaluation.results import Result, Strip
 from spinmeround_jax.evaluation.sampling import Variant
-from spinmeround_jax.outputs import to_pixels
-from spinmeround_jax.subjects import HeldOut
+from spinmeround_jax.results.head_folder import to_pixels
 
 RING = 48
 SUBJECTS = 32

@@ -12,9 +12,11 @@ from typing import Literal
 import jax
 import numpy as np
 
-from spinmeround_jax import cameras, consistency, metrics, recognition
-from spinmeround_jax.fid import InceptionFeatures
-from spinmeround_jax.recognition import Recogniser
+from spinmeround_jax import cameras, metrics
+from spinmeround_jax.evaluation import reprojection
+from spinmeround_jax.evaluation.fid import InceptionFeatures
+from spinmeround_jax.photo import recognition
+from spinmeround_jax.photo.recognition import Recogniser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +218,7 @@ def reprojections(
     if not set(names) & set(wanted):
         return {}
     results = [
-        consistency.reprojection(one, its_normals, world_to_camera, focal=focal)
+        reprojection.reprojection(one, its_normals, world_to_camera, focal=focal)
         for one, its_normals in zip(images, normals, strict=True)
     ]
 

@@ -11,10 +11,10 @@ from typing import Any
 from tqdm import tqdm
 
 from spinmeround_jax import checkpoints
+from spinmeround_jax.diffusion.pipeline import Pipeline, sampling_defaults
 from spinmeround_jax.evaluation import parts
 from spinmeround_jax.evaluation.sampling import Variant, variants
 from spinmeround_jax.models import Model
-from spinmeround_jax.pipeline import Pipeline, sampling_defaults
 
 
 def named(item: str) -> tuple[str, pathlib.Path]:

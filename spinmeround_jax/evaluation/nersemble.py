@@ -19,14 +19,15 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from spinmeround_jax import cameras, portraits
+from spinmeround_jax import cameras
 from spinmeround_jax.evaluation import folders, sampling, view_folders
 from spinmeround_jax.evaluation.models import Candidate, row_name
 from spinmeround_jax.evaluation.parts import environment, stamp_of
 from spinmeround_jax.evaluation.results import Result
 from spinmeround_jax.evaluation.sampling import Variant
 from spinmeround_jax.evaluation.view_folders import TRANSFORMS, FolderError, Frame
-from spinmeround_jax.outputs import to_pixels
+from spinmeround_jax.photo import portraits
+from spinmeround_jax.results.head_folder import to_pixels
 
 MADE_OF = "made_of.json"
 

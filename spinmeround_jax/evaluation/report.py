@@ -16,7 +16,7 @@ from PIL import Image
 from spinmeround_jax.evaluation import charts, published, results
 from spinmeround_jax.evaluation.results import CONFIDENCE, Result
 from spinmeround_jax.files import write_atomically
-from spinmeround_jax.page_style import CSS
+from spinmeround_jax.results.page_style import CSS
 
 LARGEST = 160  # pixels of a view in the report; the files have them as they are
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from spinmeround_jax.config import SamplingConfig
-from spinmeround_jax.pipeline import Heads, Pipeline
-from spinmeround_jax.samplers import SAMPLERS
-from spinmeround_jax.view_groups import SAME_VIEW
+from spinmeround_jax.diffusion.pipeline import Heads, Pipeline
+from spinmeround_jax.diffusion.samplers import SAMPLERS
+from spinmeround_jax.diffusion.view_groups import SAME_VIEW
 
 DIRECT_STREAM = 4  # of random numbers: steps 1 to 3 have theirs
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 from flax import nnx
 
 from spinmeround_jax.cameras import RAYMAP_CHANNELS
 from spinmeround_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from spinmeround_jax.models.config import FULL_SIZE, ModelConfig
 from spinmeround_jax.models.identity import IdentityEncoder, IdentityEncoderConfig
 from spinmeround_jax.models.unet import MultiViewUNet, UNetConfig
 
-if TYPE_CHECKING:  # config.py builds ModelConfig from the classes above
-    from spinmeround_jax.config import ModelConfig
-
 __all__ = [
+    "FULL_SIZE",
     "Autoencoder",
     "AutoencoderConfig",
     "IdentityEncoder",
     "IdentityEncoderConfig",
     "Model",
+    "ModelConfig",
     "MultiViewUNet",
     "UNetConfig",
     "build",

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from spinmeround_jax.models.tiles import LANES, tile
+
 _logger = logging.getLogger(__name__)
 
-LANES = 128  # of a TPU: its kernels take whole multiples of tokens
 _TPU_HEAD, _CUDNN_HEAD = 256, 128  # channels of a head at most
 _FOR = {
     "tpu": ("flash", "splash"),
@@ -36,11 +37,6 @@ def fits(kernel: str, q: jax.Array, k: jax.Array) -> bool:
     if kernel != "cudnn" or q.dtype not in (jnp.bfloat16, jnp.float16):
         return False
     return q.shape[1] % 2 == 0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= _CUDNN_HEAD
-
-
-def tile(tokens: int) -> int:
-    """How many of a multiple of 128 tokens are computed at once: 2048 do not fit a TPU's vector memory."""
-    return next(size for size in (512, 384, 256, LANES) if tokens % size == 0)
 
 
 def flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

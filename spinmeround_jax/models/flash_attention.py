@@ -22,7 +22,7 @@ from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from spinmeround_jax.models.attention_kernels import LANES, tile
+from spinmeround_jax.models.tiles import LANES, tile
 
 # Channels x tokens of the keys that lie in the vector memory together; with twice as many, the backward
 # pass does not fit its 16 MiB.

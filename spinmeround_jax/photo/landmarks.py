@@ -68,7 +68,7 @@ class LandmarkModel:
 def load_model() -> LandmarkModel:
     """The model of the 68 landmarks over the parametric people of data_prep.
 
-    `python -m data_prep.landmarks` made it; the file names the people and the command.
+    `python -m data_prep.parametric.landmarks` made it; the file names the people and the command.
     """
     with np.load(MODEL_FILE, allow_pickle=False) as stored:
         return LandmarkModel(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from flax import nnx
 
-from spinmeround_jax import parameters
+from spinmeround_jax.models import parameters
 
 Shape = tuple[int, ...]
 

@@ -1,0 +1,1 @@
+"""Calibrated photographs: readers of their formats, canonical views."""

@@ -1,0 +1,1 @@
+"""Heads from PanoHead's generator: network, surface, screening."""

@@ -1,0 +1,1 @@
+"""Parametric people: MakeHuman meshes with hair, clothes and skin."""

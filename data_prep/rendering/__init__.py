@@ -1,0 +1,1 @@
+"""Ray-cast views of meshes, viewpoints, contact sheets."""

@@ -1,0 +1,1 @@
+"""Textured meshes and their alignment to the canonical frame."""

@@ -1,0 +1,1 @@
+"""Data sets of rendered views: records, shards, latents, and the loader."""

@@ -1,0 +1,227 @@
+"""Latents computed ahead of training: the files, and random access to them (numpy only).
+
+    latents.json                        made from which data by which autoencoder, see `Description`
+    train-00000-of-00008.moments.npy    (S, V, 2 + k, h, w, 2z) float16
+    train-00000-of-00008.subjects.npz   subjects (S,) str, id_embedding (S, 512), colours (S, k, 3)
+
+One pair of files for each TFRecord shard, with its S subjects of V views in the same order. Third
+axis of the moments: the normal map, the image on white, the image on each of the subject's k
+colours. Last axis: scaled mean, then scaled standard deviation, of the autoencoder's posterior.
+`latent_cache` writes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from spinmeround_jax.data.records import ID_EMBEDDING_SIZE, RecordError
+from spinmeround_jax.data.shards import ShardIndex
+from spinmeround_jax.files import as_path, begun, publish, read_ranges, write_atomically
+
+SCHEMA_VERSION = 1
+NORMALS, ON_WHITE = 0, 1  # then the colours
+_REMEDY = "delete the folder and write it again (data_prep.cache_latents, or train does it)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What the latents of a folder were made of and how; two that differ do not mix."""
+
+    autoencoder: str  # fingerprint of its weights
+    image_size: int
+    views: int
+    latent_shape: tuple[int, int, int]  # h, w, z
+    backgrounds: int  # k random colours per subject, beside white
+    seed: int  # of the data set; the colours depend on it
+
+    @property
+    def moments_shape(self) -> tuple[int, ...]:
+        """Of one subject."""
+        height, width, channels = self.latent_shape
+        return self.views, 2 + self.backgrounds, height, width, 2 * channels
+
+
+def write_description(directory: pathlib.Path, description: Description) -> None:
+    """Begin or continue a folder.
+
+    Raises:
+        RecordError: it holds latents of other data or of another autoencoder.
+    """
+    path = directory / "latents.json"
+    if path.exists():
+        check_same(path, read_description(directory), description)
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    content = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(description)}
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def check_same(path: pathlib.Path, found: Description, wanted: Description) -> None:
+    """Raises RecordError naming what differs."""
+    pairs = zip(dataclasses.asdict(found).items(), dataclasses.asdict(wanted).values(), strict=True)
+    if changed := [f"{name} was {a}, is {b}" for (name, a), b in pairs if a != b]:
+        raise RecordError(f"{path}: {'; '.join(changed)}; {_REMEDY}")
+
+
+def read_description(directory: pathlib.Path) -> Description:
+    """Raises RecordError where there is none, or a damaged one."""
+    path = directory / "latents.json"
+    try:
+        content = json.loads(path.read_text())
+        if content.pop("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"this code reads schema version {SCHEMA_VERSION}")
+        content["latent_shape"] = tuple(map(int, content["latent_shape"]))
+        return Description(**content)
+    except FileNotFoundError as error:
+        raise RecordError(
+            f"{path}: no such file; write latents with data_prep.cache_latents"
+        ) from error
+    except Exception as error:  # whatever stands there
+        raise RecordError(f"{path}: unreadable ({error}); {_REMEDY}") from error
+
+
+# --------------------------------------------------------------------------------------------------
+# Shards
+
+
+def paths(directory: pathlib.Path, shard: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where the moments and the subjects of a TFRecord shard are."""
+    return directory / f"{shard.stem}.moments.npy", directory / f"{shard.stem}.subjects.npz"
+
+
+def is_complete(directory: pathlib.Path, shard: pathlib.Path) -> bool:
+    """Whether a writer finished with this TFRecord shard."""
+    return all(path.is_file() for path in paths(directory, shard))
+
+
+@contextlib.contextmanager
+def shard_writer(
+    directory: pathlib.Path,
+    index: ShardIndex,
+    description: Description,
+    id_embedding: np.ndarray,
+    colours: np.ndarray,
+) -> Iterator[np.ndarray]:
+    """Yields the (S, *moments_shape) float16 map to fill; only then the files get their names.
+
+    Args:
+        id_embedding: (S, 512) float32.
+        colours: (S, k, 3) float32 in [0, 1].
+    """
+    moments_path, subjects_path = paths(directory, index.path)
+    shape = (len(index.subjects), *description.moments_shape)
+    with begun(moments_path, unique=True) as unfinished:
+        moments = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
+        yield moments
+        moments.flush()
+        del moments
+        publish(unfinished, moments_path)
+        facts = {"subjects": index.subjects, "id_embedding": id_embedding, "colours": colours}
+        buffer = io.BytesIO()
+        np.savez(buffer, **facts)
+        write_atomically(subjects_path, buffer.getvalue())  # last: see `is_complete`
+
+
+class LatentSource:
+    """Random access to the latents of the given shards.
+
+    Raises:
+        RecordError: a shard's latents are missing, damaged, or of other subjects.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, indexes: Sequence[ShardIndex]):
+        self.directory, self._indexes = as_path(directory), tuple(indexes)
+        self.description = read_description(self.directory)
+        self._shards = {index.path.name: self._open(index) for index in indexes}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LatentSource, (self.directory, self._indexes)  # a worker process maps them itself
+
+    def read(
+        self,
+        index: ShardIndex,
+        row: int,
+        views: Sequence[int],
+        background: int,
+        moments: np.ndarray,
+    ) -> np.ndarray:
+        """Reads some views of the subject in `row` of a shard.
+
+        Args:
+            background: 0 is white, then 1..k.
+            moments: (v, 2, h, w, 2z) float32 to fill with those of image and normal map.
+
+        Returns:
+            (512,) identity.
+        """
+        stored, id_embedding = self._shards[index.path.name]
+        stored.read(row, views, (ON_WHITE + background, NORMALS), moments)
+        return id_embedding[row]
+
+    def _open(self, index: ShardIndex) -> tuple[_Moments, np.ndarray]:
+        moments_path, subjects_path = paths(self.directory, index.path)
+        shape = (len(index.subjects), *self.description.moments_shape)
+        try:
+            moments = _Moments(moments_path)
+            if moments.shape != shape or moments.dtype != np.float16:
+                raise ValueError(f"holds {moments.shape} {moments.dtype}, expected {shape} float16")
+            content = io.BytesIO(subjects_path.read_bytes())
+            with np.load(content, allow_pickle=False) as stored:
+                subjects, id_embedding = stored["subjects"], stored["id_embedding"]
+            if not np.array_equal(subjects, index.subjects):
+                raise ValueError(f"subjects differ from those of {index.path}")
+            if id_embedding.shape != (len(subjects), ID_EMBEDDING_SIZE):
+                raise ValueError(f"identities are {id_embedding.shape}")
+        except Exception as error:  # numpy, zip and its header parser each have their own
+            raise RecordError(f"{moments_path}: unusable latents ({error}); {_REMEDY}") from error
+        return moments, id_embedding
+
+
+class _Moments:
+    """A .npy file of which some blocks are read at a time, each in one piece.
+
+    It is not mapped into memory: that brings in pages one by one, or, with read-ahead, ten times what
+    is used; and a bucket cannot be mapped.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        (start,) = read_ranges(path, [(0, 4096)])
+        header = io.BytesIO(start)
+        version = np.lib.format.read_magic(header)
+        if version != (1, 0):
+            raise ValueError(f"npy version {version}, expected 1.0")
+        self.shape, fortran, self.dtype = np.lib.format.read_array_header_1_0(header)
+        self._start = header.tell()
+        self._block = math.prod(self.shape[3:]) * self.dtype.itemsize
+        size, wanted = path.stat().st_size, self._start + math.prod(self.shape[:3]) * self._block
+        if fortran or size != wanted:
+            raise ValueError(f"{size} bytes, expected {wanted}")
+
+    def read(
+        self, row: int, views: Sequence[int], kinds: Sequence[int], moments: np.ndarray
+    ) -> None:
+        """Fills (v, kinds, h, w, 2z) float32."""
+        ranges = []
+        for view in views:
+            for kind in kinds:
+                number = (row * self.shape[1] + int(view)) * self.shape[2] + kind
+                start = self._start + number * self._block
+                ranges.append((start, start + self._block))
+        try:
+            blocks = read_ranges(self._path, ranges)
+        except OSError as error:
+            raise RecordError(f"{self._path}: cannot be read ({error}); {_REMEDY}") from error
+        for block, target in zip(blocks, moments.reshape(-1, *self.shape[3:]), strict=True):
+            if len(block) != self._block:
+                raise RecordError(f"{self._path}: became shorter while it was read; {_REMEDY}")
+            target[...] = np.frombuffer(block, self.dtype).reshape(target.shape)

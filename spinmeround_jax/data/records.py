@@ -1,0 +1,358 @@
+"""One view of one subject as a `tf.train.Example`, without TensorFlow: the storage schema.
+
+`shards` puts records into files, `docs/data_format.md` documents every field; `SCHEMA_VERSION`
+changes with it. Everything read is checked and every fault is a `RecordError` that names file and
+record: a bad disk costs a message, never a hang or a wrong picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from google.protobuf import message
+from PIL import Image
+
+from spinmeround_jax.data import tfrecord
+from spinmeround_jax.data.tfrecord import REPAIR, RecordError
+
+SCHEMA_VERSION = 1
+ID_EMBEDDING_SIZE = 512
+
+# How `encode_view` stores pictures; docs/data_format.md has the measurements behind the figures.
+COMPACT_FROM = 256  # pixels; smaller pictures are stored without loss
+COLOUR_QUALITY = 90  # of lossy WebP: 42 to 44 dB
+DISC_LEVELS = 42  # steps from the centre of the disc of normals to its rim: 0.95 degrees mean error
+_DISC_RADIUS = 1.8  # 2 sin(angle / 2) of normals turned away from the viewer by up to 128 degrees
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewRecord:
+    """One rendered view of one subject.
+
+    image: PNG or WebP, (size, size, 4) RGBA, 8 bits, straight alpha.
+    normals: PNG or lossless WebP, RGB as of `encode_normals` or RGBA as of `encode_view`.
+    world_to_camera: (4, 4) float32, see `cameras`; yaw and pitch are its angles in degrees.
+    id_embedding: (512,) float32 ArcFace vector of unit length, the same in all views of a subject.
+    """
+
+    subject: str
+    view: int
+    image: bytes
+    normals: bytes
+    world_to_camera: np.ndarray
+    yaw: float
+    pitch: float
+    id_embedding: np.ndarray
+    source: str
+    license: str
+
+
+# --------------------------------------------------------------------------------------------------
+# Pixels
+
+
+def encode_view(
+    rgba: np.ndarray, normals: np.ndarray, world_to_camera: np.ndarray
+) -> dict[str, bytes]:
+    """`image` and `normals` of a ViewRecord: without loss below COMPACT_FROM pixels, else compact.
+
+    Compact are lossy WebP for colours (alpha exact) and, for normals, lossless WebP of the direction
+    in the camera's frame on a disc (Lambert's azimuthal projection: equal areas, so the same error
+    everywhere), as R = x, G = y around 128, or 0 where there is no normal. Its length is the image's
+    alpha. A is 255 or 0 accordingly: a picture with alpha is what tells this encoding from the other.
+
+    Args:
+        rgba: (size, size, 4) uint8, straight alpha.
+        normals: (size, size, 3) float, world space, unit length times alpha, or 0 where unknown.
+        world_to_camera: (4, 4).
+
+    Raises:
+        ValueError: malformed pictures, or normals of another length.
+    """
+    _check_pixels(rgba)
+    _check_normals(normals)
+    if rgba.shape[:2] != normals.shape[:2]:
+        raise ValueError(f"image {rgba.shape} and normals {normals.shape} differ in size")
+    alpha = rgba[..., 3]
+    # Without a transparent pixel WebP would drop alpha, which tells how normals are stored.
+    if rgba.shape[0] < COMPACT_FROM or alpha.min() > 0:
+        return {"image": encode_image(rgba), "normals": encode_normals(normals)}
+    length = np.linalg.norm(normals, axis=-1)
+    known = (length > 0) & (alpha > 0)
+    wrong = known & (abs(length - alpha / 255.0) > 0.02)
+    if wrong.any() or (length > 0.02)[alpha == 0].any():
+        raise ValueError("normals must have the length of the picture's alpha; or be 0, if unknown")
+    colours = _webp(fill_transparent(rgba), quality=COLOUR_QUALITY, method=4, exact=True)
+    pixels = np.zeros((*alpha.shape, 4), np.uint8)
+    rotation = np.asarray(world_to_camera, np.float64)[:3, :3]
+    pixels[known, :2] = _to_disc((normals[known] / length[known, None]) @ rotation.T)
+    pixels[known, 3] = 255
+    return {"image": colours, "normals": _webp(pixels, lossless=True, exact=True, quality=50)}
+
+
+def encode_image(rgba: np.ndarray) -> bytes:
+    """(size, size, 4) uint8 RGBA with straight alpha -> PNG bytes."""
+    _check_pixels(rgba)
+    return _png(rgba)
+
+
+def encode_normals(normals: np.ndarray) -> bytes:
+    """(size, size, 3) float world-space normals, 0 on the background -> PNG bytes.
+
+    byte = round(127 n) + 128: the paper's 255 (n + 1) / 2 to within 1.5 levels, but with the
+    background at exactly 128; the paper's formula puts zero between two levels.
+    """
+    _check_normals(normals)
+    return _png((np.rint(np.clip(normals, -1.0, 1.0) * 127.0) + 128.0).astype(np.uint8))
+
+
+def fill_transparent(rgba: np.ndarray) -> np.ndarray:
+    """(s, s, 4) uint8 with colours under alpha 0 continued smoothly from the nearest opaque ones.
+
+    A step at the silhouette would cost bits and ring into the soft edge. Averages over squares of
+    growing size (a pyramid) fill what the smaller squares cannot.
+    """
+    weight = (rgba[..., 3:] / np.float32(255.0)).astype(np.float32)
+    levels = [(rgba[..., :3] * weight, weight)]
+    while min(levels[-1][1].shape[:2]) > 1:
+        sums = [_halve(array) for array in levels[-1]]
+        levels.append(tuple(array / np.maximum(sums[1], 1.0) for array in sums))
+    filled = np.zeros((1, 1, 3), np.float32)
+    for colour, weight in reversed(levels):
+        height, width = weight.shape[:2]
+        filled = filled.repeat(2, 0).repeat(2, 1)[:height, :width]
+        filled = np.where(weight > 0, colour / np.maximum(weight, 1e-6), filled)
+    result = rgba.copy()
+    hidden = rgba[..., 3] == 0
+    result[hidden, :3] = np.rint(filled[hidden])
+    return result
+
+
+def _halve(array: np.ndarray) -> np.ndarray:
+    """(h, w, c) -> sums over squares of 2 x 2; odd sides are continued with zeros."""
+    height, width, channels = array.shape
+    array = np.pad(array, ((0, height % 2), (0, width % 2), (0, 0)))
+    return array.reshape(-(-height // 2), 2, -(-width // 2), 2, channels).sum((1, 3))
+
+
+def _to_disc(directions: np.ndarray) -> np.ndarray:
+    """(n, 3) unit vectors in the camera's frame -> (n, 2) uint8, see `encode_view`."""
+    point = directions[:, :2] * np.sqrt(2.0 / np.maximum(1.0 + directions[:, 2:], 1e-6))
+    point *= np.minimum(1.0, _DISC_RADIUS / np.maximum(np.linalg.norm(point, axis=1), 1e-6))[
+        :, None
+    ]
+    return (np.rint(point * (DISC_LEVELS / _DISC_RADIUS)) + 128.0).astype(np.uint8)
+
+
+@functools.cache
+def disc() -> np.ndarray:
+    """(65536, 3) float32 unit vectors in the camera's frame; row R + 256 G."""
+    green, red = np.mgrid[:256, :256].reshape(2, -1) - 128.0
+    point = np.stack([red, green], axis=1) * (_DISC_RADIUS / DISC_LEVELS)
+    square = (point**2).sum(1, keepdims=True)
+    point *= np.minimum(1.0, 2.0 / np.sqrt(np.maximum(square, 1e-12)))  # bytes that no writer wrote
+    square = np.minimum(square, 4.0)
+    vectors = np.concatenate([point * np.sqrt(1.0 - square / 4.0), 1.0 - square / 2.0], axis=1)
+    return vectors.astype(np.float32)
+
+
+def _check_pixels(rgba: np.ndarray) -> None:
+    if rgba.dtype != np.uint8 or rgba.ndim != 3 or rgba.shape[2] != 4:
+        raise ValueError(f"expected (size, size, 4) uint8, got {rgba.shape} {rgba.dtype}")
+
+
+def _check_normals(normals: np.ndarray) -> None:
+    if normals.ndim != 3 or normals.shape[2] != 3 or not np.isfinite(normals).all():
+        raise ValueError(f"expected finite (size, size, 3) normals, got shape {normals.shape}")
+    if abs(normals).max(initial=0.0) > 1.001:
+        raise ValueError(f"normals exceed 1 in magnitude: {abs(normals).max()}")
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _webp(pixels: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", **options)
+    return buffer.getvalue()
+
+
+def decode_view(
+    record: ViewRecord, size: int, where: str, normals: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures of a record, however they are stored.
+
+    Args:
+        normals: (size, size, 3) float32 contiguous array to fill and return.
+
+    Returns:
+        (size, size, 4) uint8 RGBA with straight alpha, and (size, size, 3) float32 world-space
+        normals of at most unit length, 0 on the background.
+
+    Raises:
+        RecordError: naming `where`, if one cannot be decoded or has another size.
+    """
+    rgba = decode_image(record.image, size, where)
+    stored = _decode(record.normals, size, ("RGB", "RGBA"), where)
+    if normals is None:
+        normals = np.empty((size, size, 3), np.float32)
+    if stored.shape[2] == 3:
+        normals[...] = _components(stored)
+        return rgba, normals
+    # One look-up per pixel, in a table turned to the world's frame: R + 256 G.
+    table = disc() @ np.asarray(record.world_to_camera, np.float32)[:3, :3]
+    table[0] = 0.0  # where no normal is known
+    codes = stored.reshape(-1, 4).view("<u2")[:, 0].astype(np.intp)
+    vectors = normals.reshape(-1, 3)
+    np.take(table, codes, axis=0, out=vectors, mode="clip")
+    alpha = rgba[..., 3].ravel()
+    soft = np.flatnonzero((alpha < 255) & (codes > 0))  # the silhouette
+    vectors[soft] *= alpha[soft, None] * np.float32(1.0 / 255.0)
+    return rgba, normals
+
+
+def decode_image(encoded: bytes, size: int, where: str) -> np.ndarray:
+    """(size, size, 4) uint8 RGBA of `ViewRecord.image`; RecordError naming `where` if it is not."""
+    return _decode(encoded, size, ("RGBA",), where)
+
+
+def decode_normals(encoded: bytes, size: int, where: str) -> np.ndarray:
+    """(size, size, 3) float32 normals as `encode_normals` stores them: 0 on the background."""
+    return _components(_decode(encoded, size, ("RGB",), where))
+
+
+def _components(stored: np.ndarray) -> np.ndarray:
+    planes = np.moveaxis(stored, -1, 0).astype(np.float32, order="C")
+    planes -= 128.0
+    planes /= 127.0
+    # Rounding can lengthen a unit vector by a per cent; shorter ones (soft edges) stay as they are.
+    planes /= np.maximum(np.sqrt((planes * planes).sum(0)), 1.0)
+    return np.moveaxis(planes, 0, -1)
+
+
+def _decode(encoded: bytes, size: int, modes: tuple[str, ...], where: str) -> np.ndarray:
+    try:
+        # The size is in the header, so that a picture of 60000 x 60000 is refused before decoding.
+        with Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image:
+            if image.size != (size, size) or image.mode not in modes:
+                raise RecordError(
+                    f"{where}: {image.mode} image of {image.size[0]}x{image.size[1]}, "
+                    f"expected {' or '.join(modes)} {size}x{size}; {REPAIR}"
+                )
+            return np.array(image)
+    except RecordError:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, ...
+        raise RecordError(f"{where}: undecodable image ({error}); {REPAIR}") from error
+
+
+def header_of(encoded: bytes, where: str) -> tuple[int, int, str]:
+    """Width, height and Pillow's mode of a PNG or WebP image; ValueError naming `where` if it is not."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image:
+            return *image.size, image.mode
+    except Exception as error:
+        raise ValueError(f"{where}: not a PNG or WebP image ({error})") from error
+
+
+def image_size_of(encoded: bytes, modes: tuple[str, ...], where: str) -> int:
+    """Pixels of a square PNG or WebP image of one of Pillow's `modes`, from its header.
+
+    Raises:
+        ValueError: naming `where`, if it is something else.
+    """
+    width, height, mode = header_of(encoded, where)
+    if width != height or mode not in modes:
+        raise ValueError(
+            f"{where}: {mode} {width}x{height}, expected a square {' or '.join(modes)} image"
+        )
+    return width
+
+
+# --------------------------------------------------------------------------------------------------
+# tf.train.Example
+
+
+def serialize(record: ViewRecord) -> bytes:
+    """The bytes of a tf.train.Example, the same for the same record."""
+    example = tfrecord.example_class()()
+    feature = example.features.feature
+    feature["schema_version"].int64_list.value.append(SCHEMA_VERSION)
+    feature["subject"].bytes_list.value.append(record.subject.encode())
+    feature["view"].int64_list.value.append(record.view)
+    feature["image"].bytes_list.value.append(record.image)
+    feature["normals"].bytes_list.value.append(record.normals)
+    feature["world_to_camera"].float_list.value.extend(np.ravel(record.world_to_camera).tolist())
+    feature["yaw"].float_list.value.append(record.yaw)
+    feature["pitch"].float_list.value.append(record.pitch)
+    feature["id_embedding"].float_list.value.extend(np.ravel(record.id_embedding).tolist())
+    feature["source"].bytes_list.value.append(record.source.encode())
+    feature["license"].bytes_list.value.append(record.license.encode())
+    return example.SerializeToString(deterministic=True)
+
+
+def parse(data: bytes, where: str) -> ViewRecord:
+    """The record in `data`; RecordError naming `where` if it is not one of this version."""
+    try:
+        feature = tfrecord.example_class().FromString(data).features.feature
+    except message.DecodeError as error:
+        raise RecordError(f"{where}: not a tf.train.Example ({error}); {REPAIR}") from error
+
+    def values(name: str, kind: str, count: int) -> Sequence[Any]:
+        if name not in feature:
+            raise RecordError(f"{where}: field {name!r} is missing; {REPAIR}")
+        found = feature[name].WhichOneof("kind")
+        items = getattr(feature[name], kind).value
+        if found != kind or len(items) != count:
+            raise RecordError(
+                f"{where}: field {name!r} holds {len(items)} values of {found}, "
+                f"expected {count} of {kind}; {REPAIR}"
+            )
+        return items
+
+    def floats(name: str, count: int) -> np.ndarray:
+        array = np.array(values(name, "float_list", count), np.float32)
+        if not np.isfinite(array).all():
+            raise RecordError(f"{where}: field {name!r} is not finite; {REPAIR}")
+        return array
+
+    def text(name: str) -> str:
+        try:
+            return values(name, "bytes_list", 1)[0].decode()
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{where}: field {name!r} is not UTF-8; {REPAIR}") from error
+
+    version = values("schema_version", "int64_list", 1)[0]
+    if version != SCHEMA_VERSION:
+        raise RecordError(version_message(where, version))
+    id_embedding = floats("id_embedding", ID_EMBEDDING_SIZE)
+    if abs(np.linalg.norm(id_embedding) - 1.0) > 1e-3:
+        raise RecordError(f"{where}: id_embedding is not of unit length; {REPAIR}")
+    return ViewRecord(
+        subject=text("subject"),
+        view=values("view", "int64_list", 1)[0],
+        image=values("image", "bytes_list", 1)[0],
+        normals=values("normals", "bytes_list", 1)[0],
+        world_to_camera=floats("world_to_camera", 16).reshape(4, 4),
+        yaw=float(floats("yaw", 1)[0]),
+        pitch=float(floats("pitch", 1)[0]),
+        id_embedding=id_embedding,
+        source=text("source"),
+        license=text("license"),
+    )
+
+
+def version_message(where: str, version: Any) -> str:
+    """What to tell of data with another schema version."""
+    return (
+        f"{where}: schema version {version!r}, this code reads version {SCHEMA_VERSION}; "
+        "write the data again with this version's data_prep, or use the code that wrote it"
+    )

@@ -1,0 +1,407 @@
+"""TFRecord shards of whole subjects, each with an index beside it, written whole or not at all.
+
+A folder holds `manifest.json` and for each split shards `<split>-00000-of-00008.tfrecord`, with an
+index beside each (`<shard>.index.npz`). A shard holds whole subjects, one after another, each with
+its views 0..V-1. `docs/data_format.md` tells more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import logging
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from spinmeround_jax import cameras
+from spinmeround_jax.data import records, tfrecord
+from spinmeround_jax.data.records import RecordError, ViewRecord
+from spinmeround_jax.data.tfrecord import REPAIR
+from spinmeround_jax.files import (
+    as_path,
+    begun,
+    is_local,
+    publish,
+    read_at_random,
+    read_ranges,
+    write_atomically,
+)
+
+_logger = logging.getLogger(__name__)
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading
+
+
+def _where(path: pathlib.Path, offset: int, number: int) -> str:
+    return f"{path}: record {number} at byte {offset}"
+
+
+def scan(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, ViewRecord]]:
+    """Yield (offset, length of the data, record) of every record of a shard, checking each."""
+    path = as_path(path)
+    offset, number = 0, 0
+    with _open(path) as file:
+        file_size = _size(file)
+        if file_size == 0:
+            raise RecordError(f"{path}: the shard is empty (0 bytes); {REPAIR}")
+        while offset < file_size:
+            where = _where(path, offset, number)
+            data = tfrecord.read_frame(file, file_size, offset, where)
+            yield offset, len(data), records.parse(data, where)
+            offset += len(data) + tfrecord.FRAME_OVERHEAD
+            number += 1
+
+
+def _read_view(
+    file: BinaryIO, path: pathlib.Path, offset: int, length: int, number: int
+) -> ViewRecord:
+    where = _where(path, offset, number)
+    data = tfrecord.read_frame(file, _size(file), offset, where)
+    return _parse_view(data, path, length, where)
+
+
+def _parse_view(data: bytes, path: pathlib.Path, length: int, where: str) -> ViewRecord:
+    if len(data) != length:
+        raise RecordError(
+            f"{where}: holds {len(data)} bytes, the index says {length}; "
+            f"delete {index_path(path).name}, it will be rebuilt"
+        )
+    return records.parse(data, where)
+
+
+def _size(file: BinaryIO) -> int:
+    return file.seek(0, os.SEEK_END)
+
+
+def _open(path: pathlib.Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be opened ({error.strerror}); {REPAIR}") from error
+
+
+# --------------------------------------------------------------------------------------------------
+# Index sidecar
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardIndex:
+    """Where each view of a shard is, and its camera: S subjects with V views each."""
+
+    path: pathlib.Path  # of the shard
+    subjects: np.ndarray  # (S,) str
+    offsets: np.ndarray  # (S, V) int64, byte where the record's frame starts
+    lengths: np.ndarray  # (S, V) int64, bytes of the record's data, frame not counted
+    world_to_camera: np.ndarray  # (S, V, 4, 4) float32
+
+    def read_views(self, row: int, views: Sequence[int]) -> list[ViewRecord]:
+        """The records of some views of the subject in `row`; opens the shard once.
+
+        Raises:
+            RecordError: wrong checksums, missing or malformed fields, another version, or records
+                that are not those the index tells of.
+        """
+        if not is_local(self.path):
+            return self._fetch_views(row, views)
+        found = []
+        with _open(self.path) as file:
+            read_at_random(file)
+            for view in views:
+                number = row * self.offsets.shape[1] + int(view)
+                offset = int(self.offsets[row, view])
+                record = _read_view(file, self.path, offset, int(self.lengths[row, view]), number)
+                self._check(record, row, int(view), number)
+                found.append(record)
+        return found
+
+    def _fetch_views(self, row: int, views: Sequence[int]) -> list[ViewRecord]:
+        """`read_views` from a bucket: all at once, as every request waits for an answer."""
+        starts = [int(self.offsets[row, view]) for view in views]
+        lengths = [int(self.lengths[row, view]) for view in views]
+        ranges = [
+            (start, start + length + tfrecord.FRAME_OVERHEAD)
+            for start, length in zip(starts, lengths, strict=True)
+        ]
+        try:
+            frames = read_ranges(self.path, ranges)
+        except OSError as error:
+            raise RecordError(f"{self.path}: cannot be read ({error}); {REPAIR}") from error
+        found = []
+        for view, frame, length in zip(views, frames, lengths, strict=True):
+            where = self.where(row, int(view))
+            data = tfrecord.read_frame(io.BytesIO(frame), len(frame), 0, where)
+            record = _parse_view(data, self.path, length, where)
+            self._check(record, row, int(view), row * self.offsets.shape[1] + int(view))
+            found.append(record)
+        return found
+
+    def _check(self, record: ViewRecord, row: int, view: int, number: int) -> None:
+        if (
+            record.subject != self.subjects[row]
+            or record.view != view
+            or not np.array_equal(record.world_to_camera, self.world_to_camera[row, view])
+        ):
+            raise RecordError(
+                f"{_where(self.path, int(self.offsets[row, view]), number)}: is view {record.view} "
+                f"of {record.subject!r}, the index tells of view {view} of "
+                f"{str(self.subjects[row])!r} or of another camera; "
+                f"delete {index_path(self.path).name}, it will be rebuilt"
+            )
+
+    def where(self, row: int, view: int) -> str:
+        """File and record, for messages."""
+        number = row * self.offsets.shape[1] + int(view)
+        return _where(self.path, int(self.offsets[row, view]), number)
+
+
+def index_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    path = as_path(path)
+    return path.with_name(path.name + ".index.npz")
+
+
+def read_index(path: str | os.PathLike[str]) -> ShardIndex:
+    """Index of the shard at `path`; scans the whole shard where the sidecar is missing or stale.
+
+    Raises:
+        RecordError: the shard is missing, empty, truncated or damaged (when scanned).
+    """
+    path = as_path(path)
+    with _open(path) as file:
+        if _size(file) == 0:
+            raise RecordError(f"{path}: the shard is empty (0 bytes); {REPAIR}")
+    if (index := _load_sidecar(path)) is not None:
+        return index
+    _logger.warning("%s: no usable index beside it, scanning the shard", path)
+    return _scan_index(path)
+
+
+def rebuild_index(path: str | os.PathLike[str]) -> ShardIndex:
+    """Scan the shard, checking every record, and write its sidecar anew."""
+    index = _scan_index(as_path(path))
+    _write_sidecar(index, index.path.stat().st_size, sha256_of(index.path))
+    return index
+
+
+def sha256_of(path: pathlib.Path) -> str:
+    """SHA-256 of a shard's bytes, in hexadecimal; reads all of them."""
+    with _open(path) as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`bytes`, and `sha256` as its writer saw it, of a complete shard; {} of any other.
+
+    Shards written before hashes were kept have none.
+    """
+    path = as_path(path)
+    if _load_sidecar(path) is None:
+        return {}
+    with np.load(io.BytesIO(index_path(path).read_bytes()), allow_pickle=False) as arrays:
+        found = {"bytes": int(arrays["shard_bytes"])}
+        if "sha256" in arrays:
+            found["sha256"] = str(arrays["sha256"])
+    return found
+
+
+def is_complete(path: str | os.PathLike[str]) -> bool:
+    """Whether a writer finished this shard: it and its index exist. Records are not read."""
+    path = as_path(path)
+    return path.is_file() and _load_sidecar(path) is not None
+
+
+def _load_sidecar(path: pathlib.Path) -> ShardIndex | None:
+    """The sidecar, or None where it is missing, unreadable or was made for another file."""
+    try:
+        content = io.BytesIO(index_path(path).read_bytes())
+        with np.load(content, allow_pickle=False) as arrays:
+            if arrays["schema_version"] != records.SCHEMA_VERSION:
+                return None
+            if arrays["shard_bytes"] != path.stat().st_size:
+                return None
+            index = ShardIndex(
+                path,
+                arrays["subjects"],
+                arrays["offsets"],
+                arrays["lengths"],
+                arrays["world_to_camera"],
+            )
+        return index if _is_sound(index) else None
+    except Exception:  # the file can hold anything, and the shard tells the same
+        return None
+
+
+def _is_sound(index: ShardIndex) -> bool:
+    shape = index.offsets.shape
+    return (
+        len(shape) == 2
+        and min(shape) > 0
+        and index.subjects.shape == shape[:1]
+        and index.subjects.dtype.kind == "U"
+        and index.lengths.shape == shape
+        and index.world_to_camera.shape == (*shape, 4, 4)
+        and index.offsets.dtype == index.lengths.dtype == np.int64
+        and index.world_to_camera.dtype == np.float32
+    )
+
+
+def _write_sidecar(index: ShardIndex, shard_bytes: int, sha256: str) -> None:
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        schema_version=np.int64(records.SCHEMA_VERSION),
+        shard_bytes=np.int64(shard_bytes),
+        sha256=np.str_(sha256),
+        subjects=index.subjects,
+        offsets=index.offsets,
+        lengths=index.lengths,
+        world_to_camera=index.world_to_camera,
+    )
+    write_atomically(index_path(index.path), buffer.getvalue())
+
+
+def _scan_index(path: pathlib.Path) -> ShardIndex:
+    rows: list[tuple[str, list[tuple[int, int, np.ndarray]]]] = []
+    for number, (offset, length, record) in enumerate(scan(path)):
+        if record.view == 0:
+            rows.append((record.subject, []))
+        if not rows or rows[-1][0] != record.subject or len(rows[-1][1]) != record.view:
+            raise RecordError(
+                f"{_where(path, offset, number)}: view {record.view} of {record.subject!r} is out "
+                f"of order, a shard holds views 0..V-1 of each subject; {REPAIR}"
+            )
+        rows[-1][1].append((offset, length, record.world_to_camera))
+    if len({len(views) for _, views in rows}) != 1:
+        raise RecordError(
+            f"{path}: subjects have different numbers of views, the shard is cut; {REPAIR}"
+        )
+    return _make_index(path, rows)
+
+
+def _make_index(
+    path: pathlib.Path, rows: Sequence[tuple[str, Sequence[tuple[int, int, np.ndarray]]]]
+) -> ShardIndex:
+    return ShardIndex(
+        path=path,
+        subjects=np.array([subject for subject, _ in rows], dtype=np.str_),
+        offsets=np.array([[view[0] for view in views] for _, views in rows], np.int64),
+        lengths=np.array([[view[1] for view in views] for _, views in rows], np.int64),
+        world_to_camera=np.array([[view[2] for view in views] for _, views in rows], np.float32),
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
+
+
+class ShardWriter:
+    """Writes one shard and its index; both appear under their names only on a clean exit.
+
+        with ShardWriter(directory / shard_name("train", 0, 8)) as writer:
+            writer.write_subject(records)
+
+    The shard grows under a temporary name in the same folder (for a bucket: on the local disk),
+    removed if the block raises. On exit the index is renamed into place first, the shard second: a
+    kill in between leaves no shard, so that `is_complete` is false and a resuming writer does this
+    shard again.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = as_path(path)
+        self._stack = contextlib.ExitStack()
+        self._sha256 = hashlib.sha256()
+        self._rows: list[tuple[str, list[tuple[int, int, np.ndarray]]]] = []
+        self._subjects: set[str] = set()
+        self._image_size: int | None = None
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> ShardWriter:
+        with contextlib.ExitStack() as stack:
+            self._temporary = stack.enter_context(begun(self.path))
+            self._file = stack.enter_context(self._temporary.open("wb"))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._stack:
+            if kind is None:
+                self._commit()
+
+    def write_subject(self, views: Sequence[ViewRecord]) -> None:
+        """Append all records of one subject, views 0..V-1 in order, V the same for all subjects.
+
+        Raises:
+            ValueError: records that break the schema, naming subject, view and field.
+        """
+        if self._file is None:
+            raise RuntimeError("use ShardWriter as a context manager")
+        if not views:
+            raise ValueError(f"{self.path}: a subject needs at least one view")
+        subject = views[0].subject
+        if not subject or subject in self._subjects:
+            raise ValueError(f"{self.path}: subject {subject!r} is empty or already in the shard")
+        if self._rows and len(views) != len(self._rows[0][1]):
+            raise ValueError(
+                f"{self.path}: subject {subject!r} has {len(views)} views, "
+                f"earlier ones {len(self._rows[0][1])}"
+            )
+        for view, record in enumerate(views):
+            self._check(record, views[0], view)
+        row = []
+        for record in views:
+            data = records.serialize(record)
+            row.append((self._file.tell(), len(data), np.asarray(record.world_to_camera)))
+            frame = tfrecord.frame(data)
+            self._file.write(frame)
+            self._sha256.update(frame)
+        self._rows.append((subject, row))
+        self._subjects.add(subject)
+
+    def _check(self, record: ViewRecord, first: ViewRecord, view: int) -> None:
+        where = f"{self.path}: subject {record.subject!r} view {record.view}"
+        if record.subject != first.subject or record.view != view:
+            raise ValueError(f"{where}: expected view {view} of {first.subject!r}")
+        pictures = ((record.image, ("RGBA",)), (record.normals, ("RGB", "RGBA")))
+        for encoded, modes in pictures:
+            size = records.image_size_of(encoded, modes, where)
+            self._image_size = self._image_size or size
+            if size != self._image_size:
+                raise ValueError(f"{where}: {size} pixels, earlier images {self._image_size}")
+        pose = np.asarray(record.world_to_camera)
+        rotation = pose[:3, :3]
+        if pose.shape != (4, 4) or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4):
+            raise ValueError(f"{where}: world_to_camera is not a (4, 4) rigid pose")
+        if not np.allclose(cameras.orbit(record.yaw, record.pitch)[2, :3], pose[2, :3], atol=2e-3):
+            raise ValueError(
+                f"{where}: yaw {record.yaw} and pitch {record.pitch} are not those of "
+                f"world_to_camera, {cameras.yaw_pitch(pose)}"
+            )
+        embedding = np.asarray(record.id_embedding)
+        if (
+            embedding.shape != (records.ID_EMBEDDING_SIZE,)
+            or not abs(np.linalg.norm(embedding) - 1) < 1e-3
+        ):
+            raise ValueError(
+                f"{where}: id_embedding is not a unit vector of {records.ID_EMBEDDING_SIZE}"
+            )
+        if not np.array_equal(embedding, first.id_embedding):
+            raise ValueError(f"{where}: id_embedding differs between views of one subject")
+
+    def _commit(self) -> None:
+        if not self._rows:
+            raise ValueError(f"{self.path}: no subject was written, a shard holds at least one")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        index = _make_index(self.path, self._rows)
+        _write_sidecar(index, self._file.tell(), self._sha256.hexdigest())
+        publish(self._temporary, self.path)

@@ -1,0 +1,1 @@
+"""Denoiser, noise levels, loss, samplers, and the pipeline from a portrait to views."""

@@ -1,0 +1,206 @@
+"""The jitted programs of sampling, with the loop over sigmas inside.
+
+Networks come as (graphdef, state) of `nnx.split`: the state is an argument, the graphdef static, so
+that all `Pipeline`s of one architecture share their compiled programs. Every program runs on each
+device of a mesh with that device's examples; nothing is sent between devices.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from spinmeround_jax import sharding
+from spinmeround_jax.cameras import Rays
+from spinmeround_jax.diffusion import denoiser as multiview
+from spinmeround_jax.diffusion import guidance, samplers
+from spinmeround_jax.diffusion.denoiser import Conditioning, Network
+from spinmeround_jax.models.attention import Execution
+
+
+def sample_jointly(
+    network: Network,
+    noise: jax.Array,
+    conditional: Conditioning,
+    unconditional: Conditioning | None,
+    sigmas: jax.Array,
+    guidance_scale: jax.Array,
+    temperature: jax.Array,
+    sampler: str,
+) -> jax.Array:
+    """Clean latents (b, v, h, w, c) of all views, the observed ones as given (steps 2 and 3).
+
+    Args:
+        noise: (b, v, h, w, c) unit normal.
+        unconditional: the other branch of guidance; None samples without guidance at half the cost.
+        temperature: of the initial noise, in [0, 1]. Below 1 samples vary less and lie nearer to the
+            mean of what the model holds possible; 0 gives one sample whatever the noise is.
+        sampler: a key of `samplers.SAMPLERS`.
+    """
+    denoise = functools.partial(multiview.denoise, network)
+    if unconditional is None:
+        guided = functools.partial(_with_conditioning, denoise, conditional)
+    else:
+        guided = guidance.classifier_free(denoise, conditional, unconditional, guidance_scale)
+    start = temperature * samplers.initial_noise(noise, sigmas)
+    latents = samplers.SAMPLERS[sampler](guided, start, sigmas)
+    return multiview.place_observed(latents, conditional)
+
+
+def sample_normals(
+    network: Network,
+    noise: jax.Array,
+    conditioning: Conditioning,
+    image_latents: jax.Array,
+    sigmas: jax.Array,
+    strength: jax.Array,
+    temperature: jax.Array,
+) -> jax.Array:
+    """Image and normal latents of single views whose image is known, by in-painting (step 1).
+
+    Args:
+        noise: (b, 1, h, w, 2z) unit normal.
+        conditioning: one unobserved view.
+        image_latents: (b, 1, h, w, z).
+        strength: see `guidance.inpaint_channels`.
+        temperature: see `sample_jointly`.
+    """
+    known = jnp.concatenate([image_latents, jnp.zeros_like(image_latents)], axis=-1)
+    visible = jnp.arange(known.shape[-1]) < image_latents.shape[-1]
+    denoise = functools.partial(multiview.denoise, network)
+    one_view = functools.partial(_with_conditioning, denoise, conditioning)
+    inpaint = guidance.inpaint_channels(one_view, known, visible, strength)
+    return samplers.euler(inpaint, temperature * samplers.initial_noise(noise, sigmas), sigmas)
+
+
+def _with_conditioning(denoise, conditioning, x, sigma):
+    return denoise(x, sigma, conditioning)
+
+
+def _noise(seeds, streams, shape, shared: bool) -> jax.Array:
+    """(b, *shape) unit normal from (b,) integer seeds and (b, 2) streams (step, group) of each.
+
+    Shared: all views of an example start from the same map, as released.
+    """
+
+    def one(seed, stream):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream[0]), stream[1])
+        return jnp.broadcast_to(
+            jax.random.normal(key, (1, *shape[1:]) if shared else shape, jnp.float32), shape
+        )
+
+    return jax.vmap(one)(seeds, streams)
+
+
+def _over_examples(program: Callable) -> Callable:
+    """Jit of `program(state, batch, *shared, **static)` where devices share the batch's examples.
+
+    The jitted function takes `mesh` (see `sharding`) beside the static arguments.
+    """
+    examples = P(sharding.EXAMPLES)
+
+    def run(state, batch, *shared, mesh, **static):
+        specs = (P(), examples, *[P()] * len(shared))
+        body = functools.partial(program, **static)
+        return jax.shard_map(
+            body, mesh=mesh, in_specs=specs, out_specs=examples, check_vma=False
+        )(state, batch, *shared)  # fmt: skip
+
+    run.__name__, run.__doc__ = program.__name__, program.__doc__
+    keywords = inspect.getfullargspec(program).kwonlyargs
+    return jax.jit(run, static_argnames=("mesh", *keywords))
+
+
+@_over_examples
+def joint_views(
+    state: nnx.State,
+    batch: dict[str, jax.Array],
+    empty_context: jax.Array,
+    empty_latent: jax.Array,
+    sigmas: jax.Array,
+    guidance_scale: jax.Array,
+    temperature: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    rays: Rays,
+    sampler: str,
+    guided: bool,
+    shared_noise: bool,
+    kernel: str,
+) -> jax.Array:
+    """`sample_jointly` from poses and seeds; observed views first or not, as `observed` tells.
+
+    Args:
+        state, graphdef: of the UNet.
+        batch: context (b, t, d), observed (b, v) bool, observed_latents (b, v, h, w, c),
+            world_to_camera (b, v, 4, 4), seed (b,) and stream (b, 2) integers.
+        empty_context, empty_latent: (1, t, d) and (h, w, c), for guidance.
+        guided: False leaves the unconditional branch out.
+        kernel: of attention, see `models.attention_kernels`.
+    """
+    names = ("context", "observed", "observed_latents", "world_to_camera")
+    conditional = multiview.condition(*(batch[name] for name in names), rays)
+    without = multiview.unconditional(conditional, empty_context, empty_latent) if guided else None
+    shape = batch["observed_latents"].shape[1:]
+    noise = _noise(batch["seed"], batch["stream"], shape, shared_noise)
+    network = functools.partial(nnx.merge(graphdef, state), how=Execution(kernel=kernel))
+    return sample_jointly(
+        network, noise, conditional, without, sigmas, guidance_scale, temperature, sampler
+    )
+
+
+@_over_examples
+def normals(
+    state: nnx.State,
+    batch: dict[str, jax.Array],
+    sigmas: jax.Array,
+    strength: jax.Array,
+    temperature: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    rays: Rays,
+    kernel: str,
+) -> jax.Array:
+    """`sample_normals` from poses and seeds: (n, h, w, 2z).
+
+    Args:
+        state, graphdef: of the UNet.
+        batch: context (n, t, d), image_latents (n, h, w, z), world_to_camera (n, 4, 4), seed (n,)
+            and stream (n, 2) integers.
+    """
+    image_latents = batch["image_latents"][:, None]
+    nothing = jnp.concatenate([jnp.zeros_like(image_latents)] * 2, axis=-1)
+    unobserved = jnp.zeros(nothing.shape[:2], bool)
+    poses = batch["world_to_camera"][:, None]
+    conditioning = multiview.condition(batch["context"], unobserved, nothing, poses, rays)
+    noise = _noise(batch["seed"], batch["stream"], nothing.shape[1:], False)
+    network = functools.partial(nnx.merge(graphdef, state), how=Execution(kernel=kernel))
+    return sample_normals(
+        network, noise, conditioning, image_latents, sigmas, strength, temperature
+    )[:, 0]
+
+
+@_over_examples
+def contexts(state, batch, *, graphdef):
+    return nnx.merge(graphdef, state)(batch["id_embedding"])
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def empty_context(state, *, graphdef):
+    return nnx.merge(graphdef, state).empty()
+
+
+@_over_examples
+def encode(state, batch, *, graphdef):
+    return nnx.merge(graphdef, state).encode(batch["images"])
+
+
+@_over_examples
+def decode(state, batch, *, graphdef):
+    return jnp.clip(nnx.merge(graphdef, state).decode(batch["latents"]), -1.0, 1.0)

@@ -1,0 +1,273 @@
+"""The paper's figures from folders of views: `python -m spinmeround_jax.evaluation.figures --help`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from spinmeround_jax import cameras, reconstruct, sample
+from spinmeround_jax.diffusion.view_groups import angular_distance
+from spinmeround_jax.evaluation import folders, view_folders
+from spinmeround_jax.evaluation.view_folders import FolderError, Frame
+from spinmeround_jax.files import write_atomically
+from spinmeround_jax.results.head_folder import to_pixels
+
+DESCRIPTION = """The paper's figures as PNG.
+
+compare        fig. 4: what several methods made of the same heads, side by side
+splats         fig. 5: views, and what the Gaussians that `reconstruct` fits to them show there
+unconditional  fig. 6: people who do not exist
+
+A head is a folder with transforms.json, such as `sample` writes; a method is a head or a folder of them.
+Views that a folder does not have stay empty."""
+
+EXAMPLES = """examples:
+  python -m spinmeround_jax.evaluation.figures compare --truth truth/ --method ours=out/ \\
+      --method theirs=theirs/ --out compare.png
+  python -m spinmeround_jax.evaluation.figures compare --method ours=out/demo --heads 2 --normals --yaws=-45,45
+
+  # the rest of the command goes to reconstruct, or to sample
+  python -m spinmeround_jax.evaluation.figures splats out/demo/parametric-* --work out/splats --out splats.png
+  python -m spinmeround_jax.evaluation.figures unconditional --checkpoint weights/quickstart --count 6 \\
+      --work out/new --out new.png -- --guidance-scale 1.5
+
+exit code: 0 done, 1 something given cannot be used, 2 wrong usage"""
+
+YAWS = (-45.0, 45.0, 180.0)  # degrees, of fig. 4
+ALL_AROUND = (0.0, 45.0, 90.0, 135.0, 180.0, -135.0, -90.0, -45.0)
+NEAR = 4.0  # degrees from the angle asked for
+GAP, MARGIN = 6, 8  # pixels
+INK, PAPER, EMPTY = (29, 29, 31), (255, 255, 255), (240, 240, 238)
+
+Tile = np.ndarray | None
+"""(h, w, 3) uint8, or None where there is no such view."""
+
+
+def sheet(
+    rows: Sequence[Sequence[Tile]],
+    labels: Sequence[str],
+    headings: Sequence[tuple[str, int]],
+    columns: Sequence[str],
+    side: int,
+) -> Image.Image:
+    """Rows of square tiles with their labels at the left.
+
+    Args:
+        labels: of rows. columns: of tiles.
+        headings: over groups of columns: words, and how many columns; between groups is a gap.
+        side: pixels of a tile.
+    """
+    font = ImageFont.load_default(max(11, side // 10))
+    line = font.size + 6
+    left = MARGIN + max((round(font.getlength(label)) for label in labels), default=0) + 10
+    starts, x = [], left
+    for _, count in headings:
+        starts.append(x)
+        x += count * side + 2 * GAP
+    top = MARGIN + line * (2 if any(words for words, _ in headings) else 1)
+    size = (x - 2 * GAP + MARGIN, top + len(rows) * (side + GAP) - GAP + MARGIN)
+    picture = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(picture)
+    place = [
+        s + i * side for s, (_, count) in zip(starts, headings, strict=True) for i in range(count)
+    ]
+    for (words, count), start in zip(headings, starts, strict=True):
+        draw.text((start + count * side / 2, MARGIN), words, INK, font, anchor="ma")
+    for words, x in zip(columns, place, strict=True):
+        draw.text((x + side / 2, top - line + 2), words, INK, font, anchor="ma")
+    for i, (label, tiles) in enumerate(zip(labels, rows, strict=True)):
+        y = top + i * (side + GAP)
+        draw.text((left - 10, y + side / 2), label, INK, font, anchor="rm")
+        for x, tile in zip(place, tiles, strict=True):
+            if tile is None:
+                draw.rectangle((x, y, x + side - 1, y + side - 1), EMPTY)
+            else:
+                how = Image.Resampling.LANCZOS
+                picture.paste(Image.fromarray(tile).resize((side, side), how), (x, y))
+    return picture
+
+
+def at_yaw(frames: Sequence[Frame], yaw: float) -> Frame | None:
+    """The view nearest to this yaw at pitch 0, if there is one within a few degrees.
+
+    Raises:
+        FolderError: the frames have no cameras.
+    """
+    if any(frame.world_to_camera is None for frame in frames):
+        raise FolderError(f"{frames[0].image.parent}: no transforms.json tells the views' cameras")
+    poses = np.stack([frame.world_to_camera for frame in frames])
+    distance = angular_distance(np.stack(cameras.yaw_pitch(poses), -1), np.array([yaw, 0.0]))
+    return frames[int(distance.argmin())] if distance.min() < NEAR else None
+
+
+def tile(frame: Frame | None, normals: bool = False) -> Tile:
+    """A view's picture, or its normals."""
+    if frame is None or (normals and frame.normals is None):
+        return None
+    image, its_normals, _ = view_folders.load(frame, None)
+    return to_pixels(its_normals if normals else image)
+
+
+def degrees(yaw: float) -> str:
+    return f"{yaw:+g}°" if yaw % 180.0 else f"{yaw:g}°"
+
+
+# --------------------------------------------------------------------------------------------------
+# The figures
+
+
+def compare(args: argparse.Namespace) -> Image.Image:
+    """A row for the truth and for every method (fig. 4)."""
+    methods = dict(folders.named(item) for item in args.method)
+    if args.truth:
+        methods = {"true": args.truth, **methods}
+    heads = {name: view_folders.find_heads(folder) for name, folder in methods.items()}
+    if all(len(its) == 1 for its in heads.values()):
+        shared = [""]
+        heads = {name: {"": next(iter(its.values()))} for name, its in heads.items()}
+    else:
+        shared = [n for n in next(iter(heads.values())) if all(n in its for its in heads.values())]
+    if not shared:
+        raise FolderError(f"{', '.join(map(str, methods.values()))}: no head is in all of them")
+    shared = shared[: args.heads]
+    rows, labels = [], []
+    for method, its in heads.items():
+        frames = [view_folders.read_frames(its[name]) for name in shared]
+        views = [at_yaw(one, yaw) for one in frames for yaw in (0.0, *args.yaws)]
+        rows.append([tile(view) for view in views])
+        labels.append(method)
+        if args.normals:
+            rows.append([tile(view, normals=True) for view in views])
+            labels.append("")
+    columns = [degrees(yaw) for yaw in (0.0, *args.yaws)]
+    headings = [(name, len(columns)) for name in shared]
+    return sheet(rows, labels, headings, columns * len(shared), args.side)
+
+
+def splats(args: argparse.Namespace) -> Image.Image:
+    """The views, what the fitted Gaussians show, and their normals (fig. 5)."""
+    names = reconstruct.name_inputs(args.input)
+    command = [*map(str, args.input), "--out", str(args.work), *args.rest]
+    if code := reconstruct.main(command):
+        raise FolderError(f"reconstruct ended with exit code {code}; its messages are above")
+    rows, labels = [], []
+    for name, given in names.items():
+        folder = given.parent if given.is_file() else given
+        before = view_folders.read_frames(folder)
+        after = view_folders.read_frames(args.work / name)
+        rows.append([tile(at_yaw(before, yaw)) for yaw in args.yaws])
+        rows.append([tile(at_yaw(after, yaw)) for yaw in args.yaws])
+        rows.append([tile(at_yaw(after, yaw), normals=True) for yaw in args.yaws])
+        labels += ["views", "splats", "their normals"]
+    columns = [degrees(yaw) for yaw in args.yaws]
+    return sheet(rows, labels, [("", len(columns))], columns, args.side)
+
+
+def unconditional(args: argparse.Namespace) -> Image.Image:
+    """New people all around, and their normals (fig. 6)."""
+    angles = " ".join(f"{yaw:g},0" for yaw in args.yaws)
+    command = ["--checkpoint", str(args.checkpoint), "--unconditional", str(args.count)]
+    command += [f"--yaw-pitch={angles}", "--seed", str(args.seed), "--out", str(args.work)]
+    if code := sample.main([*command, *args.rest]):
+        raise FolderError(f"sample ended with exit code {code}; its messages are above")
+    rows, labels = [], []
+    for number in range(args.seed, args.seed + args.count):
+        frames = view_folders.read_frames(args.work / f"new_{number:04d}")
+        rows.append([tile(at_yaw(frames, yaw)) for yaw in args.yaws])
+        rows.append([tile(at_yaw(frames, yaw), normals=True) for yaw in args.yaws])
+        labels += [f"seed {number}", ""]
+    columns = [degrees(yaw) for yaw in args.yaws]
+    return sheet(rows, labels, [("", len(columns))], columns, args.side)
+
+
+# --------------------------------------------------------------------------------------------------
+# The command
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m spinmeround_jax.evaluation.figures",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    figures = parser.add_subparsers(dest="figure", required=True)
+    path = pathlib.Path
+
+    def figure(name: str, make, yaws: tuple[float, ...]) -> argparse.ArgumentParser:
+        one = figures.add_parser(name, help=make.__doc__)
+        one.set_defaults(make=make)
+        one.add_argument("--out", type=path, default=path(f"out/{name}.png"), help="PNG to write")
+        one.add_argument("--yaws", type=_yaws, default=yaws, metavar="YAW,YAW", help="degrees")
+        one.add_argument("--side", type=_side, default=128, help="pixels of a view (128)")
+        return one
+
+    one = figure("compare", compare, YAWS)
+    one.add_argument("--truth", type=path, help="true heads, for the first row")
+    one.add_argument("--method", action="append", required=True, metavar="[NAME=]DIR")
+    one.add_argument("--heads", type=_count, default=3, help="how many at most (3)")
+    one.add_argument("--normals", action="store_true", help="their normals too")
+    one = figure("splats", splats, ALL_AROUND)
+    one.add_argument("input", type=path, nargs="+", help="as of reconstruct")
+    one.add_argument("--work", type=path, default=path("out/splats"), help="reconstruct's --out")
+    one = figure("unconditional", unconditional, ALL_AROUND)
+    one.add_argument("--checkpoint", type=path, required=True)
+    one.add_argument("--count", type=_count, default=4, help="people (4)")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--work", type=path, default=path("out/unconditional"), help="sample's --out")
+    own, rest = (
+        (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    )
+    args = parser.parse_args(own)
+    if rest and args.figure == "compare":
+        parser.error("compare passes nothing on; leave out --")
+    if args.figure == "compare":
+        names = [folders.named(item)[0] for item in args.method]
+        if len(set(names)) < len(names) or "true" in names:
+            parser.error(f"--method: rows would be {names}; name each method: NAME=DIR")
+    args.rest = rest
+    return args
+
+
+def _count(text: str) -> int:
+    if not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 to 100")
+    return int(text)
+
+
+def _side(text: str) -> int:
+    if not 16 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text}: expected 16 to 1024")
+    return int(text)
+
+
+def _yaws(text: str) -> tuple[float, ...]:
+    yaws = tuple(float(part) for part in text.split(","))
+    if not np.isfinite(yaws).all() or len(yaws) > 48:
+        raise argparse.ArgumentTypeError(f"{text}: expected up to 48 angles")
+    return yaws
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        picture = args.make(args)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", optimize=True)
+        write_atomically(args.out, buffer.getvalue())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.out}: {picture.width} x {picture.height} pixels")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""The heads that `sample` is to make, planned before anything is read, read when their turn comes.
+
+A folder of inputs may mix portraits (see `portraits`), photos, which are pictures without an identity
+beside them and go through `photo` first, and sets of views of one person: folders with
+
+    views.json    [{"file": "front.png", "yaw": 0, "pitch": 0}, {"file": "left.png", "yaw": 45}, ...]
+
+and one or three pictures, the first at yaw 0, pitch 0 and with its identity beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from spinmeround_jax.diffusion.pipeline import OBSERVED_COUNTS
+from spinmeround_jax.photo import portraits
+from spinmeround_jax.photo.assets import AssetError
+from spinmeround_jax.photo.portraits import PortraitError
+from spinmeround_jax.photo.prepare import Models, Options, PhotoError, prepare
+
+Angles = tuple[tuple[float, float], ...]  # yaw and pitch of each view, degrees
+FRONT: Angles = ((0.0, 0.0),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A head to make from `images` (m, S, S, 3), m may be 0; `source` goes to its settings."""
+
+    name: str
+    images: np.ndarray
+    id_embedding: np.ndarray | None
+    seed: int
+    source: dict[str, Any]
+    truth: portraits.Truth | None = None
+    recognition: str | None = None  # SHA-256 of the model that made the identity, if known
+    request: dict[str, Any] = dataclasses.field(default_factory=dict)  # see Plan.request
+
+
+@dataclasses.dataclass(frozen=True)
+class Photos:
+    """How to make portraits of photos."""
+
+    models: Models
+    options: Options
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A job not read yet; `load` raises PortraitError where it cannot be."""
+
+    name: str  # of the folder it will be written to
+    observed_angles: Angles
+    seed: int
+    files: tuple[pathlib.Path, ...]  # that it is made from
+    load: Callable[[], Job]
+
+    options: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # what else decides the result
+
+    def request(self) -> dict[str, Any]:
+        """All that decides the result beside the run's settings, for JSON."""
+        return {
+            "seed": self.seed,
+            "observed_angles": [list(pair) for pair in self.observed_angles],
+            "files": [[path.name, _sha256(path)] for path in self.files],
+            **self.options,
+        }
+
+
+def _sha256(path: pathlib.Path) -> str | None:
+    """None where there is no such file, or none that can be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def new_people(count: int, seed: int, size: int) -> list[Plan]:
+    """Without identity and observed view; one for each seed from `seed` on."""
+    jobs = [Job(f"new_{seed + i:04d}", _no_images(size), None, seed + i, {}) for i in range(count)]
+    return [Plan(job.name, (), job.seed, (), partial(_same, job)) for job in jobs]
+
+
+def interpolated(
+    first: pathlib.Path, second: pathlib.Path, between: int, seed: int, size: int
+) -> list[Plan]:
+    """From one identity to another, both included.
+
+    Raises:
+        PortraitError: no identity there, or two that are opposite.
+    """
+    try:
+        arc = slerp(portraits.read_identity(first), portraits.read_identity(second), between)
+    except PortraitError:
+        raise
+    except ValueError as error:
+        raise PortraitError(f"{first} and {second}: {error}") from error
+    jobs = []
+    for i, identity in enumerate(arc):
+        fraction = round(i / (len(arc) - 1), 4)
+        source = {"from": str(first), "to": str(second), "fraction": fraction}
+        name = f"{first.stem}_to_{second.stem}_{i:02d}"
+        # One seed for all: only the identity changes along the way.
+        jobs.append(Job(name, _no_images(size), identity, seed, source))
+    files = (*portraits.files_of(first), *portraits.files_of(second))
+    return [
+        Plan(job.name, (), seed, files, partial(_same, job), {"fraction": job.source["fraction"]})
+        for job in jobs
+    ]
+
+
+def one_person(files: Sequence[pathlib.Path], angles: Angles, seed: int, size: int) -> Plan:
+    """From aligned pictures of one person; the identity is the first's."""
+    return _plan_views(files[0].stem, files, angles, seed, size)
+
+
+def from_inputs(paths: Sequence[pathlib.Path], seed: int, size: int, photos: Photos) -> list[Plan]:
+    """From portraits, photos, sets of views, and folders of all these, in order of name.
+
+    Raises:
+        PortraitError: a folder holds neither, or two inputs have the same name.
+    """
+    plans = []
+    for path in portraits.find(paths):
+        if not portraits.is_view_set(path):
+            photo = path.exists() and not portraits.has_identity(path)
+            load = (
+                partial(_from_photo, path, seed, size, photos)
+                if photo
+                else partial(_from_portrait, path, seed, size)
+            )
+            options = dataclasses.asdict(photos.options) if photo else {}
+            files = portraits.files_of(path)
+            plans.append(Plan(path.stem, FRONT, seed, files, load, options))
+            continue
+        try:
+            plans.append(_plan_views(path.name, *read_view_set(path), seed, size))
+        except PortraitError as error:  # of this input: the others go on
+            plans.append(Plan(path.name, FRONT, seed, (), partial(_fail, error)))
+    return plans
+
+
+def _plan_views(
+    name: str, files: Sequence[pathlib.Path], angles: Angles, seed: int, size: int
+) -> Plan:
+    load = partial(_from_views, name, files, seed, size)
+    return Plan(name, angles, seed, (*portraits.files_of(files[0]), *files[1:]), load)
+
+
+def read_view_set(folder: pathlib.Path) -> tuple[list[pathlib.Path], Angles]:
+    """Files and angles of a set of views.
+
+    Raises:
+        PortraitError: naming what is wrong in `views.json`.
+    """
+    path = folder / portraits.VIEW_SET
+    try:
+        views = json.loads(path.read_text(encoding="utf-8"))
+        files = [view["file"] for view in views]
+        if any(pathlib.PurePath(file).name != file for file in files):
+            raise ValueError('a "file" must be in the same folder')
+        angles = tuple((float(view["yaw"]), float(view.get("pitch", 0.0))) for view in views)
+        check_angles(angles)
+    except Exception as error:  # whatever stands there
+        wanted = '[{"file": "front.png", "yaw": 0, "pitch": 0}, ...]'
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise PortraitError(f"{path}: expected {wanted}, {_COUNTS} ({reason})") from error
+    return [folder / file for file in files], angles
+
+
+_COUNTS = "1 or 3 views, the first at yaw 0, pitch 0"
+
+
+def check_angles(angles: Angles) -> None:
+    """Raises ValueError unless these can be observed views."""
+    if len(angles) not in OBSERVED_COUNTS:
+        raise ValueError(f"{_COUNTS}: got {len(angles)}")
+    if not np.isfinite(angles).all() or max(abs(pitch) for _, pitch in angles) > 90.0:
+        raise ValueError("angles are degrees, pitch -90 to 90")
+    if any(angles[0]):
+        raise ValueError("the first view is the reference, at yaw 0 and pitch 0")
+
+
+def _no_images(size: int) -> np.ndarray:
+    return np.zeros((0, size, size, 3), np.float32)
+
+
+def _same(job: Job) -> Job:
+    return job
+
+
+def _fail(error: PortraitError) -> Job:
+    raise error
+
+
+def _from_portrait(path: pathlib.Path, seed: int, size: int) -> Job:
+    portrait = portraits.read(path, size)
+    source = {"input": str(path)}
+    return Job(
+        portrait.name,
+        portrait.image[None],
+        portrait.id_embedding,
+        seed,
+        source,
+        portrait.truth,
+        portraits.read_recognition(path),
+    )
+
+
+def _from_photo(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job:
+    try:
+        prepared = prepare(path, photos.options, photos.models)
+    except PhotoError as error:
+        raise PortraitError(
+            f"{error} (python -m spinmeround_jax.photo prepares photos with more options)"
+        ) from error
+    except AssetError as error:
+        raise PortraitError(
+            f"{path}: no identity beside it ({path.stem}.npy or .json), and to take it as a photo: "
+            f"{error}"
+        ) from error
+    if prepared.id_embedding is None or prepared.recognition is None:
+        raise PortraitError(f"{path}: {prepared.no_identity}")
+    image = portraits.resized(prepared.image / np.float32(127.5) - 1.0, size)
+    record = prepared.record()
+    del record["id_embedding"]  # tells a face; results are passed on more freely than portraits
+    source = {"input": str(path), "photo": record}
+    recognition = prepared.recognition["sha256"]
+    return Job(path.stem, image[None], prepared.id_embedding, seed, source, recognition=recognition)
+
+
+def _from_views(name: str, files: Sequence[pathlib.Path], seed: int, size: int) -> Job:
+    images = np.stack([portraits.read_image(file, size) for file in files])
+    source = {"observed": [str(file) for file in files]}
+    identity, recognition = portraits.read_identity(files[0]), portraits.read_recognition(files[0])
+    return Job(name, images, identity, seed, source, recognition=recognition)
+
+
+def slerp(a: np.ndarray, b: np.ndarray, between: int) -> np.ndarray:
+    """(between + 2, d) unit vectors along the arc from `a` to `b` (d,), both included.
+
+    Raises:
+        ValueError: when they are opposite, so that there is no one shortest arc.
+    """
+    a, b = (np.asarray(x, np.float64) / np.linalg.norm(x) for x in (a, b))
+    angle = np.arccos(np.clip(a @ b, -1.0, 1.0))
+    if np.pi - angle < 1e-3:
+        raise ValueError("opposite vectors have no one arc between them")
+    t = np.linspace(0.0, 1.0, between + 2)[:, None]
+    if angle < 1e-3:
+        arc = (1.0 - t) * a + t * b
+    else:
+        arc = (np.sin((1.0 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
+    return (arc / np.linalg.norm(arc, axis=-1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,1 @@
+"""What sampling writes: a folder per head and the page that shows them."""

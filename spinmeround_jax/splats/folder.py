@@ -1,0 +1,136 @@
+"""What reconstruction leaves on disk: one folder per head, complete or not there at all.
+
+splats.ply, viewer.html          the Gaussians, and a page to spin them
+mesh.glb, mesh.ply               the surface
+views/, normals/, transforms.json  the given cameras, drawn from the Gaussians
+turntable.webp                   pictures and normals side by side, moving
+report.json                      settings, distances, what was left out
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from spinmeround_jax import cameras
+from spinmeround_jax.files import new_folder
+from spinmeround_jax.results.head_folder import to_pixels
+from spinmeround_jax.splats import mesh, scene, viewer, views
+from spinmeround_jax.splats.gaussians import Gaussians
+from spinmeround_jax.splats.ply import write_ply
+from spinmeround_jax.splats.scene import Scene
+
+REPORT = "report.json"
+GENERATOR = "spinmeround_jax.reconstruct"
+TURN_SECONDS = 4.0
+TURN_VIEWS = 48
+
+
+def write_folder(
+    folder: pathlib.Path,
+    gaussians: Gaussians,
+    given: Scene,
+    drawn: views.Drawn,
+    report: dict[str, Any],
+    with_mesh: bool,
+) -> None:
+    """All files to a hidden sibling, which is then renamed.
+
+    Splats of which no mesh or page can be made are kept: `report` then tells why, under "left_out".
+    """
+    with new_folder(folder) as partial:
+        write_ply(partial / "splats.ply", gaussians)
+        names = [file_name(i, name) for i, name in enumerate(given.names)]
+        for kind, pictures in (("views", 2 * drawn.images - 1), ("normals", drawn.normals)):
+            (partial / kind).mkdir()
+            for name, pixels in zip(names, to_pixels(pictures), strict=True):
+                Image.fromarray(pixels).save(partial / kind / name)
+        write_json(partial / "transforms.json", transforms(given, names))
+        turn = views.draw_views(gaussians, given, views.orbit(given, TURN_VIEWS))
+        write_turntable(partial / "turntable.webp", turn)
+        report["left_out"] = {}
+        try:
+            write_viewer(partial / "viewer.html", gaussians, given, folder.name)
+        except viewer.ViewerError as error:
+            report["left_out"]["viewer.html"] = str(error)
+        try:
+            if with_mesh:
+                write_meshes(partial, given, drawn)
+        except mesh.MeshError as error:
+            report["left_out"]["mesh.glb, mesh.ply"] = str(error)
+        write_json(partial / REPORT, report)
+
+
+def file_name(index: int, given: str) -> str:
+    """The view's own name as PNG, with its number if it does not begin with it."""
+    stem = re.sub(r"[^A-Za-z0-9.+_-]", "_", pathlib.PurePosixPath(given).stem)[:100]
+    number = f"view_{index:03d}"
+    return f"{stem}.png" if stem.startswith(number) else f"{number}_{stem}.png"
+
+
+def transforms(given: Scene, names: list[str]) -> dict[str, Any]:
+    """transforms.json of the drawn views."""
+    height, width = given.size
+    poses = cameras.camera_to_world(given.world_to_camera)
+    return {
+        "camera_model": "OPENCV",
+        "fl_x": float(given.focal[0]),
+        "fl_y": float(given.focal[1]),
+        "cx": float(given.centre[0]),
+        "cy": float(given.centre[1]),
+        "w": width,
+        "h": height,
+        "normals_space": "world",
+        "ply_file_path": "splats.ply",
+        "frames": [
+            {
+                "file_path": f"views/{name}",
+                "normals_file_path": f"normals/{name}",
+                "transform_matrix": pose.tolist(),
+            }
+            for name, pose in zip(names, poses, strict=True)
+        ],
+    }
+
+
+def write_viewer(path: pathlib.Path, gaussians: Gaussians, given: Scene, title: str) -> None:
+    """The page, from where the cameras stood and with their field of view."""
+    middle, _ = scene.middle_and_radius(given)
+    away = np.linalg.norm(scene.camera_positions(given.world_to_camera) - middle, axis=-1)
+    field_of_view = 2 * np.rad2deg(np.arctan(min(given.size) / (2 * np.mean(given.focal))))
+    viewer.write_page(
+        path, gaussians, title, middle, float(np.median(away)), field_of_view, given.background
+    )
+
+
+def write_meshes(folder: pathlib.Path, given: Scene, drawn: views.Drawn) -> None:
+    """The surface from the Gaussians' depth, and the given normals where there are any."""
+    normals = drawn.normals if given.normals is None else given.normals
+    surface = mesh.extract(
+        drawn.images, drawn.alpha, drawn.depth, normals, given.world_to_camera, given.focal, given.centre
+    )  # fmt: skip
+    mesh.write_ply(folder / "mesh.ply", surface)
+    mesh.write_glb(folder / "mesh.glb", surface)
+
+
+def write_turntable(path: pathlib.Path, turn: views.Drawn) -> None:
+    """Pictures and normals side by side, moving."""
+    pairs = to_pixels(np.concatenate([2 * turn.images - 1, turn.normals], axis=2))
+    frames = [Image.fromarray(pair) for pair in pairs]
+    frames[0].save(
+        path,
+        save_all=True,
+        append_images=frames[1:],
+        duration=max(20, round(1000 * TURN_SECONDS / len(frames))),
+        loop=0,
+        quality=90,
+    )
+
+
+def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n")

@@ -1,0 +1,185 @@
+"""Training the autoencoder itself, where no pretrained one is loaded; images and normal maps alike.
+
+L1 + LPIPS + KL, without the adversarial loss of Stable Diffusion's (arXiv 2112.10752): at 64 pixels
+LPIPS alone keeps edges sharp. At the end the latents' statistics are measured, see `latents`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from spinmeround_jax import checkpoints, metrics, sharding
+from spinmeround_jax.config import AutoencoderTrainingConfig, Config, StageConfig
+from spinmeround_jax.data import loader as data_loader
+from spinmeround_jax.data.batch import Batch
+from spinmeround_jax.data.manifest import read_manifest
+from spinmeround_jax.models import Autoencoder, parameters
+from spinmeround_jax.training import latents, loop, optim, previews
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+STATISTICS_BATCHES = 32
+
+
+def train_autoencoder(
+    config: Config, workdir: pathlib.Path, mesh: Mesh, writer: SummaryWriter | None
+) -> tuple[Autoencoder, tuple[float, ...], tuple[float, ...]]:
+    """The trained autoencoder, from `workdir/autoencoder` if it is finished there.
+
+    Returns:
+        With it `latent_mean` and `latent_std` of `ModelConfig`.
+
+    Raises:
+        loop.NotFiniteError, loop.Preempted: see `loop.run`.
+    """
+    finished = workdir / "autoencoder"
+    settings = made_with(config)
+    dtype = jnp.dtype(config.compute_dtype)
+    if (finished / "model.json").is_file():
+        autoencoder = checkpoints.load_autoencoder(finished, dtype)
+        made = checkpoints.read_provenance(finished)
+        if autoencoder.config != config.model.autoencoder or made.get("made_with") != settings:
+            raise checkpoints.CheckpointError(
+                f"{finished}: was trained with other settings of the autoencoder, its training or "
+                "the data; delete the folder to train it again, or start a new run with another "
+                "--workdir"
+            )
+        return autoencoder, tuple(made["latent_mean"]), tuple(made["latent_std"])
+
+    # -- Data: single views, so that a batch shows as many subjects as it can
+    training = config.autoencoder_training
+    batch_size = training.optimizer.batch_size
+    mesh = sharding.make_mesh(devices=mesh.devices.flatten())  # one view each: none to split
+    sharding.check_batch_size(mesh, batch_size)
+    loader = _loader(config, config.seed, jax.process_index(), jax.process_count())
+
+    # -- State
+    def new() -> Autoencoder:
+        rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), 1))
+        return Autoencoder(config.model.autoencoder, dtype=dtype, rngs=rngs)
+
+    graphdef, _ = parameters.split(nnx.eval_shape(new))
+    transform = optim.optimizer(training.optimizer, training.steps)
+
+    def init() -> optim.TrainState:
+        return optim.init(parameters.split(new())[1], transform)
+
+    placement = sharding.replicated(mesh)
+    saved = checkpoints.Checkpoints(
+        workdir / "autoencoder_checkpoints", keep=config.keep_checkpoints, config=config
+    )
+    if saved.latest() is None:
+        state = jax.jit(init, out_shardings=placement)()
+    else:
+        state = saved.restore(sharding.abstract(jax.eval_shape(init), placement), loader)
+
+    # -- Step
+    @jax.jit(donate_argnums=0)
+    def step_fn(
+        state: optim.TrainState, batch: Batch
+    ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
+        key = optim.step_key(config.seed, 0, state.step)
+
+        def loss_fn(params: parameters.Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return autoencoder_loss(
+                parameters.merge(graphdef, params), latents.pictures(batch), key, training
+            )
+
+        (loss, terms), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        state, norm = optim.update(state, loss, gradients, transform, training.optimizer.ema_decay)
+        return state, {"loss": loss, **terms, "gradient_norm": norm}
+
+    # -- Loop
+    examples = previews.held_out(config.data, count=2)
+
+    def on_sample(state: optim.TrainState, step: int) -> None:
+        grid = previews.reconstructions(graphdef, state.ema, examples)
+        previews.write(grid, "autoencoder", step, workdir, writer)
+
+    with contextlib.closing(loader):
+        state = loop.run(
+            "autoencoder",
+            step_fn,
+            state,
+            loader,
+            saved,
+            mesh=mesh,
+            steps=training.steps,
+            batch_size=batch_size,
+            cadence=loop.Cadence(config.log_every, config.sample_every, config.checkpoint_every),
+            writer=writer,
+            on_sample=on_sample,
+        )
+    saved.close()
+
+    # -- Statistics of the latents
+    autoencoder = parameters.merge(graphdef, state.ema)
+    with_other_draws = _loader(config, config.seed + 1, 0, 1)  # the same in all processes
+    with contextlib.closing(with_other_draws):
+        batches = (next(with_other_draws) for _ in range(min(training.steps, STATISTICS_BATCHES)))
+        mean, std = latents.statistics(autoencoder, batches)
+    about = {"made_with": settings, "latent_mean": mean, "latent_std": std}
+    checkpoints.save_autoencoder(finished, autoencoder, about)
+    return autoencoder, mean, std
+
+
+def made_with(config: Config) -> dict[str, Any]:
+    """What the autoencoder depends on beside its own config, as JSON gives it back."""
+    settings = {
+        "seed": config.seed,
+        "training": dataclasses.asdict(config.autoencoder_training),
+        "random_background": config.data.random_background,
+        "data": {
+            name: read_manifest(config.data.directory)[name]
+            for name in ("source", "seed", "image_size", "views", "splits")
+        },
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _loader(
+    config: Config, seed: int, process_index: int, process_count: int
+) -> data_loader.Loader:
+    training = config.autoencoder_training
+    return data_loader.make_loader(
+        config.data,
+        (StageConfig(steps=training.steps, observed=(0,)),),
+        training.optimizer.batch_size,
+        1,
+        seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def autoencoder_loss(
+    autoencoder: Autoencoder, images: jax.Array, key: jax.Array, config: AutoencoderTrainingConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """L1 + LPIPS + KL of (n, h, w, 3) images, through a draw from the posterior.
+
+    Returns:
+        The scalar loss, and its terms before weighting: "l1" (mean over pixels and channels),
+        "lpips" (mean over images), "kl" (mean over latent elements, nats).
+    """
+    mean, log_variance = autoencoder.moments(images)
+    draw = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+    decoded = autoencoder.decode_unscaled(draw)
+    terms = {
+        "l1": jnp.mean(jnp.abs(decoded - images)),
+        "kl": 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1.0 - log_variance),
+    }
+    loss = terms["l1"] + config.kl_weight * terms["kl"]
+    if config.lpips_weight:
+        terms["lpips"] = jnp.mean(metrics.lpips(precision=None)(decoded, images))
+        loss += config.lpips_weight * terms["lpips"]
+    return loss, terms

@@ -1,0 +1,183 @@
+"""The step loop that both trainings share: metrics, checkpoints, preemption, broken losses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import tqdm
+from jax.sharding import Mesh
+
+from spinmeround_jax import distributed, sharding
+from spinmeround_jax.checkpoints import Checkpoints
+from spinmeround_jax.training.optim import TrainState
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+_logger = logging.getLogger(__name__)
+
+Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+# Steps queued on the device ahead of the one running. More gains nothing, holds batches in memory
+# and delays the answer to SIGTERM.
+QUEUED_STEPS = 2
+
+
+class NotFiniteError(FloatingPointError):
+    """The loss or its gradient became NaN or infinite."""
+
+
+class Preempted(Exception):
+    """SIGTERM or SIGINT arrived, here or in another process; a checkpoint has been written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+    """Steps between events; the last step has all of them."""
+
+    log: int
+    sample: int
+    checkpoint: int
+
+
+def run(
+    name: str,
+    step_fn: Step,
+    state: TrainState,
+    loader: Any,
+    checkpoints: Checkpoints,
+    *,
+    mesh: Mesh,
+    steps: int,
+    batch_size: int,
+    cadence: Cadence,
+    writer: SummaryWriter | None,
+    on_sample: Callable[[TrainState, int], None],
+) -> TrainState:
+    """Train from `state.step` to `steps`, waiting for the device only where there is a report.
+
+    Args:
+        step_fn: jitted (state, batch of global arrays) -> (state, {name: scalar metric}).
+        writer: of TensorBoard events; None in all processes but the first.
+        on_sample: draws what there is to see of (state, step).
+
+    Raises:
+        NotFiniteError: naming the step and what its batch held; no checkpoint has that step in it.
+        Preempted: after a signal, with a checkpoint of the last step.
+    """
+    start = int(state.step)
+    recent: list[dict[str, jax.Array]] = []  # metrics since the last report, on the device
+    clock = time.monotonic()
+    several = jax.process_count() > 1
+
+    def check() -> None:
+        if (bad := int(state.bad_step)) >= 0:
+            raise NotFiniteError(_not_finite(name, bad, batch_size, checkpoints.latest()))
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.wait)  # however this ends, what was saved gets to the disk
+        signalled = stack.enter_context(_signals(several))
+        bar = stack.enter_context(_progress(name, start, steps, writer is not None))
+        for step in range(start + 1, steps + 1):
+            batch = next(loader)
+            state, metrics = step_fn(state, sharding.global_batch(mesh, batch))
+            recent.append(metrics)
+            if len(recent) > QUEUED_STEPS:
+                jax.block_until_ready(recent[-1 - QUEUED_STEPS])
+            bar.update()
+
+            stop = distributed.should_stop(step) if several else bool(signalled)
+            if step % cadence.log == 0 or step == steps or stop:
+                check()
+                now = time.monotonic()
+                fetched = jax.device_get(recent)
+                values = {k: float(np.mean([m[k] for m in fetched])) for k in fetched[-1]}
+                values["examples_per_second"] = len(recent) * batch_size / (now - clock)
+                _report(name, step, steps, values, (now - clock) / len(recent), writer, bar)
+                recent, clock = [], now
+            if step % cadence.checkpoint == 0 or step == steps or stop:
+                check()
+                checkpoints.save(step, state, loader)
+            if stop and step < steps:
+                raise Preempted(
+                    f"{name}: stopped at step {step} of {steps}, the checkpoint is written"
+                )
+            if step % cadence.sample == 0 or step == steps:
+                before = time.monotonic()
+                on_sample(state, step)
+                clock += time.monotonic() - before  # drawing is no training time
+    return state
+
+
+def _not_finite(name: str, bad: int, batch_size: int, latest: int | None) -> str:
+    kept = "no checkpoint was written yet"
+    if latest is not None:
+        kept = f"the checkpoint of step {latest} is good"
+    return (
+        f"{name}: the loss or its gradient is not finite at step {bad}, that is in examples "
+        f"{bad * batch_size} to {(bad + 1) * batch_size - 1} of the loader (all counted from 0); "
+        f"{kept}. "
+        "Lower the learning rate or max_gradient_norm, in a new --workdir"
+    )
+
+
+def _report(
+    name: str,
+    step: int,
+    steps: int,
+    values: dict[str, float],
+    seconds_per_step: float,
+    writer: SummaryWriter | None,
+    bar: tqdm.tqdm,
+) -> None:
+    if writer is None:
+        return
+    for key, value in values.items():
+        writer.add_scalar(f"{name}/{key}", value, step)
+    left = tqdm.tqdm.format_interval(int((steps - step) * seconds_per_step))
+    figures = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+    bar.write(
+        f"{name} {step}/{steps}  {figures}  {1000 * seconds_per_step:.0f} ms/step  ETA {left}"
+    )
+
+
+def _progress(name: str, start: int, steps: int, visible: bool) -> tqdm.tqdm:
+    patience = 1.0 if sys.stderr.isatty() else 60.0  # a log file needs no animation
+    return tqdm.tqdm(
+        initial=start, total=steps, desc=name, unit="step", disable=not visible,
+        mininterval=patience, maxinterval=patience,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _signals(several: bool) -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT instead of dying of them; a second SIGINT interrupts at once.
+
+    With several processes SIGTERM is left to JAX, which tells all of them, and SIGINT becomes one: see
+    `distributed.should_stop`.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        if several:
+            distributed.request_stop()
+        _logger.warning("%s: finishing this step", signal.Signals(number).name)
+
+    caught = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, note) for number in caught}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,201 @@
+"""One step of training the diffusion model, on any mesh.
+
+The step is written for one device (`jax.shard_map`), so that its collectives are the ones that stand
+here and no others:
+
+- each parameter that is split over "fsdp" is gathered once, in the precision of the arithmetic, and
+  its gradient is summed and split again once, in that precision;
+- gradients are then summed in float32 over the remaining axes;
+- where the views of an example are split, each joint attention gathers its keys and values
+  (`models.attention`), and its backward pass sums and splits their gradients;
+- sums of a few numbers: the loss, its shares, the number of target views.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from spinmeround_jax import sharding
+from spinmeround_jax.config import Config
+from spinmeround_jax.data.batch import Batch
+from spinmeround_jax.diffusion import schedules
+from spinmeround_jax.diffusion.denoiser import condition, deny_normals, drop
+from spinmeround_jax.diffusion.loss import diffusion_loss
+from spinmeround_jax.models import parameters
+from spinmeround_jax.models.attention import PLAIN, Execution
+from spinmeround_jax.models.attention_kernels import best_for
+from spinmeround_jax.training import latents, optim
+
+Tree = Any
+Metrics = dict[str, jax.Array]
+Step = Callable[[optim.TrainState, Tree, Batch], tuple[optim.TrainState, Metrics]]
+
+
+def make_step(
+    config: Config,
+    graphdefs: dict[str, nnx.GraphDef],
+    transform: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Step:
+    """(state, frozen, batch) -> (state, metrics): one update on one global batch.
+
+    Args:
+        graphdefs: of all networks by name.
+
+    The step's `frozen` is {"networks": parameters of those not trained, "empty_latent": (h, w, c)}.
+    """
+    how = Execution(
+        view_axis="views" if mesh.shape["views"] > 1 else None,
+        remat=config.remat,
+        kernel=best_for(mesh.devices.flat[0], jnp.dtype(config.compute_dtype)),
+    )
+
+    def step(
+        state: optim.TrainState, frozen: Tree, batch: Batch
+    ) -> tuple[optim.TrainState, Metrics]:
+        # Drawn for the global batch, so that every mesh draws the same.
+        key = optim.step_key(config.seed, 1, state.step)
+        sigma_key, noise_key, posterior_key = jax.random.split(key, 3)
+        targets = jnp.sum(~batch.observed, axis=1)
+        sigma = schedules.lognormal_sigmas(
+            sigma_key, targets.shape, config.noise.mean, config.noise.std, targets
+        )
+        shape = (*batch.observed.shape, *frozen["empty_latent"].shape)
+        noise = jax.random.normal(noise_key, shape)
+        draw = jax.random.normal(posterior_key, shape) if config.latents.sample else None
+
+        split = jax.tree.map(lambda x: x.spec, sharding.state_shardings(mesh, state.params))
+        views = P(sharding.EXAMPLES, "views")
+        loss, shares, gradients = jax.shard_map(
+            functools.partial(_on_one_device, config, graphdefs, split, how),
+            mesh=mesh,
+            in_specs=(
+                split, P(), sharding.batch_specs(batch), P(sharding.EXAMPLES), views,
+                None if draw is None else views,
+            ),
+            out_specs=(P(), P(), split),
+            check_vma=False,  # what is summed where is written out below
+        )(state.params, frozen, batch, sigma, noise, draw)  # fmt: skip
+        state, norm = optim.update(state, loss, gradients, transform, config.optimizer.ema_decay)
+        return state, {"loss": loss, **shares, "gradient_norm": norm}
+
+    return step
+
+
+def _on_one_device(
+    config: Config, graphdefs: dict[str, nnx.GraphDef], split: Tree, how: Execution,
+    params: Tree, frozen: Tree, batch: Batch,
+    sigma: jax.Array, noise: jax.Array, draw: jax.Array | None,
+) -> tuple[jax.Array, Metrics, Tree]:  # fmt: skip
+    """This device's share of examples, views and parameters -> global loss, shares; its gradients."""
+    targets = jax.lax.psum(jnp.sum(~batch.observed), sharding.AXES)
+    gather = functools.partial(_gather, split=split, dtype=jnp.dtype(config.compute_dtype))
+    gathered, scatter = jax.vjp(gather, params)
+
+    def gradient(part: tuple) -> tuple[tuple[jax.Array, Metrics], Tree]:
+        batch, sigma, noise, draw = part
+        clean = latents.of_batch(
+            batch, config.model, graphdefs["autoencoder"], frozen["networks"].get("autoencoder"),
+            draw,
+        )  # fmt: skip
+
+        def loss_fn(params: Tree) -> tuple[jax.Array, Metrics]:
+            return batch_loss(
+                config, graphdefs, {**frozen["networks"], **params}, frozen["empty_latent"],
+                clean, batch, sigma, noise, targets, how,
+            )  # fmt: skip
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(gathered)
+
+    (loss, shares), gradients = _accumulate(
+        gradient, (batch, sigma, noise, draw), config.accumulation
+    )
+    (gradients,) = scatter(jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, gathered))
+    gradients = jax.tree.map(_sum_where_copied, gradients, split)
+    loss, shares = jax.lax.psum((loss, shares), sharding.AXES)
+    return loss, shares, gradients
+
+
+def _gather(params: Tree, *, split: Tree, dtype: jnp.dtype) -> Tree:
+    """Whole parameters from this device's shares; matrices in `dtype`, vectors in float32."""
+
+    def one(value: jax.Array, spec: P) -> jax.Array:
+        value = value.astype(dtype) if value.ndim > 1 else value
+        if "fsdp" in spec:
+            value = jax.lax.all_gather(value, "fsdp", axis=spec.index("fsdp"), tiled=True)
+        return value
+
+    return jax.tree.map(one, params, split)
+
+
+def _sum_where_copied(gradient: jax.Array, spec: P) -> jax.Array:
+    """The sum over the devices that hold the same share; over "fsdp" the gather's transpose did it."""
+    axes = [axis for axis in sharding.AXES if axis not in spec]
+    return jax.lax.psum(gradient.astype(jnp.float32), axes)
+
+
+def _accumulate(gradient: Callable, parts: tuple, count: int) -> Tree:
+    """The sum of `gradient` over `count` equal parts of the examples, one after another."""
+    if count == 1:
+        return gradient(parts)
+    cut = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), parts)
+
+    def add(total: Tree, part: tuple) -> tuple[Tree, None]:
+        return jax.tree.map(jnp.add, total, gradient(part)), None
+
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], cut))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    return jax.lax.scan(add, zeros, cut)[0]
+
+
+def batch_loss(
+    config: Config,
+    graphdefs: dict[str, nnx.GraphDef],
+    params: Tree,
+    empty_latent: jax.Array,
+    clean: jax.Array,
+    batch: Batch,
+    sigma: jax.Array,
+    noise: jax.Array,
+    targets: jax.Array | None = None,
+    how: Execution = PLAIN,
+) -> tuple[jax.Array, Metrics]:
+    """The diffusion loss of a batch: noise, the paper's dropout for guidance, its ablations.
+
+    Args:
+        params: of "unet" and "identity".
+        empty_latent: (h, w, c).
+        clean: (b, v, h, w, c) latents of all views.
+        sigma, noise: (b,) and (b, v, h, w, c).
+        targets: see `diffusion_loss`.
+        how: the UNet computes.
+    """
+    if config.ablation.no_normals:
+        clean = deny_normals(clean)
+
+    identity = parameters.merge(graphdefs["identity"], params["identity"])
+    empty_context = identity.empty()
+    if config.ablation.no_identity:
+        context = jnp.broadcast_to(empty_context, (len(clean), *empty_context.shape[1:]))
+    else:
+        context = identity(batch.id_embedding)
+
+    given = clean
+    if config.ablation.no_image:
+        given = jnp.broadcast_to(empty_latent, clean.shape)
+    conditioning = condition(
+        context, batch.observed, given, batch.world_to_camera, config.model.rays
+    )
+    conditioning = drop(conditioning, batch.dropped, empty_context, empty_latent)
+
+    unet = functools.partial(parameters.merge(graphdefs["unet"], params["unet"]), how=how)
+    return diffusion_loss(unet, clean, sigma, noise, conditioning, targets)

@@ -1,0 +1,60 @@
+"""Latents in a bucket are those of the local files; what is cut is named."""
+
+import numpy as np
+import pytest
+
+from benchmarks.loader import write_random_latents
+from spinmeround_jax.data import latent_files
+from spinmeround_jax.data.records import RecordError
+from spinmeround_jax.data.subjects import SubjectSource
+from spinmeround_jax.files import as_path
+from tests.support.synthetic_shards import write_dataset
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_dataset(tmp_path / "data", subjects=4, views=8, shards=2)
+    write_random_latents(tmp_path / "data", "train", tmp_path / "latents", backgrounds=1)
+    return tmp_path
+
+
+def read(directory, indexes, background=1):
+    source = latent_files.LatentSource(directory, indexes)
+    moments = np.full((3, 2, *source.description.moments_shape[2:]), np.nan, np.float32)
+    identity = source.read(indexes[1], 1, [6, 0, 3], background, moments)
+    return moments, identity
+
+
+def test_blocks_are_those_of_the_array(folder):
+    indexes = SubjectSource(folder / "data", "train").indexes
+    for background in (0, 1):
+        moments, _ = read(folder / "latents", indexes, background)
+        stored = np.load(latent_files.paths(folder / "latents", indexes[1].path)[0])
+        np.testing.assert_array_equal(moments[:, 0], stored[1, [6, 0, 3], 1 + background])
+        np.testing.assert_array_equal(moments[:, 1], stored[1, [6, 0, 3], latent_files.NORMALS])
+
+
+def test_a_bucket_gives_the_same(folder):
+    pytest.importorskip("upath")
+    import fsspec
+
+    indexes = SubjectSource(folder / "data", "train").indexes
+    remote = as_path("memory://latents/of")
+    try:
+        write_random_latents(folder / "data", "train", remote, backgrounds=1)
+        for want, got in zip(read(folder / "latents", indexes), read(remote, indexes), strict=True):
+            np.testing.assert_array_equal(got, want)
+        for index in indexes:
+            assert latent_files.is_complete(remote, index.path)
+    finally:
+        fsspec.filesystem("memory").rm("/latents", recursive=True)
+
+
+def test_a_file_cut_after_it_was_opened_is_named(folder):
+    indexes = SubjectSource(folder / "data", "train").indexes
+    source = latent_files.LatentSource(folder / "latents", indexes)
+    path = latent_files.paths(folder / "latents", indexes[1].path)[0]
+    path.write_bytes(path.read_bytes()[:500])
+    moments = np.empty((1, 2, *source.description.moments_shape[2:]), np.float32)
+    with pytest.raises(RecordError, match=rf"{path.name}: became shorter"):
+        source.read(indexes[1], 1, [6], 1, moments)
