@@ -35,7 +35,7 @@ from data_prep import factory, identity  # noqa: E402
 from data_prep.calibrated import readers  # noqa: E402
 from data_prep.calibrated.readers import CaptureError  # noqa: E402
 from data_prep.calibrated.views import LANDMARKS, Options, View, canonical_view, place, transforms  # noqa: E402
-from data_prep.rendering.contact_sheet import on_white  # noqa: E402
+from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.scans import alignment  # noqa: E402
 from data_prep.workers import SubjectRejected, made  # noqa: E402
 from spinmeround_jax.files import write_atomically  # noqa: E402

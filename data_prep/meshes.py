@@ -23,7 +23,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 from data_prep import factory, identity  # noqa: E402
 from data_prep.rendering import viewpoints  # noqa: E402
-from data_prep.rendering.contact_sheet import on_white  # noqa: E402
+from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.scans import alignment, textured  # noqa: E402
 from data_prep.workers import SubjectRejected  # noqa: E402
 from spinmeround_jax import cameras  # noqa: E402

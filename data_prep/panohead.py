@@ -33,8 +33,8 @@ from data_prep.back_filter import (  # noqa: E402
 from data_prep.factory import FactoryError  # noqa: E402
 from data_prep.generator import isosurface, screening  # noqa: E402
 from data_prep.rendering import render, viewpoints  # noqa: E402
-from data_prep.rendering.contact_sheet import on_white  # noqa: E402
 from data_prep.rendering.cutout import cut_out  # noqa: E402
+from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.workers import SubjectRejected  # noqa: E402
 from spinmeround_jax import cameras  # noqa: E402
 from spinmeround_jax.data import records  # noqa: E402

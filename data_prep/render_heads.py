@@ -20,24 +20,26 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from data_prep import factory  # noqa: E402
+from data_prep import factory, rendered_identity  # noqa: E402
 from data_prep.parametric import assets  # noqa: E402
-from data_prep.parametric.people import Person, id_embedding, sample_person  # noqa: E402
+from data_prep.parametric.people import Person, sample_person  # noqa: E402
 from data_prep.parametric.subjects import build_scene  # noqa: E402
 from data_prep.rendering import contact_sheet, render, viewpoints  # noqa: E402
 from spinmeround_jax import cameras  # noqa: E402
 from spinmeround_jax.data import records  # noqa: E402
 from spinmeround_jax.files import write_atomically  # noqa: E402
+from spinmeround_jax.photo.assets import AssetError  # noqa: E402
 
+PEOPLE = 2  # how subjects are drawn and drawn from a number; 1 was before colours were independent
 HELD_OUT_OFFSET = 1_000_000  # held-out subjects are numbered from here: never a training subject
 
 EXAMPLES = """examples:
   # a small set to look at, about a minute
   python -m data_prep.render_heads --out /tmp/heads --subjects 4 --held-out 2 --views 16
 
-  # what configs/quickstart.py trains on (2 cores: about an hour)
-  python -m data_prep.render_heads --out data/heads64 --subjects 480 --held-out 40 --size 64 \\
-      --samples 2
+  # many people, each from 32 of the 125 viewpoints (one core: about 3 s each)
+  python -m data_prep.render_heads --out data/heads128 --subjects 2400 --held-out 40 --size 128 \\
+      --train-views 32
 
   # for 512-pixel training on a large machine
   python -m data_prep.render_heads --out data/heads512 --subjects 7000 --held-out 200 --size 512
@@ -69,7 +71,8 @@ def person_of(seed: int, name: str) -> Person:
 class ParametricHeads:
     """A factory.Source: `count` training and `held_out` other people of data set `seed`.
 
-    size: pixels. views: of viewpoints.viewpoints. samples: rays per pixel side.
+    size: pixels. views: of viewpoints.viewpoints. train_views: how many of them a training subject
+    has, see viewpoints.drawn; None is all. samples: rays per pixel side.
     """
 
     count: int
@@ -78,23 +81,24 @@ class ParametricHeads:
     seed: int
     views: int
     samples: int
+    train_views: int | None = None
 
     def subjects(self) -> dict[str, list[str]]:
         """Train and held-out subjects have different numbers, hence identities."""
         return {
             split: [subject_name(self.seed, number) for number in range(first, first + count)]
             for split, first, count in (
+                ("held_out", HELD_OUT_OFFSET, self.held_out),  # first: who trains needs them early
                 ("train", 0, self.count),
-                ("held_out", HELD_OUT_OFFSET, self.held_out),
             )
         }
 
     def records(self, subject: str) -> list[records.ViewRecord]:
         person = person_of(self.seed, subject)
         scene, _ = build_scene(person, self.size)
-        embedding = id_embedding(person)
+        identity = rendered_identity.embed(scene)
         out = []
-        for view, (yaw, pitch) in enumerate(viewpoints.viewpoints(self.views)):
+        for view, (yaw, pitch) in enumerate(self._viewpoints(subject)):
             pose = cameras.orbit(yaw, pitch)
             picture = render.render_view(scene, pose, self.size, self.samples)
             out.append(
@@ -105,12 +109,20 @@ class ParametricHeads:
                     world_to_camera=pose,
                     yaw=float(yaw),
                     pitch=float(pitch),
-                    id_embedding=embedding,
+                    id_embedding=identity,
                     source=f"data_prep.render_heads seed={self.seed} size={self.size}",
                     license=assets.LICENSE,
                 )
             )
         return out
+
+    def _viewpoints(self, subject: str) -> np.ndarray:
+        views = viewpoints.viewpoints(self.views)
+        number = int(subject.rpartition("-")[2])
+        if number >= HELD_OUT_OFFSET or self.train_views is None:
+            return views
+        rng = np.random.default_rng([4409, self.seed, number])
+        return views[viewpoints.drawn(views, self.train_views, rng)]
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -119,13 +131,19 @@ class ParametricHeads:
             "size": self.size,
             "seed": self.seed,
             "views": self.views,
+            "train_views": self.train_views or self.views,
             "samples": self.samples,
+            "people": PEOPLE,
+            "identity": rendered_identity.about(),
         }
 
     def manifest(self) -> dict[str, Any]:
+        held_out = {"split_views": {"held_out": self.views}} if self.train_views else {}
         return {
             "image_size": self.size,
-            "views": self.views,
+            "views": self.train_views or self.views,
+            **held_out,
+            "identity": rendered_identity.about(),
             "seed": self.seed,
             "source": "data_prep.render_heads: parametric people of the MakeHuman base mesh",
             "license": assets.LICENSE,
@@ -150,7 +168,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--views", type=factory.positive, default=viewpoints.COUNT, help="views each (125)"
     )
     parser.add_argument(
-        "--samples", type=factory.positive, default=3, help="rays per pixel side (3)"
+        "--train-views", type=factory.positive, metavar="N",
+        help="training subjects are seen from N of the --views, drawn for each of them; anchors and "
+        "frontal views are always among them (all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--samples", type=factory.positive, default=4, help="rays per pixel side (4)"
     )
     parser.add_argument(
         "--preview",
@@ -162,6 +185,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error(
             f"--held-out and --seed must not be negative, --subjects at most {HELD_OUT_OFFSET}"
         )
+    if args.train_views is not None:
+        try:
+            viewpoints.drawn(
+                viewpoints.viewpoints(args.views), args.train_views, np.random.default_rng(0)
+            )
+        except ValueError as error:
+            parser.error(f"--train-views {args.train_views}: {error}")
     return args
 
 
@@ -169,11 +199,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     try:
         assets.assets_dir()
-    except assets.AssetsMissing as error:
+        rendered_identity.face_finder()
+    except (assets.AssetsMissing, AssetError) as error:
         sys.exit(str(error))
     source = ParametricHeads(
-        args.subjects, args.held_out, args.size, args.seed, args.views, args.samples
-    )
+        args.subjects, args.held_out, args.size, args.seed, args.views, args.samples,
+        args.train_views,
+    )  # fmt: skip
     complete = factory.run(source, args)
     if args.preview and complete:
         names = source.subjects()["train"][: min(6, args.shard_subjects)]

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from data_prep import tf_records
 from spinmeround_jax.data import records, shards
-from spinmeround_jax.data.manifest import read_manifest, shard_name
+from spinmeround_jax.data.manifest import read_manifest, shard_name, views_of
 from spinmeround_jax.files import as_path
 
 
@@ -74,7 +74,7 @@ class SpinmeroundHeads(tfds.core.dataset_builder.FileReaderBuilder):
             splits.append(
                 tfds.core.SplitInfo(
                     name=name,
-                    shard_lengths=[e["subjects"] * self._manifest["views"] for e in entries],
+                    shard_lengths=[e["subjects"] * views_of(self._manifest, name) for e in entries],
                     num_bytes=sum(entry.get("bytes", 0) for entry in entries),
                     filename_template=template.replace(split=name),
                 )

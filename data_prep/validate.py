@@ -25,7 +25,7 @@ from data_prep.validation.checks import (
     subject_faults,
 )
 from spinmeround_jax.data import shards
-from spinmeround_jax.data.manifest import read_manifest
+from spinmeround_jax.data.manifest import read_manifest, views_of
 from spinmeround_jax.data.records import RecordError
 from spinmeround_jax.files import is_local, path_argument, write_atomically
 
@@ -62,10 +62,10 @@ def tasks(
             except RecordError as error:
                 faults.append(str(error))
                 continue
-            if shape != (entry["subjects"], manifest["views"]):
+            if shape != (entry["subjects"], views_of(manifest, split)):
                 faults.append(
                     f"{path}: holds (subjects, views) {shape}, manifest.json says "
-                    f"{(entry['subjects'], manifest['views'])}; write shard and manifest again"
+                    f"{(entry['subjects'], views_of(manifest, split))}; write shard and manifest again"
                 )
             for row in range(shape[0]):
                 found.append(Task(split, path, row, size, pictures=begun < pictures))

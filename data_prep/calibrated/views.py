@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from data_prep import identity
 from data_prep.calibrated.readers import CaptureError, Photo
-from data_prep.rendering.contact_sheet import on_white
+from data_prep.rendering.render import on_white
 from data_prep.scans import alignment
 from spinmeround_jax import cameras
 from spinmeround_jax.photo import images, landmarks

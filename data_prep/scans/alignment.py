@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from data_prep.identity import largest_face
-from data_prep.rendering.contact_sheet import on_white
+from data_prep.rendering.render import on_white
 from data_prep.scans import textured
 from data_prep.scans.textured import Part
 from spinmeround_jax import cameras

@@ -166,7 +166,7 @@ def picture_faults(record: ViewRecord, rgba: np.ndarray, normals: np.ndarray) ->
 
 
 def identity_faults(identity: np.ndarray, first: np.ndarray) -> Iterator[str]:
-    if abs(np.linalg.norm(identity) - 1.0) > 1e-3:
+    if not records.is_identity(identity):
         yield f"id_embedding has length {np.linalg.norm(identity):.4f}"
     if not np.array_equal(identity, first):
         yield "id_embedding differs from that of the subject's first view"

@@ -115,7 +115,7 @@ def _cache_shard(
     with latent_files.shard_writer(directory, index, description, id_embedding, colours) as moments:
         for row in range(len(index.subjects)):
             _, rgba, normals = read_views(
-                index, row, range(description.views), description.image_size
+                index, row, range(index.offsets.shape[1]), description.image_size
             )
             on_colours = [composite(rgba, c)[0] for c in (np.ones(3), *colours[row])]
             pictures = np.stack(

@@ -45,7 +45,7 @@ class Description:
 
     @property
     def moments_shape(self) -> tuple[int, ...]:
-        """Of one subject."""
+        """Of one subject; of a split with another number of views, that number comes first."""
         height, width, channels = self.latent_shape
         return self.views, 2 + self.backgrounds, height, width, 2 * channels
 
@@ -111,14 +111,14 @@ def shard_writer(
     id_embedding: np.ndarray,
     colours: np.ndarray,
 ) -> Iterator[np.ndarray]:
-    """Yields the (S, *moments_shape) float16 map to fill; only then the files get their names.
+    """Yields the (S, V, ...) float16 map to fill; only then the files get their names.
 
     Args:
         id_embedding: (S, 512) float32.
         colours: (S, k, 3) float32 in [0, 1].
     """
     moments_path, subjects_path = paths(directory, index.path)
-    shape = (len(index.subjects), *description.moments_shape)
+    shape = (*index.offsets.shape, *description.moments_shape[1:])
     with begun(moments_path, unique=True) as unfinished:
         moments = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
         yield moments
@@ -169,7 +169,7 @@ class LatentSource:
 
     def _open(self, index: ShardIndex) -> tuple[_Moments, np.ndarray]:
         moments_path, subjects_path = paths(self.directory, index.path)
-        shape = (len(index.subjects), *self.description.moments_shape)
+        shape = (*index.offsets.shape, *self.description.moments_shape[1:])
         try:
             moments = _Moments(moments_path)
             if moments.shape != shape or moments.dtype != np.float16:

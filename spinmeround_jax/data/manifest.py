@@ -57,6 +57,11 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest
 
 
+def views_of(manifest: Mapping[str, Any], split: str) -> int:
+    """Records of each subject in a split."""
+    return manifest.get("split_views", {}).get(split, manifest["views"])
+
+
 def _told_by_indexes(
     directory: pathlib.Path, splits: Mapping[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
@@ -104,6 +109,13 @@ def _check_manifest(manifest: Any, path: pathlib.Path) -> None:
             raise RecordError(f"{path}: {name!r} must be {kind.__name__}, got {value!r}")
     if min(manifest["image_size"], manifest["views"]) < 1:
         raise RecordError(f"{path}: image_size and views must be positive")
+    split_views = manifest.get("split_views", {})
+    if not isinstance(split_views, dict) or not all(
+        isinstance(views, int) and views > 0 for views in split_views.values()
+    ):
+        raise RecordError(
+            f"{path}: 'split_views' must give positive numbers of views, got {split_views!r}"
+        )
     for split, entries in manifest["splits"].items():
         if not isinstance(entries, list):
             raise RecordError(f"{path}: split {split!r} must be a list of shards")

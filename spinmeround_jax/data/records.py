@@ -37,7 +37,8 @@ class ViewRecord:
     image: PNG or WebP, (size, size, 4) RGBA, 8 bits, straight alpha.
     normals: PNG or lossless WebP, RGB as of `encode_normals` or RGBA as of `encode_view`.
     world_to_camera: (4, 4) float32, see `cameras`; yaw and pitch are its angles in degrees.
-    id_embedding: (512,) float32 ArcFace vector of unit length, the same in all views of a subject.
+    id_embedding: (512,) float32 of a face recogniser, unit length, the same in all views of a
+        subject; 0 if there is none.
     """
 
     subject: str
@@ -334,8 +335,8 @@ def parse(data: bytes, where: str) -> ViewRecord:
     if version != SCHEMA_VERSION:
         raise RecordError(version_message(where, version))
     id_embedding = floats("id_embedding", ID_EMBEDDING_SIZE)
-    if abs(np.linalg.norm(id_embedding) - 1.0) > 1e-3:
-        raise RecordError(f"{where}: id_embedding is not of unit length; {REPAIR}")
+    if not is_identity(id_embedding):
+        raise RecordError(f"{where}: id_embedding is neither of unit length nor 0; {REPAIR}")
     return ViewRecord(
         subject=text("subject"),
         view=values("view", "int64_list", 1)[0],
@@ -348,6 +349,13 @@ def parse(data: bytes, where: str) -> ViewRecord:
         source=text("source"),
         license=text("license"),
     )
+
+
+def is_identity(id_embedding: np.ndarray) -> bool:
+    """Whether it is (ID_EMBEDDING_SIZE,) of unit length, or 0: no identity."""
+    if id_embedding.shape != (ID_EMBEDDING_SIZE,):
+        return False
+    return not id_embedding.any() or bool(abs(np.linalg.norm(id_embedding) - 1.0) < 1e-3)
 
 
 def version_message(where: str, version: Any) -> str:

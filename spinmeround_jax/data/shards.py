@@ -387,12 +387,9 @@ class ShardWriter:
                 f"world_to_camera, {cameras.yaw_pitch(pose)}"
             )
         embedding = np.asarray(record.id_embedding)
-        if (
-            embedding.shape != (records.ID_EMBEDDING_SIZE,)
-            or not abs(np.linalg.norm(embedding) - 1) < 1e-3
-        ):
+        if not records.is_identity(embedding):
             raise ValueError(
-                f"{where}: id_embedding is not a unit vector of {records.ID_EMBEDDING_SIZE}"
+                f"{where}: id_embedding is neither a unit vector of {records.ID_EMBEDDING_SIZE} nor 0"
             )
         if not np.array_equal(embedding, first.id_embedding):
             raise ValueError(f"{where}: id_embedding differs between views of one subject")

@@ -11,7 +11,7 @@ import numpy as np
 
 from spinmeround_jax import cameras
 from spinmeround_jax.data import records, shards
-from spinmeround_jax.data.manifest import read_manifest
+from spinmeround_jax.data.manifest import read_manifest, views_of
 from spinmeround_jax.files import as_path
 
 _BLOCK = 2**14  # pixels; what is worked on at once stays in the processor's cache
@@ -29,13 +29,13 @@ class SubjectSource:
         self.directory, self.split = as_path(directory), split
         manifest = read_manifest(directory)
         self.image_size: int = manifest["image_size"]
-        self.views: int = manifest["views"]
         stored = manifest["splits"].get(split)
         if not stored:
             raise records.RecordError(
                 f"{self.directory / 'manifest.json'}: no shards in split {split!r}; "
                 f"it has {', '.join(manifest['splits']) or 'no splits'}"
             )
+        self.views: int = views_of(manifest, split)
         self.indexes = [shards.read_index(self.directory / shard["file"]) for shard in stored]
         for shard, index in zip(stored, self.indexes, strict=True):
             if index.offsets.shape != (shard["subjects"], self.views):
@@ -68,7 +68,7 @@ class Subject:
     world_to_camera: np.ndarray  # (v, 4, 4) float32, head's frame
     yaw: np.ndarray  # (v,) float32 degrees
     pitch: np.ndarray  # (v,) float32 degrees
-    id_embedding: np.ndarray  # (512,) float32, unit length
+    id_embedding: np.ndarray  # (512,) float32, unit length or 0
 
 
 class HeldOut:

@@ -567,7 +567,7 @@ def test_empty_and_missing_shards(tmp_path):
           for field in dataclasses.fields(records.ViewRecord)),
         (example_with(yaw=("int64_list", [3])), "'yaw' holds 0 values of int64_list"),
         (example_with(id_embedding=("float_list", [1.0] * 511)), "511 values .* expected 512"),
-        (example_with(id_embedding=("float_list", [1.0] * 512)), "not of unit length"),
+        (example_with(id_embedding=("float_list", [1.0] * 512)), "neither of unit length nor 0"),
         (example_with(world_to_camera=("float_list", [np.nan] * 16)), "not finite"),
         (example_with(subject=("bytes_list", [b"\xff"])), "not UTF-8"),
         (example_with(view=("int64_list", [-1])), "out of order"),
