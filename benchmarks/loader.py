@@ -109,8 +109,8 @@ def data_config(directory: pathlib.Path) -> DataConfig:
     """The values of configs/tpu_v4.py that make batches, without worker processes."""
     return DataConfig(
         directory=str(directory), max_frontal_yaw=45.0, max_frontal_pitch=30.0,
-        random_background=0.5, guidance_dropout=0.15, relative_cameras=True, skip_corrupt=True,
-        workers=0, prefetch=0,
+        random_background=0.5, guidance_dropout=0.15, identity_dropout=0.0, relative_cameras=True,
+        skip_corrupt=True, workers=0, prefetch=0,
     )  # fmt: skip
 
 
@@ -130,7 +130,8 @@ def our_case(
     return Case(
         name,
         lambda: loader.make_loader(
-            data_config(directory), stages, args.batch_size, args.views, 0, args.split,
+            data_config(directory), stages, args.batch_size, args.views, 0,
+            "camera", args.split,
             latents=latents or "",
         ),
         files,
@@ -197,8 +198,9 @@ def write_random_latents(
     side = source.image_size // 8
     shape = (side, side, 4)
     description = latent_files.Description(
-        "random", source.image_size, source.views, shape, backgrounds, seed=0
-    )
+        "random", source.image_size, source.views, shape, backgrounds, seed=0,
+        normals_frame="camera",
+    )  # fmt: skip
     latent_files.write_description(out, description)
     rng = np.random.default_rng(0)
     block = rng.standard_normal(description.moments_shape, np.float32).astype(np.float16)

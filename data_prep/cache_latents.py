@@ -38,6 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         "--backgrounds", type=int, default=2,
         help="random colours per subject, beside white, for data.random_background (2)",
     )  # fmt: skip
+    parser.add_argument(
+        "--normals-frame", choices=("camera", "world"), default="camera",
+        help="config.model.normals_frame of the training (camera)",
+    )  # fmt: skip
     parser.add_argument("--part", type=_part, default=(0, 1), metavar="I/N", help="(0/1, all)")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures at once (32)")
     args = parser.parse_args(argv)
@@ -45,9 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         autoencoder = checkpoints.load_autoencoder(args.checkpoint)
         latent_cache.cache_latents(
             autoencoder,
-            latent_cache.folder(args.out, autoencoder),
+            latent_cache.folder(args.out, autoencoder, args.normals_frame),
             args.data,
             backgrounds=args.backgrounds,
+            normals_frame=args.normals_frame,
             split=args.split,
             part=args.part,
             batch_size=args.batch_size,

@@ -36,6 +36,7 @@ FREE_FIELDS = (
     "sample_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "held_out",
     "sampling",
     "mesh",
     "remat",
@@ -337,8 +338,11 @@ def _read_config(directory: Path, kind: str, cls: type) -> Any:
     description = _read_json(directory)
     if description["kind"] != kind:
         raise CheckpointError(f"{path}: holds {description['kind']!r}, expected {kind!r}")
+    values = description["config"]
+    if cls is ModelConfig and isinstance(values, dict):
+        values = {"normals_frame": "world", **values}  # of folders from before there was a choice
     try:
-        return from_mapping(cls, description["config"])
+        return from_mapping(cls, values)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -35,6 +35,7 @@ CONFIG = ModelConfig(
     latent_mean=(),
     latent_std=(),
     rays="released",
+    normals_frame="world",
     unet=UNetConfig(
         model_channels=8, channel_mult=(1, 2), res_blocks=1, attention_levels=(0, 1),
         joint_levels=(1,), heads=2, context_dim=512, norm_groups=4,

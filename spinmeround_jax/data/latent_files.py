@@ -42,6 +42,7 @@ class Description:
     latent_shape: tuple[int, int, int]  # h, w, z
     backgrounds: int  # k random colours per subject, beside white
     seed: int  # of the data set; the colours depend on it
+    normals_frame: str  # of the normal maps, see cameras.Frame
 
     @property
     def moments_shape(self) -> tuple[int, ...]:
@@ -80,6 +81,7 @@ def read_description(directory: pathlib.Path) -> Description:
         if content.pop("schema_version") != SCHEMA_VERSION:
             raise ValueError(f"this code reads schema version {SCHEMA_VERSION}")
         content["latent_shape"] = tuple(map(int, content["latent_shape"]))
+        content.setdefault("normals_frame", "world")  # before there was a choice
         return Description(**content)
     except FileNotFoundError as error:
         raise RecordError(

@@ -17,6 +17,7 @@ import numpy as np
 from google.protobuf import message
 from PIL import Image
 
+from spinmeround_jax import cameras
 from spinmeround_jax.data import tfrecord
 from spinmeround_jax.data.tfrecord import REPAIR, RecordError
 
@@ -187,16 +188,21 @@ def _webp(pixels: np.ndarray, **options: Any) -> bytes:
 
 
 def decode_view(
-    record: ViewRecord, size: int, where: str, normals: np.ndarray | None = None
+    record: ViewRecord,
+    size: int,
+    where: str,
+    normals: np.ndarray | None = None,
+    frame: cameras.Frame = "world",
 ) -> tuple[np.ndarray, np.ndarray]:
     """The pictures of a record, however they are stored.
 
     Args:
         normals: (size, size, 3) float32 contiguous array to fill and return.
+        frame: of the normals returned: the head's, in which they are stored, or the view's camera.
 
     Returns:
-        (size, size, 4) uint8 RGBA with straight alpha, and (size, size, 3) float32 world-space
-        normals of at most unit length, 0 on the background.
+        (size, size, 4) uint8 RGBA with straight alpha, and (size, size, 3) float32 normals of at most
+        unit length, 0 on the background.
 
     Raises:
         RecordError: naming `where`, if one cannot be decoded or has another size.
@@ -206,10 +212,14 @@ def decode_view(
     if normals is None:
         normals = np.empty((size, size, 3), np.float32)
     if stored.shape[2] == 3:
-        normals[...] = _components(stored)
+        found = _components(stored)
+        if frame == "camera":
+            found = cameras.normals_to_camera(found, record.world_to_camera)
+        normals[...] = found
         return rgba, normals
-    # One look-up per pixel, in a table turned to the world's frame: R + 256 G.
-    table = disc() @ np.asarray(record.world_to_camera, np.float32)[:3, :3]
+    # One look-up per pixel, in a table of camera-space vectors turned to `frame`: R + 256 G.
+    turn = np.eye(3) if frame == "camera" else np.asarray(record.world_to_camera)[:3, :3]
+    table = disc() @ turn.astype(np.float32)
     table[0] = 0.0  # where no normal is known
     codes = stored.reshape(-1, 4).view("<u2")[:, 0].astype(np.intp)
     vectors = normals.reshape(-1, 3)

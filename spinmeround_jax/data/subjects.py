@@ -110,7 +110,11 @@ class HeldOut:
 
 
 def read_views(
-    index: shards.ShardIndex, row: int, views: Sequence[int], size: int
+    index: shards.ShardIndex,
+    row: int,
+    views: Sequence[int],
+    size: int,
+    frame: cameras.Frame = "world",
 ) -> tuple[list[records.ViewRecord], np.ndarray, np.ndarray]:
     """Records, (v, size, size, 4) uint8 RGBA and (v, size, size, 3) normals of some views."""
     found = index.read_views(row, views)
@@ -118,7 +122,7 @@ def read_views(
     normals = np.empty((len(found), size, size, 3), np.float32)
     for i, record in enumerate(found):
         where = index.where(row, record.view)
-        rgba[i], _ = records.decode_view(record, size, where, normals[i])
+        rgba[i], _ = records.decode_view(record, size, where, normals[i], frame)
     return found, rgba, normals
 
 

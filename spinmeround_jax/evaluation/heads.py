@@ -276,7 +276,7 @@ class _Heads:
             _, truth = self.truth(chunk)
             with tqdm(disable=True) as bar:
                 pipeline = candidate.pipeline(candidate.variants[0], bar, self.size, self.args.data)
-            again = sampling.repeat(pipeline, truth.images, truth.normals)
+            again = sampling.repeat(pipeline, truth.images, truth.normals, cameras.anchors())
             repeat = Views(*again, truth.mask)
             return _prefixed("value", measures.compare(repeat, truth, self.instruments))
 

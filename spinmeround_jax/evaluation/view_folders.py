@@ -178,7 +178,7 @@ def load(frame: Frame, size: int | None) -> tuple[np.ndarray, np.ndarray | None,
         length = np.linalg.norm(normals, axis=-1, keepdims=True)
         normals = np.where(length < 0.5, 0.0, normals / np.maximum(length, 0.5))
         if frame.normals_space == "camera":
-            normals = normals @ frame.world_to_camera[:3, :3]
+            normals = cameras.normals_to_world(normals, frame.world_to_camera)
     if frame.mask is not None:
         mask = _read(frame.mask, size)[..., :3].mean(-1) > 0.5
     elif alpha.min() < 1.0:

@@ -151,12 +151,6 @@ def transforms(head: Heads, normals_space: str) -> dict[str, Any]:
     }
 
 
-def to_camera_space(normals: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """(n, h, w, 3) world-space normals to the camera space of (n, 2) angles."""
-    rotations = cameras.orbit(angles[:, 0], angles[:, 1])[:, :3, :3]
-    return np.einsum("nij,nhwj->nhwi", rotations, normals)
-
-
 def to_pixels(images: np.ndarray) -> np.ndarray:
     """[-1, 1] -> uint8; 0 becomes 128."""
     return np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
@@ -166,7 +160,9 @@ def _write_pictures(
     folder: pathlib.Path, head: Heads, normals_space: str, truth: Truth | None
 ) -> None:
     def spaced(normals: np.ndarray, angles: np.ndarray) -> np.ndarray:
-        return to_camera_space(normals, angles) if normals_space == "camera" else normals
+        if normals_space == "world":
+            return normals
+        return cameras.normals_to_camera(normals, cameras.orbit(*angles.T))
 
     about = {"normals_space": normals_space}
     observed_normals = spaced(head.observed_normals, head.observed_angles)

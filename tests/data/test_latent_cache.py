@@ -46,7 +46,9 @@ def cached(tmp_path_factory, directory, autoencoder):
 
 
 def cache(autoencoder, folder, directory, **options):
-    options = {"backgrounds": BACKGROUNDS, "batch_size": 5, **options}
+    options = {
+        "backgrounds": BACKGROUNDS, "normals_frame": "world", "batch_size": 5, **options
+    }  # fmt: skip
     latent_cache.cache_latents(autoencoder, folder, directory, **options)
 
 
@@ -198,11 +200,16 @@ def test_latents_of_another_autoencoder_or_other_colours_are_refused(
 ):
     copy = copy_of(cached, tmp_path)
     other = random_autoencoder(CONFIG, seed=1)
-    for check in (cache, lambda *args: latent_cache.check_cache(*args, backgrounds=BACKGROUNDS)):
+    options = {"backgrounds": BACKGROUNDS, "normals_frame": "world"}
+    for check in (cache, lambda *args: latent_cache.check_cache(*args, **options)):
         with pytest.raises(RecordError, match=r"latents.json|autoencoder was .*, is .*delete"):
             check(other, copy, directory)
     with pytest.raises(RecordError, match="backgrounds was 2, is 3"):
         cache(autoencoder, copy, directory, backgrounds=3)
+    with pytest.raises(RecordError, match="normals_frame was world, is camera"):
+        cache(autoencoder, copy, directory, normals_frame="camera")
+    with pytest.raises(ValueError, match="world frame, the model has them in the camera frame"):
+        loader(directory, latents=copy, normals_frame="camera")
     assert everything(copy) == everything(cached)
 
 
@@ -279,6 +286,7 @@ def test_command_writes_them_with_the_autoencoder_of_a_run(
 ):
     checkpoints.save_autoencoder(tmp_path / "autoencoder", autoencoder, {})
     arguments = ["--data", str(directory), "--backgrounds", str(BACKGROUNDS), "--batch-size", "5"]
+    arguments += ["--normals-frame", "world"]
     arguments += ["--checkpoint", str(tmp_path / "autoencoder"), "--out", str(tmp_path / "out")]
     assert command.main(arguments) == 0
     (out,) = (tmp_path / "out").iterdir()  # named by the autoencoder

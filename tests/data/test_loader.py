@@ -110,9 +110,10 @@ def test_pitch_counts_for_frontal_views(directory):
 
 
 def test_dropout_and_background_frequencies(directory):
-    dropped, backgrounds = [], []
+    dropped, nameless, backgrounds = [], [], []
     for batch in loader(directory, steps=30, batch_size=20, views=2, observed=(1,)):
         dropped.append(batch.dropped)
+        nameless.append(batch.identity_dropped)
         corner = batch.images[:, :, 0, 0]  # alpha is 0 in the first column
         np.testing.assert_array_equal(batch.images[:, :, :, 0], np.broadcast_to(
             corner[:, :1, None], (20, 2, SIZE, 3)))  # the same colour in all views  # fmt: skip
@@ -122,6 +123,9 @@ def test_dropout_and_background_frequencies(directory):
     # 600 draws, four standard deviations: 300 +- 49, 90 +- 35.
     assert 251 < white.sum() < 349
     assert 55 < np.concatenate(dropped).sum() < 125
+    nameless, dropped = np.concatenate(nameless), np.concatenate(dropped)
+    assert 192 < nameless.sum() < 288  # 240 +- 48
+    assert abs(np.corrcoef(nameless, dropped)[0, 1]) < 0.16  # each on its own
     colours = backgrounds[~white]
     assert abs(colours.mean(0)).max() < 0.15 and abs(colours.std(0) - 3**-0.5).max() < 0.1
     assert abs(np.corrcoef(colours.T)[np.triu_indices(3, 1)]).max() < 0.25  # channels independent
