@@ -119,7 +119,7 @@ def shard_writer(
     """
     moments_path, subjects_path = paths(directory, index.path)
     shape = (len(index.subjects), *description.moments_shape)
-    with begun(moments_path, unique=True) as unfinished:
+    with begun(moments_path) as unfinished:
         moments = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
         yield moments
         moments.flush()
