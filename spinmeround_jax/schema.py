@@ -54,13 +54,13 @@ def parse(content: bytes, kind: Kind, where: str) -> Any:
 
 def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
-        raise ValueError(f"{_shown(text)} is not a finite number")
+        raise ValueError(f"{text[:_SHOWN]} is not a finite number")
     return value
 
 
 def _integer(text: str) -> int:
     if len(text) > 20:  # beyond 64 bits; Python would take thousands of digits
-        raise ValueError(f"{_shown(text)} is too large a number")
+        raise ValueError(f"{text[:_SHOWN]} is too large a number")
     return int(text)
 
 
