@@ -261,14 +261,14 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 
     Local files are written under a hidden name and renamed; an upload is atomic by itself.
     """
-    with begun(path, wait=True) as unfinished, _naming(path):
+    with begun(path, wait=True) as unfinished, naming(path):
         unfinished.write_bytes(content)
         publish(unfinished, path)
 
 
 @contextlib.contextmanager
-def _naming(path: pathlib.Path) -> Iterator[None]:
-    """Errors of writing name no file of themselves."""
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Errors of writing, which name no file of themselves, name `path`."""
     try:
         yield
     except OSError as error:
@@ -299,6 +299,17 @@ def begun(path: pathlib.Path, wait: bool = False) -> Iterator[pathlib.Path]:
             unfinished.unlink(missing_ok=True)
 
 
+def allocate(path: pathlib.Path) -> None:
+    """Take the room of a local sparse file now: a full disk kills who writes to it through memory.
+
+    Raises:
+        OSError: there is not enough.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 def publish(unfinished: pathlib.Path, path: pathlib.Path) -> None:
     """Give what was `begun` its name, when it is on the disk."""
     if is_local(path):
@@ -325,7 +336,7 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         unfinished, replaced = _unfinished(folder), folder.with_name(f".{folder.name}.replaced")
         unfinished.mkdir()
         try:
-            with _naming(folder):
+            with naming(folder):
                 yield unfinished
                 for place, _, names in os.walk(unfinished):
                     for name in names:
