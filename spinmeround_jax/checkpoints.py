@@ -1,17 +1,19 @@
 """What a run leaves on disk, through Orbax: checkpoints to resume from, and finished models.
 
 A training checkpoint holds the whole `TrainState`, the loader's position and the config. A model
-folder holds `model.json` (what the networks are, and where they come from) and `weights/`. Nothing
-is pickled.
+folder holds `model.json` (what the networks are, and where they come from), `weights/`, and
+`SHA256SUMS` of all their files, as `sha256sum -c` reads it. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -21,11 +23,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from spinmeround_jax import models
+from spinmeround_jax import files, models, schema
 from spinmeround_jax.config import from_mapping
 from spinmeround_jax.models import Autoencoder, AutoencoderConfig, Model, ModelConfig, parameters
 
 SCHEMA_VERSION = 1
+SUMS = "SHA256SUMS"
 
 Path = str | os.PathLike[str]
 
@@ -133,7 +136,12 @@ class Checkpoints:
             )
         except Exception as error:
             raise CheckpointError(f"{folder}: {error}. {_UNREADABLE}") from error
-        loader.set_state(_from_json(restored["loader"]["state"]))
+        position = _from_json(restored["loader"]["state"])
+        if isinstance(position, dict) and position.get("step", step) != step:
+            raise CheckpointError(
+                f"{folder}: its data loader stood at step {position['step']!r}. {_UNREADABLE}"
+            )
+        loader.set_state(position)
         return restored["state"]
 
     def wait(self) -> None:
@@ -281,16 +289,21 @@ def _write(
         "provenance": dict(provenance),
     }
     text = json.dumps(description, indent=2) + "\n"  # before anything is written: may raise
+    if jax.process_index() == 0:
+        (directory / "model.json").unlink(missing_ok=True)  # the folder is complete when it is back
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory / "weights", weights, force=True)
     if jax.process_index() == 0:
         marker = directory / "weights" / "commit_success.txt"
         if marker.exists():  # Orbax writes where it was; a model that is passed on need not tell
             marker.write_text("Checkpoint commit was successful.")
+        sums = {"model.json": hashlib.sha256(text.encode()).hexdigest()}
+        for path in sorted(p for p in (directory / "weights").rglob("*") if p.is_file()):
+            sums[path.relative_to(directory).as_posix()] = files.sha256(path)
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+        files.write_atomically(directory / SUMS, lines.encode())
         # Last, so that a folder with a model.json is complete.
-        temporary = directory / "model.json.tmp"
-        temporary.write_text(text)
-        temporary.replace(directory / "model.json")
+        files.write_atomically(directory / "model.json", text.encode())
 
 
 def _finite_as(
@@ -312,25 +325,82 @@ def _cast(weights: Any, dtype: np.dtype) -> tuple[Any, Any]:
 
 def _read_json(directory: Path) -> dict[str, Any]:
     path = pathlib.Path(directory) / "model.json"
-    if not path.is_file():
+    try:
+        description = schema.read(path, _DESCRIPTION, max_bytes=16 << 20)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{path}: no such file; give a folder written by training (<workdir>/model) or by "
             "spinmeround_jax.convert"
-        )
-    try:
-        description = json.loads(path.read_text())
-        version = description["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, restore it from a copy ({error!r})") from error
-    if version != SCHEMA_VERSION:
+        ) from error
+    except OSError as error:
+        raise CheckpointError(files.explain(error)) from error
+    except ValueError as error:
+        raise CheckpointError(f"{error}; damaged, restore it from a copy") from error
+    if (version := description["schema_version"]) != SCHEMA_VERSION:
         raise CheckpointError(
             f"{path}: schema version {version!r}, this code reads {SCHEMA_VERSION}; convert the "
             "weights again, or use the code that wrote them"
         )
-    for missing in ("kind", "config", "provenance"):
-        if missing not in description:
-            raise CheckpointError(f"{path}: damaged, {missing!r} is missing")
     return description
+
+
+_DESCRIPTION = schema.record(
+    {
+        "schema_version": schema.integer(),
+        "kind": schema.text(),
+        "config": schema.record({}),
+        "provenance": schema.record({}),
+    }
+)
+# Ranges within which building the networks' shapes takes no time; `from_mapping` checks the rest.
+_COUNT, _WIDTH = schema.integer(1, 256), schema.integer(1, 1 << 16)
+_LEVELS = schema.array(schema.integer(0, 15), 0, 16)
+_AUTOENCODER = schema.record(
+    {},
+    {
+        "channels": _WIDTH,
+        "channel_mult": schema.array(_COUNT, 1, 16),
+        "res_blocks": _COUNT,
+        "latent_channels": _COUNT,
+        "scale_factor": schema.number(1e-6, 1e6),
+        "norm_groups": _WIDTH,
+    },
+)
+_CONFIGS = {
+    "autoencoder": _AUTOENCODER,
+    "model": schema.record(
+        {},
+        {
+            "image_size": _WIDTH,
+            "views": _COUNT,
+            "unet": schema.record(
+                {},
+                {
+                    **dict.fromkeys(("in_channels", "out_channels", "model_channels"), _WIDTH),
+                    **dict.fromkeys(("context_dim", "norm_groups"), _WIDTH),
+                    **dict.fromkeys(("res_blocks", "heads", "transformer_depth"), _COUNT),
+                    "channel_mult": schema.array(_COUNT, 1, 16),
+                    "attention_levels": _LEVELS,
+                    "joint_levels": _LEVELS,
+                },
+            ),
+            "autoencoder": _AUTOENCODER,
+            "identity": schema.record(
+                {},
+                {
+                    **dict.fromkeys(("layers", "heads"), _COUNT),
+                    **dict.fromkeys(("width", "mlp_width", "context_length"), _WIDTH),
+                    **dict.fromkeys(("vocab_size",), schema.integer(1, 1 << 24)),
+                    **dict.fromkeys(("id_token", "pad_id"), schema.integer(0, 1 << 24)),
+                    "prompt_ids": schema.array(schema.integer(0, 1 << 24), 1, 4096),
+                    "empty_ids": schema.array(schema.integer(0, 1 << 24), 1, 4096),
+                },
+            ),
+            "latent_mean": schema.array(schema.number(), 0, 512),
+            "latent_std": schema.array(schema.number(1e-9), 0, 512),
+        },
+    ),
+}
 
 
 def _read_config(directory: Path, kind: str, cls: type) -> Any:
@@ -342,7 +412,7 @@ def _read_config(directory: Path, kind: str, cls: type) -> Any:
     if cls is ModelConfig and isinstance(values, dict):
         values = {"normals_frame": "world", **values}  # of folders from before there was a choice
     try:
-        return from_mapping(cls, values)
+        return from_mapping(cls, _CONFIGS[kind](values, "config"))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -351,6 +421,7 @@ def _read_weights(directory: Path, networks: dict[str, nnx.Module]) -> dict[str,
     path = pathlib.Path(directory).absolute() / "weights"
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder, though model.json is there; copy it too")
+    _check_sums(path.parent)
     graphs, expected = {}, {}
     for name, module in networks.items():
         graphs[name], expected[name] = parameters.split(module)
@@ -378,3 +449,23 @@ def _read_weights(directory: Path, networks: dict[str, nnx.Module]) -> dict[str,
         except Exception as error:
             raise CheckpointError(f"{path}: damaged, restore it from a copy ({error})") from error
     return {name: parameters.merge(graphs[name], weights[name]) for name in networks}
+
+
+def _check_sums(directory: pathlib.Path) -> None:
+    """Raises CheckpointError where a file is not the one that was saved; folders without sums pass."""
+    path = directory / SUMS
+    try:
+        lines = files.read_bytes(path, 16 << 20).decode().splitlines()
+        for line in lines:
+            if not (match := re.fullmatch("([0-9a-f]{64})  ([^/].*)", line)) or ".." in line:
+                raise CheckpointError(f"{path}: damaged; restore it from a copy ({line[:80]!a})")
+            if files.sha256(directory / match[2]) != match[1]:
+                raise CheckpointError(
+                    f"{directory / match[2]}: damaged or edited, its SHA-256 is not that in {SUMS}; "
+                    f"restore it from a copy (or delete {SUMS} if it is as you want it)"
+                )
+    except FileNotFoundError as error:
+        if error.filename != str(path):
+            raise CheckpointError(f"{error.filename}: missing; copy the whole folder") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be checked ({error})") from error

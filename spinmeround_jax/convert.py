@@ -305,7 +305,7 @@ def check_replaceable(out: pathlib.Path, overwrite: bool) -> None:
     if not out.is_dir() or out.is_symlink():
         raise UsageError(f"--out {out}: there is a file or a link; choose another name")
     inside = {path.name for path in out.iterdir()}
-    if inside - {"model.json", "weights"}:
+    if inside - {"model.json", "weights", checkpoints.SUMS}:
         raise UsageError(f"--out {out}: the folder holds other things; choose another name")
     if inside and not overwrite:
         raise UsageError(f"--out {out}: there is a model; --overwrite replaces it")

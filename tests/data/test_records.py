@@ -635,7 +635,7 @@ def test_manifest_round_trip(tmp_path):
     assert manifest["schema_version"] == records.SCHEMA_VERSION
     assert (manifest["image_size"], manifest["views"], manifest["seed"]) == (SIZE, 8, 0)
     assert [shard["subjects"] for shard in manifest["splits"]["train"]] == [2, 1]
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert not list(tmp_path.glob(".*.unfinished"))
     for shard in manifest["splits"]["train"]:
         content = (tmp_path / shard["file"]).read_bytes()
         assert (shard["bytes"], shard["sha256"]) == (

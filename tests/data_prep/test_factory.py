@@ -85,12 +85,12 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path):
     try:
         # Two shards there and the third begun, which is the one with the rejected subject.
         wait_until(lambda: len(list(killed.glob("*.tfrecord"))) == 2)
-        wait_until(lambda: list(killed.glob(".*.tmp")))
+        wait_until(lambda: list(killed.glob(".*.unfinished")))
         workers = children(process.pid)
     finally:
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    assert not (killed / "manifest.json").exists() and list(killed.glob(".*.tmp"))
+    assert not (killed / "manifest.json").exists() and list(killed.glob(".*.unfinished"))
     assert len(workers) >= 2
     wait_until(lambda: not any(map(runs, workers)), 20)
     kept = {p.name: p.stat().st_mtime_ns for p in killed.glob("*.tfrecord")}
