@@ -497,6 +497,19 @@ def test_the_page_escapes_names_and_loads_nothing(tmp_path):
     assert "url(http" not in document
 
 
+def test_truth_stands_above_what_was_sampled_there(tmp_path):
+    angles = np.array([[20, 0], [90, 0], [10, 30]], np.float32)  # a view, an anchor, neither
+    truth = portraits.Truth(angles, np.zeros((3, SIZE, SIZE, 3), np.uint8), None)
+    path = np.array([[0, 0], [20, 0]], np.float32)
+    head_folder.write_head(tmp_path / "a", invented(path), {"seed": 0}, truth=truth)
+    parsed = Collector()
+    parsed.feed(page.write_page(tmp_path).read_text())
+    labels = [attributes.get("aria-label", "") for _, attributes in parsed.tags]
+    assert sum(label.startswith("true,") for label in labels) == 3
+    sampled = [label for label in labels if label.startswith("sampled,")]
+    assert len(sampled) == 2 and "+20°" in sampled[0] and "+90°" in sampled[1]
+
+
 def remove_a_view(folder):
     (folder / "views" / head_folder.view_name(1, np.array([120, 0]))).unlink()
 

@@ -57,7 +57,8 @@ class View:
 def triangulate(photos: Sequence[Photo], seen: Sequence[np.ndarray]) -> np.ndarray:
     """(n, 3) world points nearest to the rays through (n, 2) pixels of each photo.
 
-    A photo whose points are far from what the others say is left out.
+    A photo whose points are far from what the others say is left out. At least half must agree: any two
+    photos of many agree on something.
 
     Raises:
         InputError: fewer than two photos, or they do not agree.
@@ -65,7 +66,8 @@ def triangulate(photos: Sequence[Photo], seen: Sequence[np.ndarray]) -> np.ndarr
     if len(photos) < 2:
         raise InputError(f"a face is found in {len(photos)} of its photos; two are needed")
     points, errors = _meeting(photos, seen)
-    while len(photos) > 2 and max(errors) > _GOOD_FIT:
+    fewest = max(2, (len(photos) + 1) // 2)
+    while len(photos) > fewest and max(errors) > _GOOD_FIT:
         # The blunder is in the photo without which the others agree best.
         trials = []
         for left_out in range(len(photos)):
