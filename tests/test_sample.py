@@ -13,7 +13,7 @@ from spinmeround_jax import cameras, checkpoints, sample
 from spinmeround_jax.diffusion.pipeline import RELEASED, Heads
 from spinmeround_jax.photo import portraits
 from spinmeround_jax.photo.likeness import Likeness
-from spinmeround_jax.results import head_folder, page
+from spinmeround_jax.results import head_folder, page, transforms
 from tests.support.tiny_model import CONFIG, random_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -445,10 +445,10 @@ def test_nothing_is_written_halfway(tmp_path, monkeypatch):
     trajectory = cameras.turntable(4)
     head_folder.write_head(tmp_path / "a", invented(trajectory), {"seed": 1})
 
-    def fail(*arguments):
+    def fail(*arguments, **document):
         raise OSError("disk full")
 
-    monkeypatch.setattr(head_folder, "transforms", fail)
+    monkeypatch.setattr(transforms, "write", fail)
     for name in ("a", "b"):
         with pytest.raises(OSError, match="disk full"):
             head_folder.write_head(tmp_path / name, invented(trajectory), {"seed": 2})
@@ -495,6 +495,19 @@ def test_the_page_escapes_names_and_loads_nothing(tmp_path):
     for _, attributes in parsed.tags:
         assert not {"src", "href", "onerror"} & set(attributes)
     assert "url(http" not in document
+
+
+def test_truth_stands_above_what_was_sampled_there(tmp_path):
+    angles = np.array([[20, 0], [90, 0], [10, 30]], np.float32)  # a view, an anchor, neither
+    truth = portraits.Truth(angles, np.zeros((3, SIZE, SIZE, 3), np.uint8), None)
+    path = np.array([[0, 0], [20, 0]], np.float32)
+    head_folder.write_head(tmp_path / "a", invented(path), {"seed": 0}, truth=truth)
+    parsed = Collector()
+    parsed.feed(page.write_page(tmp_path).read_text())
+    labels = [attributes.get("aria-label", "") for _, attributes in parsed.tags]
+    assert sum(label.startswith("true,") for label in labels) == 3
+    sampled = [label for label in labels if label.startswith("sampled,")]
+    assert len(sampled) == 2 and "+20°" in sampled[0] and "+90°" in sampled[1]
 
 
 def remove_a_view(folder):

@@ -191,7 +191,8 @@ def _article(
         _rows([anchor_views, anchor_normals], [_label(pair) for pair in anchors]),
     ]
     if settings.get("truth_angles"):
-        truth, sheet = _truth(folder, settings, number, views, normals, trajectory)
+        sampled = [(trajectory, views, normals), (anchors, anchor_views, anchor_normals)]
+        truth, sheet = _truth(folder, settings, number, sampled)
         sheets.append(sheet)
         sections.append(truth)
     if settings.get("likeness"):
@@ -214,11 +215,13 @@ def _truth(
     folder: pathlib.Path,
     settings: dict[str, Any],
     number: int,
-    views: _Sheet,
-    normals: _Sheet,
-    trajectory: np.ndarray,
+    sampled: list[tuple[np.ndarray, _Sheet, _Sheet]],
 ) -> tuple[str, _Sheet]:
-    """Known views above the sampled ones at the same angles, where there are any."""
+    """Known views above the sampled ones at the same angles, where there are any.
+
+    Args:
+        sampled: (n, 2) angles, images, normals; earlier ones are preferred.
+    """
     angles = np.array(settings["truth_angles"], np.float32).reshape(-1, 2)
     pixels = np.asarray(_open(folder / "truth.png"))
     side = pixels.shape[1] // len(angles)
@@ -226,15 +229,22 @@ def _truth(
     sheet = _Sheet(f"h{number}t", tiles.reshape(-1, side, side, 3))
     columns = []
     for i, pair in enumerate(angles):
-        distance = angular_distance(trajectory, pair)
-        nearest = int(distance.argmin())
+        same = next(
+            (
+                (int(distance.argmin()), sheets)
+                for others, *sheets in sampled
+                if (distance := angular_distance(others, pair)).min() < SAME_VIEW
+            ),
+            None,
+        )
         cells = []
-        for row, made in enumerate([views, normals][: len(tiles)]):
+        for row in range(len(tiles)):
             cells.append(sheet.tile(row * len(angles) + i, f"true, {_label(pair)}"))
-            if distance[nearest] < SAME_VIEW:
-                cells.append(made.tile(nearest, f"sampled, {_label(pair)}"))
-            else:
+            if same is None:
                 cells.append('<div class="tile"></div>')
+            else:
+                nearest, sheets = same
+                cells.append(sheets[row].tile(nearest, f"sampled, {_label(pair)}"))
         columns.append(_figure("".join(cells), _label(pair)))
     heading = "<h3>Truth <small>each true view, and below it the sampled one</small></h3>"
     return f'{heading}<div class="row">{"".join(columns)}</div>', sheet
