@@ -30,14 +30,6 @@ class Material:
     maps: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass
-class _Faces:
-    """Triangles that share a material: numbers of vertices, and of texture coordinates (-1: none)."""
-
-    corners: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
-    texture: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
-
-
 def read(path: pathlib.Path) -> Scan:
     """The pieces of an OBJ file, one a material.
 
@@ -50,23 +42,31 @@ def read(path: pathlib.Path) -> Scan:
     """
     positions: list[list[str]] = []
     coordinates: list[list[str]] = []
-    groups: dict[str | None, _Faces] = {}
+    corners: list[tuple[int, int]] = []  # (vertex, texture coordinate or -1)
+    known: dict[str, int] = {}  # a corner as written -> its number
+    groups: dict[str | None, list[int]] = {}
     libraries: list[str] = []
-    material = None
+    triangles: list[int] = groups.setdefault(None, [])
     for line in _lines(path):
-        key, _, rest = line.partition(" ")
+        key, rest = (*line.split(None, 1), "")[:2]
         if key == "v":
             positions.append(rest.split())
         elif key == "vt":
             coordinates.append(rest.split()[:2])
         elif key == "f":
-            corners, texture = _polygon(rest, len(positions), len(coordinates))
-            group = groups.setdefault(material, _Faces())
-            for i in range(1, len(corners) - 1):
-                group.corners.append((corners[0], corners[i], corners[i + 1]))
-                group.texture.append((texture[0], texture[i], texture[i + 1]))
+            polygon = []
+            for token in rest.partition("#")[0].split():
+                number = known.get(token)
+                if number is None:
+                    number = len(corners)
+                    corners.append(_corner(token, len(positions), len(coordinates)))
+                    if "-" not in token:  # negative numbers count from the line's place
+                        known[token] = number
+                polygon.append(number)
+            for i in range(1, len(polygon) - 1):
+                triangles += (polygon[0], polygon[i], polygon[i + 1])
         elif key == "usemtl":
-            material = rest.strip()
+            triangles = groups.setdefault(rest.strip(), [])
         elif key == "mtllib":
             libraries.append(rest)
     vertices = np.array([position[:3] for position in positions], np.float64).reshape(-1, 3)
@@ -76,15 +76,21 @@ def read(path: pathlib.Path) -> Scan:
     for library in libraries:
         for file in _library_files(path, library):
             materials |= read_materials(file)
+    table = np.array(corners, np.int64).reshape(-1, 2)
+    if len(table) and (table.min() < -1 or (table.max(axis=0) >= (len(vertices), len(uv))).any()):
+        raise MeshError(f"{path}: its faces have vertices that are not in the file")
     surfaces = [
-        _surface(path, name, materials, faces, vertices, uv, colours)
+        _surface(
+            path, name, materials.get(name or ""), np.array(faces), table, vertices, uv, colours
+        )
         for name, faces in groups.items()
+        if faces
     ]
     return assemble(path, surfaces, vertices)
 
 
 def _lines(path: pathlib.Path) -> list[str]:
-    """Lines without comments, continued ones joined, key and arguments divided by one space."""
+    """Lines without comments, continued ones joined."""
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -92,24 +98,19 @@ def _lines(path: pathlib.Path) -> list[str]:
         text = content.decode("latin-1")
     text = re.sub(r"\\[ \t]*(\r\n|\r|\n)", " ", text)
     lines = (line.strip() for line in re.split(r"\r\n|\r|\n", text))
-    return [re.sub(r"\s+", " ", line, count=1) for line in lines if line and line[0] != "#"]
+    return [line for line in lines if line and line[0] != "#"]
 
 
-def _polygon(rest: str, vertices: int, coordinates: int) -> tuple[list[int], list[int]]:
-    """Numbers from 0 of the corners `a`, `a/b`, `a//c` or `a/b/c`; negative ones count from the end."""
-    corners, texture = [], []
-    for token in rest.partition("#")[0].split():
-        number, _, more = token.partition("/")
-        corners.append(_index(number, vertices))
-        second = more.partition("/")[0]
-        texture.append(_index(second, coordinates) if second else -1)
-    return corners, texture
+def _corner(token: str, vertices: int, coordinates: int) -> tuple[int, int]:
+    """Numbers from 0 of `a`, `a/b`, `a//c` or `a/b/c`; negative ones count back from the last so far."""
+    vertex, texture = (*token.split("/"), "")[:2]
+    return _number(vertex, vertices), _number(texture, coordinates) if texture else -1
 
 
-def _index(token: str, count: int) -> int:
+def _number(token: str, count: int) -> int:
     number = int(token)
-    if not (1 <= number <= count or -count <= number <= -1):
-        raise ValueError(f"a face has number {number} of {count}")
+    if number == 0 or number < -count:
+        raise ValueError(f"a face has number {number}")
     return number - 1 if number > 0 else count + number
 
 
@@ -139,7 +140,7 @@ def read_materials(path: pathlib.Path) -> dict[str, Material]:
     materials: dict[str, Material] = {}
     current = Material()
     for line in _lines(path):
-        key, _, rest = line.partition(" ")
+        key, rest = (*line.split(None, 1), "")[:2]
         key = key.lower()
         if key == "newmtl":
             current = materials.setdefault(rest.strip(), Material())
@@ -154,37 +155,33 @@ def read_materials(path: pathlib.Path) -> dict[str, Material]:
 def _surface(
     path: pathlib.Path,
     name: str | None,
-    materials: dict[str, Material],
-    faces: _Faces,
+    material: Material | None,
+    faces: np.ndarray,
+    corners: np.ndarray,
     vertices: np.ndarray,
     uv: np.ndarray,
     colours: np.ndarray | None,
 ) -> Surface:
-    corners = np.array(faces.corners, np.int64)
-    material = materials.get(name) if name is not None else None
+    """faces: (3m,) rows of `corners` (n, 2). colours: of all vertices of the file."""
+    used, faces = np.unique(faces, return_inverse=True)
+    places, texture = corners[used].T
     image = None if material is None else material.maps.get("map_kd", material.maps.get("map_ka"))
     if image is None:
-        used, corners = np.unique(corners, return_inverse=True)
         if colours is not None:
-            look = Look(colours[used])
+            look = Look(colours[places])
         elif material is not None and material.colour is not None:
-            look = Look(np.tile(np.float32(material.colour), (len(used), 1)))
+            look = Look(np.tile(np.float32(material.colour), (len(places), 1)))
         else:
             which = f"its material {name!r}" if name is not None else "it"
             raise MeshError(f"{path}: {which} has neither a texture nor colours of its vertices")
-        return Surface(vertices[used], corners.reshape(-1, 3), look)
-    texture = np.array(faces.texture, np.int64)
-    if texture.min() < 0:
-        raise MeshError(f"{path}: faces of material {name!r} have no texture coordinates")
-    file, scale, offset, wrap = _texture_line(path, image)
-    pixels = np.asarray(read_texture(path, file).convert("RGB"))
-    pairs, inverse = np.unique(
-        np.stack([corners.reshape(-1), texture.reshape(-1)], axis=1), axis=0, return_inverse=True
-    )
-    look = Look(
-        np.ones((len(pairs), 3), np.float32), pixels, uv[pairs[:, 1]] * scale + offset, (wrap, wrap)
-    )
-    return Surface(vertices[pairs[:, 0]], inverse.reshape(-1, 3), look)
+    else:
+        if texture.min() < 0:
+            raise MeshError(f"{path}: faces of material {name!r} have no texture coordinates")
+        file, scale, offset, wrap = _texture_line(path, image)
+        pixels = np.asarray(read_texture(path, file).convert("RGB"))
+        white = np.ones((len(places), 3), np.float32)
+        look = Look(white, pixels, uv[texture] * scale + offset, (wrap, wrap))
+    return Surface(vertices[places], faces.reshape(-1, 3), look)
 
 
 def _texture_line(
