@@ -32,9 +32,10 @@ from spinmeround_jax.data import records
 from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.diffusion.pipeline import Pipeline, sampling_defaults
 from spinmeround_jax.evaluation.parts import stamp_of
+from spinmeround_jax.results.transforms import without_grey
 from spinmeround_jax.splats import views
 from spinmeround_jax.splats.fit import FitSettings, fit
-from spinmeround_jax.splats.scene import Scene, without_grey
+from spinmeround_jax.splats.scene import Scene
 
 RING, EVERY = 48, 8
 NEAR, FAR = 5.0, 15.0  # degrees of pitch
@@ -62,7 +63,7 @@ def scene_of(
         centre=np.full(2, size / 2),
         background=np.ones(3, np.float32),
         names=tuple(str(i) for i in range(len(images))),
-        masks_from="alpha",
+        masks_from=("alpha",) * len(images),
     )
 
 

@@ -33,12 +33,18 @@ from tqdm import tqdm  # noqa: E402
 
 from data_prep import factory, identity  # noqa: E402
 from data_prep.calibrated import readers  # noqa: E402
-from data_prep.calibrated.readers import CaptureError  # noqa: E402
-from data_prep.calibrated.views import LANDMARKS, Options, View, canonical_view, place, transforms  # noqa: E402
+from data_prep.calibrated.views import (  # noqa: E402
+    LANDMARKS,
+    Options,
+    View,
+    canonical_view,
+    place,
+    transforms_views,
+)
 from data_prep.rendering.contact_sheet import on_white  # noqa: E402
 from data_prep.scans import alignment  # noqa: E402
 from data_prep.workers import SubjectRejected, made  # noqa: E402
-from spinmeround_jax.files import write_atomically  # noqa: E402
+from spinmeround_jax.files import InputError, write_atomically  # noqa: E402
 from spinmeround_jax.photo import (  # noqa: E402
     images,
     landmarks,
@@ -46,6 +52,7 @@ from spinmeround_jax.photo import (  # noqa: E402
 )
 from spinmeround_jax.photo.assets import AssetError  # noqa: E402
 from spinmeround_jax.photo.prepare import Models  # noqa: E402
+from spinmeround_jax.results import transforms  # noqa: E402
 
 IDENTITY = "identity.npy"
 _SIDEWAYS, _UPWARDS = 35.0, 25.0  # degrees: photos that show enough of a face to tell who it is
@@ -93,7 +100,7 @@ class Maker:
             views, embedding = read_capture(folder, self.options, _models(self.models))
             write_capture(self.out, name, views, embedding, self.options)
         except (
-            CaptureError, alignment.AlignmentError, landmarks.LandmarksError,
+            InputError, alignment.AlignmentError, landmarks.LandmarksError,
             images.ImageError, portraits.PortraitError,
         ) as error:  # fmt: skip
             raise SubjectRejected(str(error)) from error
@@ -106,7 +113,11 @@ def read_capture(
     """All views of a capture, the most frontal first, and the (512,) identity."""
     photos = readers.read(folder, options.sequence, options.frame)
     where = place(folder, photos, models)
-    views = [canonical_view(photo, where, options) for photo in photos]
+    names = transforms.unique_names([photo.path.relative_to(folder) for photo in photos])
+    views = [
+        dataclasses.replace(canonical_view(photo, where, options), name=name)
+        for photo, name in zip(photos, names, strict=True)
+    ]
     views.sort(key=lambda view: np.hypot(view.yaw, view.pitch))
     if (folder / IDENTITY).exists():
         return views, portraits.read_identity(folder / IDENTITY)
@@ -123,11 +134,8 @@ def write_capture(
     (hidden / "images").mkdir(parents=True)
     try:
         for view in views:
-            Image.fromarray(view.rgba).save(
-                hidden / "images" / f"{pathlib.Path(view.name).stem}.png"
-            )
-        about = transforms(views, options.size)
-        write_atomically(hidden / "transforms.json", json.dumps(about, indent=1).encode())
+            Image.fromarray(view.rgba).save(hidden / "images" / f"{view.name}.png")
+        transforms.write(hidden / transforms.NAME, transforms_views(views, options.size))
         shutil.rmtree(folder, ignore_errors=True)
         hidden.rename(folder)
     finally:

@@ -16,6 +16,10 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 
+class InputError(ValueError):
+    """A file, folder or value cannot be used; the message names it and says what to do."""
+
+
 def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
     """The path of a file or folder, local or a URL such as gs://bucket/folder.
 

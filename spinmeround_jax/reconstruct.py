@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import json
 import logging
@@ -18,11 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 import spinmeround_jax
+from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import nvidia, scene, views
 from spinmeround_jax.splats.fit import FitError, FitSettings, fit
 from spinmeround_jax.splats.folder import GENERATOR, REPORT, write_folder
 from spinmeround_jax.splats.gaussians import MAX_DEGREE
-from spinmeround_jax.splats.scene import Scene, SceneError
+from spinmeround_jax.splats.scene import Scene
 
 DESCRIPTION = """3D Gaussians of a head from views with cameras: what sample writes, or any transforms.json
 in nerfstudio's convention with PNG, JPEG or WebP pictures of one size, 32 to 2048 pixels.
@@ -78,6 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--background", default="white", help="white, black or R,G,B in [0, 1] (white)"
     )
+    parser.add_argument(
+        "--up", choices=scene.UPS, default="auto", metavar="AXIS",
+        help="of the views' world, which is turned to y: x, y, z, -x, -y or -z, as in --up=-y; auto: what "
+        "transforms.json says, else how the cameras are held (auto)",
+    )  # fmt: skip
     parser.add_argument(
         "--one-sided", action="store_true", help="allow cameras on one side: the other is a guess"
     )
@@ -199,10 +206,10 @@ def reconstruct(
     """Fit one transforms.json and write `folder`; returns the report.
 
     Raises:
-        SceneError, FitError: the views cannot be used, or the fit fails; nothing is written.
+        InputError, FitError: the views cannot be used, or the fit fails; nothing is written.
     """
     started = time.monotonic()
-    given = scene.load(file, parse_background(args.background))
+    given = scene.load(file, parse_background(args.background), args.up)
     fitted, held = split(given, args.hold_out)
     to_fit = given.take(fitted)
     scene.check(to_fit, str(file), args.one_sided)
@@ -229,11 +236,16 @@ def reconstruct(
         "settings": dataclasses.asdict(settings),
         "image_size": list(given.size),
         "views": len(given),
-        "masks_from": given.masks_from,
-        "has_normals": given.normals is not None,
+        "up": given.up,
+        "masks_from": dict(collections.Counter(given.masks_from)),
+        "has_normals": int(given.has_normals.sum()),
         "held_out": [given.names[i] for i in held],
         "distances": {
-            name: {key: round(float(np.nanmean(v[which])), 4) for key, v in distances.items()}
+            name: {
+                key: round(float(np.nanmean(v[which])), 4)
+                for key, v in distances.items()
+                if not np.isnan(v[which]).all()
+            }
             for name, which in (("fitted", fitted), ("held_out", held))
             if len(which)
         },
@@ -295,15 +307,20 @@ def run(args: argparse.Namespace, command: str) -> int:
             continue
         try:
             report = reconstruct(file, folder, args, command)
-        except (SceneError, FitError, ImportError, OSError) as error:
+        except (InputError, FitError, ImportError, OSError) as error:
             failed += 1
             print(f"error: {error}", file=sys.stderr)
             continue
         kind = "held_out" if "held_out" in report["distances"] else "fitted"
         told = ", ".join(f"{key} {value:g}" for key, value in report["distances"][kind].items())
         print(f"{folder}: {told} ({kind.replace('_', ' ')} views), {report['seconds']:g} s")
-        if report["masks_from"] == "background":
-            print("  the pictures have neither alpha nor normals: masks are what is not background")
+        if not report["up"].startswith("y"):
+            print(f"  up was {report['up']}; everything written has y up")
+        if guessed := report["masks_from"].get("background"):
+            print(
+                f"  {guessed} of {report['views']} images have neither a mask nor alpha nor normals: "
+                "their masks are what is not background"
+            )
         for what, why in report["left_out"].items():
             print(f"  no {what}: {why}")
         if report["fit"]["faults"]:

@@ -13,7 +13,7 @@ from spinmeround_jax import cameras, checkpoints, sample
 from spinmeround_jax.diffusion.pipeline import RELEASED, Heads
 from spinmeround_jax.photo import portraits
 from spinmeround_jax.photo.likeness import Likeness
-from spinmeround_jax.results import head_folder, page
+from spinmeround_jax.results import head_folder, page, transforms
 from tests.support.tiny_model import CONFIG, random_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -445,10 +445,10 @@ def test_nothing_is_written_halfway(tmp_path, monkeypatch):
     trajectory = cameras.turntable(4)
     head_folder.write_head(tmp_path / "a", invented(trajectory), {"seed": 1})
 
-    def fail(*arguments):
+    def fail(*arguments, **document):
         raise OSError("disk full")
 
-    monkeypatch.setattr(head_folder, "transforms", fail)
+    monkeypatch.setattr(transforms, "write", fail)
     for name in ("a", "b"):
         with pytest.raises(OSError, match="disk full"):
             head_folder.write_head(tmp_path / name, invented(trajectory), {"seed": 2})

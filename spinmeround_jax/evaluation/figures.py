@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from spinmeround_jax import cameras, reconstruct, sample
 from spinmeround_jax.diffusion.view_groups import angular_distance
 from spinmeround_jax.evaluation import folders, view_folders
-from spinmeround_jax.evaluation.view_folders import FolderError, Frame
-from spinmeround_jax.files import write_atomically
+from spinmeround_jax.evaluation.view_folders import Frame
+from spinmeround_jax.files import InputError, write_atomically
 from spinmeround_jax.results.head_folder import to_pixels
 
 DESCRIPTION = """The paper's figures as PNG.
@@ -97,10 +97,10 @@ def at_yaw(frames: Sequence[Frame], yaw: float) -> Frame | None:
     """The view nearest to this yaw at pitch 0, if there is one within a few degrees.
 
     Raises:
-        FolderError: the frames have no cameras.
+        InputError: the frames have no cameras.
     """
     if any(frame.world_to_camera is None for frame in frames):
-        raise FolderError(f"{frames[0].image.parent}: no transforms.json tells the views' cameras")
+        raise InputError(f"{frames[0].image.parent}: no transforms.json tells the views' cameras")
     poses = np.stack([frame.world_to_camera for frame in frames])
     distance = angular_distance(np.stack(cameras.yaw_pitch(poses), -1), np.array([yaw, 0.0]))
     return frames[int(distance.argmin())] if distance.min() < NEAR else None
@@ -108,7 +108,7 @@ def at_yaw(frames: Sequence[Frame], yaw: float) -> Frame | None:
 
 def tile(frame: Frame | None, normals: bool = False) -> Tile:
     """A view's picture, or its normals."""
-    if frame is None or (normals and frame.normals is None):
+    if frame is None or (normals and not frame.has_normals):
         return None
     image, its_normals, _ = view_folders.load(frame, None)
     return to_pixels(its_normals if normals else image)
@@ -134,7 +134,7 @@ def compare(args: argparse.Namespace) -> Image.Image:
     else:
         shared = [n for n in next(iter(heads.values())) if all(n in its for its in heads.values())]
     if not shared:
-        raise FolderError(f"{', '.join(map(str, methods.values()))}: no head is in all of them")
+        raise InputError(f"{', '.join(map(str, methods.values()))}: no head is in all of them")
     shared = shared[: args.heads]
     rows, labels = [], []
     for method, its in heads.items():
@@ -155,7 +155,7 @@ def splats(args: argparse.Namespace) -> Image.Image:
     names = reconstruct.name_inputs(args.input)
     command = [*map(str, args.input), "--out", str(args.work), *args.rest]
     if code := reconstruct.main(command):
-        raise FolderError(f"reconstruct ended with exit code {code}; its messages are above")
+        raise InputError(f"reconstruct ended with exit code {code}; its messages are above")
     rows, labels = [], []
     for name, given in names.items():
         folder = given.parent if given.is_file() else given
@@ -175,7 +175,7 @@ def unconditional(args: argparse.Namespace) -> Image.Image:
     command = ["--checkpoint", str(args.checkpoint), "--unconditional", str(args.count)]
     command += [f"--yaw-pitch={angles}", "--seed", str(args.seed), "--out", str(args.work)]
     if code := sample.main([*command, *args.rest]):
-        raise FolderError(f"sample ended with exit code {code}; its messages are above")
+        raise InputError(f"sample ended with exit code {code}; its messages are above")
     rows, labels = [], []
     for number in range(args.seed, args.seed + args.count):
         frames = view_folders.read_frames(args.work / f"new_{number:04d}")

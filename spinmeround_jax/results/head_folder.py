@@ -28,6 +28,7 @@ from spinmeround_jax.diffusion.pipeline import Heads
 from spinmeround_jax.files import new_folder
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.portraits import Truth
+from spinmeround_jax.results import transforms
 
 SETTINGS = "settings.json"
 PAGE = "index.html"  # stands among the heads, so none can have its name
@@ -97,7 +98,7 @@ def write_head(
         )
     with new_folder(folder) as partial:
         _write_pictures(partial, head, normals_space, truth)
-        _write_json(partial / "transforms.json", transforms(head, normals_space))
+        transforms.write(partial / transforms.NAME, _views(head), normals_space=normals_space)
         angles = {
             "observed_angles": head.observed_angles.tolist(),
             "anchor_angles": head.anchor_angles.tolist(),
@@ -126,29 +127,17 @@ def observed_name(index: int) -> str:
     return f"input_{index + 1}" if index else "input"
 
 
-def transforms(head: Heads, normals_space: str) -> dict[str, Any]:
-    """Nerfstudio's transforms.json: OpenGL camera-to-world matrices, intrinsics in pixels."""
+def _views(head: Heads) -> list[transforms.View]:
+    """The views of the trajectory with their cameras."""
     height, width = head.images.shape[1:3]
-    poses = cameras.camera_to_world(cameras.orbit(*head.trajectory.T))
+    focal = cameras.FOCAL * width
+    camera = transforms.Intrinsics((focal, focal), (width / 2, height / 2), (width, height))
     names = [view_name(i, angles) for i, angles in enumerate(head.trajectory)]
-    return {
-        "camera_model": "OPENCV",
-        "fl_x": cameras.FOCAL * width,
-        "fl_y": cameras.FOCAL * width,
-        "cx": width / 2,
-        "cy": height / 2,
-        "w": width,
-        "h": height,
-        "normals_space": normals_space,
-        "frames": [
-            {
-                "file_path": f"views/{name}",
-                "normals_file_path": f"normals/{name}",
-                "transform_matrix": pose.tolist(),
-            }
-            for name, pose in zip(names, poses, strict=True)
-        ],
-    }
+    poses = cameras.orbit(*head.trajectory.T)
+    return [
+        transforms.View(f"views/{name}", pose, camera, f"normals/{name}")
+        for name, pose in zip(names, poses, strict=True)
+    ]
 
 
 def to_camera_space(normals: np.ndarray, angles: np.ndarray) -> np.ndarray:

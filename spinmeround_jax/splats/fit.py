@@ -82,7 +82,7 @@ class _State:
 class _View:
     image: jax.Array  # (h, w, 3) in [0, 1]
     mask: jax.Array  # (h, w)
-    normals: jax.Array  # (h, w, 3), zeros if unknown
+    normals: jax.Array  # (h, w, 3), all 0 if unknown
     world_to_camera: jax.Array  # (4, 4)
 
 
@@ -130,7 +130,8 @@ def _losses(drawn: dict[str, jax.Array], view: _View, settings: FitSettings) -> 
     if settings.mask:
         loss += settings.mask * jnp.mean(abs(drawn["alpha"] - view.mask))
     if settings.normals:
-        loss += settings.normals * jnp.mean(abs(drawn["normals"] - view.normals))
+        known = jnp.any(view.normals != 0.0)
+        loss += settings.normals * known * jnp.mean(abs(drawn["normals"] - view.normals))
     return loss
 
 
@@ -232,7 +233,7 @@ def fit(
 
     Raises:
         FitError: gradients stay not finite, or the checkpoint is of another fit.
-        SceneError: the masks have no hull.
+        InputError: the masks have no hull.
     """
     _check(scene, settings)
     pixel = pixel_size(scene)

@@ -10,7 +10,7 @@ from PIL import Image
 from spinmeround_jax import checkpoints, evaluate
 from spinmeround_jax.diffusion.pipeline import RELEASED
 from spinmeround_jax.evaluation import nersemble, published, view_folders
-from spinmeround_jax.evaluation.view_folders import FolderError
+from spinmeround_jax.files import InputError
 from tests.support.tiny_model import random_model
 from tests.support.view_folders import RING, SIZE, write_head
 
@@ -109,7 +109,7 @@ def test_bad_transforms_are_refused_by_name(tmp_path, change, message):
     about = json.loads((folder / "transforms.json").read_text())
     about["frames"][1] |= change
     (folder / "transforms.json").write_text(json.dumps(about))
-    with pytest.raises(FolderError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         view_folders.read_frames(folder)
     assert str(folder / "transforms.json") in str(caught.value)
 
