@@ -25,6 +25,7 @@ from data_prep import factory, identity  # noqa: E402
 from data_prep.rendering import viewpoints  # noqa: E402
 from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.scans import alignment, textured  # noqa: E402
+from data_prep.scans.parts import MeshError, Scan  # noqa: E402
 from data_prep.workers import SubjectRejected  # noqa: E402
 from spinmeround_jax import cameras  # noqa: E402
 from spinmeround_jax.data import records  # noqa: E402
@@ -117,7 +118,7 @@ def _models(folder: pathlib.Path | None) -> Models:
     return Models(folder)
 
 
-def place(path: pathlib.Path, parts: list[textured.Part], models: Models, up: str, front: str):
+def place(path: pathlib.Path, scan: Scan, models: Models, up: str, front: str):
     """(scale, rotation, offset) that takes the mesh to the canonical frame.
 
     Raises:
@@ -125,8 +126,8 @@ def place(path: pathlib.Path, parts: list[textured.Part], models: Models, up: st
     """
     beside = path.with_name(path.stem + LANDMARKS)
     if beside.exists():
-        return alignment.from_landmarks(alignment.read_landmarks(beside, parts))
-    return alignment.find(parts, models, up, front)
+        return alignment.from_landmarks(alignment.read_landmarks(beside, scan))
+    return alignment.find(scan.parts, models, up, front)
 
 
 def view_records(source: Meshes, models: Models, path: pathlib.Path) -> list[records.ViewRecord]:
@@ -138,9 +139,9 @@ def view_records(source: Meshes, models: Models, path: pathlib.Path) -> list[rec
     """
     name = path.relative_to(source.folder).as_posix()
     try:
-        parts = textured.read(path)
-        where = place(path, parts, models, source.up, source.front)
-        parts = [part.moved(*where) for part in parts]
+        scan = textured.read(path)
+        where = place(path, scan, models, source.up, source.front)
+        parts = [part.moved(*where) for part in scan.parts]
         scene = textured.scene(parts)
         angles = viewpoints.viewpoints(source.views)
         poses = cameras.orbit(*angles.T)
@@ -150,7 +151,7 @@ def view_records(source: Meshes, models: Models, path: pathlib.Path) -> list[rec
         else:
             front = [on_white(views[number].rgba) for number in identity.frontal(angles)]
             embedding = identity.embed(models, front)
-    except (textured.MeshError, alignment.AlignmentError, portraits.PortraitError) as error:
+    except (MeshError, alignment.AlignmentError, portraits.PortraitError) as error:
         raise SubjectRejected(str(error)) from error
     return [
         records.ViewRecord(

@@ -80,6 +80,8 @@ class _State:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _View:
+    """Of any floating-point type; one view at a time is on the device."""
+
     image: jax.Array  # (h, w, 3) in [0, 1]
     mask: jax.Array  # (h, w)
     normals: jax.Array  # (h, w, 3), all 0 if unknown
@@ -172,6 +174,7 @@ def _make_step(
     adam = optax.scale_by_adam(eps=1e-15)
 
     def loss_of(gaussians: Gaussians, view: _View) -> tuple[jax.Array, dict[str, jax.Array]]:
+        view = jax.tree.map(lambda x: x.astype(jnp.float32), view)  # kept in half precision
         drawn = draw(
             gaussians,
             view.world_to_camera,
@@ -242,16 +245,12 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         state = _restore(checkpoint, state, identity)
     resumed_at = int(state.step)
-    views = [
-        _View(*(jnp.asarray(x) for x in arrays))
-        for arrays in zip(
-            scene.images,
-            scene.masks,
-            np.zeros_like(scene.images) if scene.normals is None else scene.normals,
-            scene.world_to_camera,
-            strict=True,
-        )
-    ]
+    unknown = np.zeros((*scene.size, 3), scene.images.dtype)
+
+    def view(i: int) -> _View:
+        normals = unknown if scene.normals is None else scene.normals[i]
+        return _View(scene.images[i], scene.masks[i], normals, scene.world_to_camera[i])
+
     if scene.normals is None:
         settings = dataclasses.replace(settings, normals=0.0)
     plain = (tuple(map(float, x)) for x in (scene.focal, scene.centre, scene.background))
@@ -259,7 +258,7 @@ def fit(
     recent: list[dict[str, jax.Array]] = []
     faults, overflow = 0, 0
     for n in range(resumed_at, settings.steps):
-        state, told = step(state, views[_view_of(n, len(views), settings.seed)])
+        state, told = step(state, view(_view_of(n, len(scene), settings.seed)))
         recent.append(told)
         if len(recent) == 20 or n + 1 == settings.steps:
             values = {k: np.array([float(t[k]) for t in recent]) for k in told}

@@ -54,7 +54,6 @@ def write_folder(
             partial / transforms.NAME,
             transforms_views(given, names),
             normals_space="world",
-            ply_file_path="splats.ply",
             applied_transform=given.applied_transform[:3].tolist(),
         )
         turn = views.draw_views(gaussians, given, views.orbit(given, TURN_VIEWS))

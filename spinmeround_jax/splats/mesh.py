@@ -312,7 +312,7 @@ def _colours(vertices: np.ndarray, points: Points, step: float) -> np.ndarray:
 
 
 def write_ply(path: str | pathlib.Path, mesh: Mesh) -> None:
-    """Binary PLY in world units (those of splats.ply), with normals and 8-bit sRGB colours.
+    """Binary PLY in the world of `cameras.py`, y up, with normals and 8-bit sRGB colours.
 
     Raises:
         OSError: the file cannot be written; there is then none, or the old one.

@@ -1,7 +1,8 @@
 """The .ply files of 3D Gaussian splatting (Kerbl et al. 2023), which the usual viewers open.
 
-One vertex per Gaussian, little-endian float32: x y z, nx ny nz (zero), f_dc_0..2, f_rest_* (channel by
-channel), opacity (logit), scale_0..2 (logarithms), rot_0..3 (w x y z). The world is ours, y up.
+One vertex per Gaussian, little-endian float32: x y z, nx ny nz (zero), f_dc_0..2, f_rest_0..44 (channel by
+channel, zeros above the degree), opacity (logit), scale_0..2 (logarithms), rot_0..3 (w x y z). In the file y
+is down, as viewers expect; memory and file differ by half a turn about z.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spinmeround_jax.files import write_atomically
-from spinmeround_jax.splats.gaussians import Gaussians, degree_of
+from spinmeround_jax.splats.gaussians import MAX_DEGREE, Gaussians, degree_of
 
 _TYPES = {
     **{"char": "i1", "uchar": "u1", "short": "<i2", "ushort": "<u2", "int": "<i4", "uint": "<u4"},
@@ -21,11 +22,36 @@ _TYPES = {
 }
 _MAX_HEADER = 64 * 1024  # bytes
 MAX_GAUSSIANS = 10_000_000
+# What the header says of the world. Files of other programs say nothing and are taken as y down.
+_Y_DOWN = "comment y is down, x is the head's right, the face looks along z"
+_Y_UP = "comment y is up"  # as this program wrote them before
+REST = 3 * (
+    (MAX_DEGREE + 1) ** 2 - 1
+)  # readers that descend from 3DGS's own accept no other number
 EXPECTED = "expected a .ply of 3D Gaussian splatting"
 
 
 class PlyError(ValueError):
     """A file is not a 3DGS .ply; the message names it and what is wrong."""
+
+
+def _half_turn(gaussians: Gaussians, way: float) -> Gaussians:
+    """The Gaussians turned by 180 degrees about z, exactly: signs change, nothing is rounded.
+
+    A harmonic of order m takes the sign (-1)^m; within degree n the orders run from -n to n.
+
+    Args:
+        way: 1 or -1, the sign of the quaternions, so that there and back gives the same numbers.
+    """
+    orders = np.array([m for n in range(gaussians.degree + 1) for m in range(-n, n + 1)])
+    w, x, y, z = jnp.moveaxis(gaussians.quaternions, -1, 0)
+    return Gaussians(
+        means=gaussians.means * jnp.array([-1.0, -1.0, 1.0]),
+        log_scales=gaussians.log_scales,
+        quaternions=way * jnp.stack([-z, -y, x, w], axis=-1),
+        opacity_logits=gaussians.opacity_logits,
+        sh=gaussians.sh * jnp.where(orders % 2, -1.0, 1.0)[:, None],
+    )
 
 
 def _properties(rest: int) -> list[str]:
@@ -40,20 +66,22 @@ def _properties(rest: int) -> list[str]:
 
 
 def write_ply(path: str | pathlib.Path, gaussians: Gaussians) -> None:
-    """Write n Gaussians; the file is whole or not there.
+    """Write n Gaussians, y down and padded to degree 3; the file is whole or not there.
 
     Raises:
         ValueError: a value is not finite; nothing is written.
         OSError: the file cannot be written.
     """
+    gaussians = _half_turn(gaussians, 1.0)
     sh = np.asarray(gaussians.sh, np.float32)
     n = len(sh)
-    rest = sh[:, 1:].transpose(0, 2, 1).reshape(n, -1)
+    rest = np.zeros((n, 3, REST // 3), np.float32)
+    rest[..., : sh.shape[1] - 1] = sh[:, 1:].transpose(0, 2, 1)
     columns = [
         np.asarray(gaussians.means, np.float32),
         np.zeros((n, 3), np.float32),
         sh[:, 0],
-        rest,
+        rest.reshape(n, -1),
         np.asarray(gaussians.opacity_logits, np.float32)[:, None],
         np.asarray(gaussians.log_scales, np.float32),
         np.asarray(gaussians.quaternions, np.float32),
@@ -61,14 +89,15 @@ def write_ply(path: str | pathlib.Path, gaussians: Gaussians) -> None:
     table = np.concatenate(columns, axis=1)
     if not np.isfinite(table).all():
         raise ValueError(f"{path}: Gaussians hold values that are not finite; nothing written")
-    names = _properties(rest.shape[1])
-    header = ["ply", "format binary_little_endian 1.0", "comment y is up", f"element vertex {n}"]
-    header += [f"property float {name}" for name in names] + ["end_header", ""]
+    header = ["ply", "format binary_little_endian 1.0", _Y_DOWN, f"element vertex {n}"]
+    header += [f"property float {name}" for name in _properties(REST)] + ["end_header", ""]
     write_atomically(pathlib.Path(path), "\n".join(header).encode() + table.astype("<f4").tobytes())
 
 
 def read_ply(path: str | pathlib.Path) -> Gaussians:
-    """Read a 3DGS .ply of this program or another; further properties are passed over.
+    """Read a 3DGS .ply of this program or another, into a world with y up.
+
+    Further properties are passed over, harmonics above the highest degree that is not all zero dropped.
 
     Raises:
         PlyError: naming the file, when it is not one or holds values that are not finite.
@@ -76,7 +105,7 @@ def read_ply(path: str | pathlib.Path) -> Gaussians:
     """
     path = pathlib.Path(path)
     with path.open("rb") as file:
-        count, dtype = _read_header(file.read(_MAX_HEADER), path, file)
+        count, dtype, y_up = _read_header(file.read(_MAX_HEADER), path, file)
         size = path.stat().st_size - file.tell()
         if count * dtype.itemsize > size:
             raise PlyError(
@@ -105,17 +134,20 @@ def read_ply(path: str | pathlib.Path) -> Gaussians:
     if rest:
         others = columns(*(f"f_rest_{i}" for i in range(rest)))
         sh = np.concatenate([sh, others.reshape(count, 3, -1).transpose(0, 2, 1)], axis=1)
-    return Gaussians(
+        while sh.shape[1] > 1 and not sh[:, degree_of(sh.shape[1]) ** 2 :].any():
+            sh = sh[:, : degree_of(sh.shape[1]) ** 2]
+    gaussians = Gaussians(
         means=jnp.asarray(columns("x", "y", "z")),
         log_scales=jnp.asarray(columns(*(f"scale_{i}" for i in range(3)))),
         quaternions=jnp.asarray(columns(*(f"rot_{i}" for i in range(4)))),
         opacity_logits=jnp.asarray(columns("opacity")[:, 0]),
         sh=jnp.asarray(sh),
     )
+    return gaussians if y_up else _half_turn(gaussians, -1.0)
 
 
-def _read_header(start: bytes, path: pathlib.Path, file) -> tuple[int, np.dtype]:
-    """Number and layout of the vertices; leaves `file` at the first of them."""
+def _read_header(start: bytes, path: pathlib.Path, file) -> tuple[int, np.dtype, bool]:
+    """Number and layout of the vertices, whether y is up; leaves `file` at the first vertex."""
     head, found, _ = start.partition(b"end_header\n")
     lines = head.decode("ascii", "replace").split("\n")
     if not found or lines[0].strip() != "ply":
@@ -141,4 +173,4 @@ def _read_header(start: bytes, path: pathlib.Path, file) -> tuple[int, np.dtype]
     if len({name for name, _ in fields}) != len(fields):
         raise PlyError(f"{path}: names a property twice; {EXPECTED}")
     file.seek(len(head) + len(found))
-    return count, np.dtype(fields)
+    return count, np.dtype(fields), _Y_UP in (line.strip() for line in lines)
