@@ -25,6 +25,7 @@ from spinmeround_jax.config import DataConfig, StageConfig  # noqa: E402
 from spinmeround_jax.data import latent_files, loader, records, shards  # noqa: E402
 from spinmeround_jax.data.manifest import read_manifest, shard_name, write_manifest  # noqa: E402
 from spinmeround_jax.data.subjects import SubjectSource  # noqa: E402
+from spinmeround_jax.files import InputError  # noqa: E402
 
 EXAMPLES = """examples:
   # pictures, cached latents of the size of the paper's model, tf.data where TensorFlow is installed
@@ -330,7 +331,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(dir=args.temporary) as folder:
             results = run(args, pathlib.Path(folder))
-    except (records.RecordError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(table(results))

@@ -28,10 +28,10 @@ import numpy as np
 from tqdm import tqdm
 
 from spinmeround_jax import cameras, checkpoints
-from spinmeround_jax.data import records
 from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.diffusion.pipeline import Pipeline, sampling_defaults
 from spinmeround_jax.evaluation.parts import stamp_of
+from spinmeround_jax.files import InputError
 from spinmeround_jax.results.transforms import without_grey
 from spinmeround_jax.splats import views
 from spinmeround_jax.splats.fit import FitSettings, fit
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         held_out = HeldOut(args.data)
-    except records.RecordError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if wrong := [i for i in args.subjects if not 0 <= i < len(held_out)]:

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.manifest import read_manifest
-from spinmeround_jax.files import path_argument
+from spinmeround_jax.files import InputError, path_argument
 from spinmeround_jax.photo import pose
 from spinmeround_jax.photo.landmarks import load_model
 from spinmeround_jax.photo.prepare import Models
@@ -139,7 +139,7 @@ def separation(data: pathlib.Path, split: str = "train", most: int = 200) -> np.
     """(heads, 2) mirror_similarity of the back of rendered heads, and of another's face behind.
 
     Raises:
-        RecordError: no such data, or no view from behind in it.
+        InputError: no such data, or no view from behind in it.
     """
     reliefs: list[list[np.ndarray]] = []
     manifest = read_manifest(data)
@@ -159,7 +159,7 @@ def separation(data: pathlib.Path, split: str = "train", most: int = 200) -> np.
                 ]
             )
     if len(reliefs) < 2:
-        raise records.RecordError(f"{data}: fewer than two {split} heads with a view from behind")
+        raise InputError(f"{data}: fewer than two {split} heads with a view from behind")
     return np.array(
         [
             [mirror_similarity(front, back), mirror_similarity(front, reliefs[i - 1][0])]
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         found = separation(args.data)
-    except (records.RecordError, OSError) as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
     limit = Thresholds().mirror
     for name, values in zip(("backs of heads", "another's face behind"), found.T, strict=True):

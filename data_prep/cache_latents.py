@@ -5,7 +5,8 @@ import pathlib
 import sys
 
 from spinmeround_jax import checkpoints, files
-from spinmeround_jax.data import latent_cache, records
+from spinmeround_jax.data import latent_cache
+from spinmeround_jax.files import InputError
 
 EXAMPLES = """examples:
   # with the autoencoder of a training run, or of a converted or finished model
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             part=args.part,
             batch_size=args.batch_size,
         )
-    except (checkpoints.CheckpointError, records.RecordError, ValueError, OSError) as error:
+    except (InputError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -42,12 +42,9 @@ from data_prep.calibrated.views import (  # noqa: E402
     transforms_views,
 )
 from data_prep.rendering.render import on_white  # noqa: E402
-from data_prep.scans import alignment  # noqa: E402
 from data_prep.workers import SubjectRejected, made  # noqa: E402
 from spinmeround_jax.files import InputError, write_atomically  # noqa: E402
 from spinmeround_jax.photo import (  # noqa: E402
-    images,
-    landmarks,
     portraits,
 )
 from spinmeround_jax.photo.assets import AssetError  # noqa: E402
@@ -99,10 +96,7 @@ class Maker:
         try:
             views, embedding = read_capture(folder, self.options, _models(self.models))
             write_capture(self.out, name, views, embedding, self.options)
-        except (
-            InputError, alignment.AlignmentError, landmarks.LandmarksError,
-            images.ImageError, portraits.PortraitError,
-        ) as error:  # fmt: skip
+        except InputError as error:  # fmt: skip
             raise SubjectRejected(str(error)) from error
         return len(views)
 
@@ -168,14 +162,14 @@ def find(folder: pathlib.Path) -> list[str]:
     """Names of the captures in `folder`.
 
     Raises:
-        FactoryError: there are none.
+        InputError: there are none.
     """
     try:
         inside = sorted(p for p in folder.iterdir() if p.is_dir() and readers.kind_of(p))
     except OSError as error:
-        raise factory.FactoryError(f"{folder}: {error.strerror}") from error
+        raise InputError(f"{folder}: {error.strerror}") from error
     if not inside:
-        raise factory.FactoryError(
+        raise InputError(
             f"{folder}: no captures in it; each is a subfolder with cameras.json, transforms.json, "
             "a COLMAP model or NeRSemble's camera_params.json"
         )
@@ -186,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
     """Makes all captures; returns the exit code.
 
     Raises:
-        FactoryError, AssetError.
+        InputError, AssetError.
     """
     names = find(args.input)
     folders = [args.input / name for name in names]
@@ -211,12 +205,12 @@ def run(args: argparse.Namespace) -> int:
                     bar.update()
         _write_rejected(args.out, reasons)
     except BrokenProcessPool as error:
-        raise factory.FactoryError(
+        raise InputError(
             "A worker process was killed, perhaps because memory ran out; the same command goes on, "
             "fewer --workers need less memory"
         ) from error
     except OSError as error:
-        raise factory.FactoryError(
+        raise InputError(
             f"{error.filename or args.out}: {error.strerror or error!r}; mend that, and the same "
             "command goes on"
         ) from error
@@ -231,7 +225,7 @@ def _check_settings(out: pathlib.Path, options: Options) -> None:
     if not path.exists():
         write_atomically(path, wanted)
     elif path.read_bytes() != wanted:
-        raise factory.FactoryError(
+        raise InputError(
             f"{path}: {out} was begun with other settings or is damaged; give the same settings to "
             "continue, or another --out"
         )
@@ -269,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         return run(args)
-    except (AssetError, factory.FactoryError) as error:
+    except (AssetError, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

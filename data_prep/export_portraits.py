@@ -14,9 +14,8 @@ import numpy as np
 from PIL import Image
 
 from data_prep.rendering import viewpoints
-from spinmeround_jax.data import records
 from spinmeround_jax.data.subjects import HeldOut
-from spinmeround_jax.files import path_argument
+from spinmeround_jax.files import InputError, path_argument
 
 EXAMPLES = """example, which made demo/portraits:
   python -m data_prep.export_portraits --data data/heads64 --subjects 0 8 28 36 --out demo/portraits
@@ -69,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
             if not 0 <= number < len(portraits):
                 sys.exit(f"{args.data} has {len(portraits)} {args.split} subjects, no {number}")
             print(export(portraits, number, args.out))
-    except (records.RecordError, OSError) as error:
+    except (InputError, OSError) as error:
         sys.exit(str(error))
 
 

@@ -25,10 +25,11 @@ from data_prep import factory, identity  # noqa: E402
 from data_prep.rendering import viewpoints  # noqa: E402
 from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.scans import alignment, textured  # noqa: E402
-from data_prep.scans.parts import MeshError, Scan  # noqa: E402
+from data_prep.scans.parts import Scan  # noqa: E402
 from data_prep.workers import SubjectRejected  # noqa: E402
 from spinmeround_jax import cameras  # noqa: E402
 from spinmeround_jax.data import records  # noqa: E402
+from spinmeround_jax.files import InputError  # noqa: E402
 from spinmeround_jax.photo import portraits  # noqa: E402
 from spinmeround_jax.photo.assets import AssetError  # noqa: E402
 from spinmeround_jax.photo.prepare import Models  # noqa: E402
@@ -54,7 +55,7 @@ def find(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     """Person -> meshes below `folder`, both in order of name. A subfolder is one person.
 
     Raises:
-        FactoryError: there are none.
+        InputError: there are none.
     """
     people: dict[str, list[pathlib.Path]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in textured.SUFFIXES):
@@ -62,7 +63,7 @@ def find(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
         person = inside.parts[0] if len(inside.parts) > 1 else inside.stem
         people.setdefault(person, []).append(path)
     if not people:
-        raise factory.FactoryError(
+        raise InputError(
             f"{folder}: no meshes in it ({', '.join(textured.SUFFIXES)}); check the path"
         )
     return people
@@ -122,7 +123,7 @@ def place(path: pathlib.Path, scan: Scan, models: Models, up: str, front: str):
     """(scale, rotation, offset) that takes the mesh to the canonical frame.
 
     Raises:
-        AlignmentError, AssetError.
+        InputError, AssetError.
     """
     beside = path.with_name(path.stem + LANDMARKS)
     if beside.exists():
@@ -151,7 +152,7 @@ def view_records(source: Meshes, models: Models, path: pathlib.Path) -> list[rec
         else:
             front = [on_white(views[number].rgba) for number in identity.frontal(angles)]
             embedding = identity.embed(models, front)
-    except (MeshError, alignment.AlignmentError, portraits.PortraitError) as error:
+    except InputError as error:
         raise SubjectRejected(str(error)) from error
     return [
         records.ViewRecord(
@@ -173,12 +174,12 @@ def build(args: argparse.Namespace) -> Meshes:
     """The source that the options tell of.
 
     Raises:
-        FactoryError: no meshes, or fewer people than are to be held out.
+        InputError: no meshes, or fewer people than are to be held out.
         AssetError: a mesh needs a model that is not there.
     """
     people = find(args.input)
     if not 0 <= args.held_out < len(people):
-        raise factory.FactoryError(
+        raise InputError(
             f"--held-out {args.held_out}: {args.input} has {len(people)} people; keep one for training"
         )
     # By the hash of the name, so that neighbours in the alphabet (a studio's day) are not together.
@@ -229,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     try:
         factory.run(build(args), args)
-    except (AssetError, factory.FactoryError) as error:
+    except (AssetError, InputError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -30,7 +30,6 @@ from data_prep.back_filter import (  # noqa: E402
     back_face_score,
     mirror_similarity,
 )
-from data_prep.factory import FactoryError  # noqa: E402
 from data_prep.generator import isosurface, screening  # noqa: E402
 from data_prep.rendering import render, viewpoints  # noqa: E402
 from data_prep.rendering.cutout import cut_out  # noqa: E402
@@ -38,6 +37,7 @@ from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.workers import SubjectRejected  # noqa: E402
 from spinmeround_jax import cameras  # noqa: E402
 from spinmeround_jax.data import records  # noqa: E402
+from spinmeround_jax.files import InputError  # noqa: E402
 from spinmeround_jax.photo.assets import AssetError  # noqa: E402
 from spinmeround_jax.photo.prepare import Models  # noqa: E402
 
@@ -140,7 +140,7 @@ def surface_of(generator: Generator, seed: int, options: Options) -> isosurface.
     density, box = generator.density(seed, options.grid)
     try:
         return isosurface.extract(density, box, options.level, _CROP * box)
-    except isosurface.SurfaceError as error:
+    except InputError as error:
         raise SubjectRejected(str(error)) from error
 
 
@@ -346,9 +346,9 @@ def _network(args: argparse.Namespace) -> Network:
         sha256 = panohead_network.sha256_of(args.network)
         panohead_network.load(args.checkout.resolve(), args.network)  # before any work is begun
     except OSError as error:
-        raise FactoryError(f"{args.network}: cannot be opened ({error.strerror})") from error
-    except panohead_network.NetworkError as error:
-        raise FactoryError(str(error)) from error
+        raise InputError(f"{args.network}: cannot be opened ({error.strerror})") from error
+    except InputError as error:
+        raise InputError(str(error)) from error
     return Network(args.checkout.resolve(), args.network.resolve(), sha256, args.device)
 
 
@@ -377,7 +377,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             chosen = tuple(seed_of(name) for name in screening.accepted(args.screening))
             if not 0 <= args.held_out < len(chosen):
-                raise FactoryError(
+                raise InputError(
                     f"--held-out {args.held_out}: {len(chosen)} people are left in {args.screening}"
                 )
             source = PanoHeads(network, options, chosen, args.held_out, args.views, args.models)
@@ -386,7 +386,7 @@ def main(argv: list[str] | None = None) -> None:
         if error.name != "torch":
             raise
         sys.exit("error: PanoHead needs PyTorch: pip install '.[panohead]'")
-    except (AssetError, FactoryError) as error:
+    except (AssetError, InputError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

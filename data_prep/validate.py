@@ -26,8 +26,7 @@ from data_prep.validation.checks import (
 )
 from spinmeround_jax.data import shards
 from spinmeround_jax.data.manifest import read_manifest, views_of
-from spinmeround_jax.data.records import RecordError
-from spinmeround_jax.files import is_local, path_argument, write_atomically
+from spinmeround_jax.files import InputError, is_local, path_argument, write_atomically
 
 EXAMPLES = """examples:
   python -m data_prep.validate data/heads64
@@ -59,7 +58,7 @@ def tasks(
             found.append(Task(split, path, -1, size, entry.get("sha256", "")))
             try:
                 shape = shards.read_index(path).offsets.shape
-            except RecordError as error:
+            except InputError as error:
                 faults.append(str(error))
                 continue
             if shape != (entry["subjects"], views_of(manifest, split)):
@@ -124,7 +123,7 @@ def validate(
     """Checks the data set in `directory`, writes validation.json and .html to `out`, returns the former.
 
     Raises:
-        RecordError: there is no manifest.
+        InputError: there is no manifest.
     """
     manifest = read_manifest(directory)
     todo, faults = tasks(directory, manifest, pictures)
@@ -183,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     out = args.out or args.directory / "validation"
     try:
         report = validate(args.directory, out, args.workers, args.pictures)
-    except (RecordError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenProcessPool:

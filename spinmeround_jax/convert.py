@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 import spinmeround_jax
 from spinmeround_jax import checkpoints, models
+from spinmeround_jax.files import InputError
 from spinmeround_jax.models import FULL_SIZE, ModelConfig
 from spinmeround_jax.weights import diffusers, mapping, released, sources
-from spinmeround_jax.weights.sources import SourceError, TensorFile
+from spinmeround_jax.weights.sources import TensorFile
 
 DESCRIPTION = """Pretrained PyTorch weights -> a folder that sample opens and train starts from.
 
@@ -90,19 +91,19 @@ class Part:
         return mapping.set_aside((n for n in self.file.shapes if n not in used), self.unused)
 
     def check(self) -> None:
-        """Raises SourceError naming the file and every tensor that does not fit."""
+        """Raises InputError naming the file and every tensor that does not fit."""
         expected = {name: t for targets in self.targets.values() for name, t in targets.items()}
         aside = {name for names in self.set_aside().values() for name in names}
         found = {name: shape for name, shape in self.file.shapes.items() if name not in aside}
         try:
             mapping.check(mapping.source_shapes(expected), found)
         except ValueError as error:
-            raise SourceError(
+            raise InputError(
                 f"{self.file.path}: not the weights of {', '.join(self.targets)}: {error}"
             ) from error
         kinds = {name: self.file.dtypes[name] for name in expected}
         if odd := [f"{name} is {kind}" for name, kind in kinds.items() if kind not in _FLOATS]:
-            raise SourceError(f"{self.file.path}: expected floating-point numbers: {odd[:20]}")
+            raise InputError(f"{self.file.path}: expected floating-point numbers: {odd[:20]}")
 
     def dtypes(self) -> set[str]:
         return {self.file.dtypes[name] for targets in self.targets.values() for name in targets}
@@ -144,14 +145,14 @@ def find(folder: pathlib.Path, inside: tuple[str, ...], names: tuple[str, ...]) 
     """The first of the files `names` in the folders `inside` of `folder`.
 
     Raises:
-        SourceError: there is none.
+        InputError: there is none.
     """
     for part in inside:
         for name in names:
             if (path := folder / part / name).is_file():
                 return path
     wanted = " or ".join(f"{part}/{names[0]}".removeprefix("./") for part in inside)
-    raise SourceError(f"{folder}: found none of {wanted} (or {', '.join(names[1:])})")
+    raise InputError(f"{folder}: found none of {wanted} (or {', '.join(names[1:])})")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ def convert(
         kind: what the weights are, for model.json.
 
     Raises:
-        SourceError: a file does not fit or cannot be read.
+        InputError: a file does not fit or cannot be read.
     """
     for part in parts:
         part.check()
@@ -244,7 +245,7 @@ def _read(parts: list[Part], dtype: np.dtype) -> dict[str, dict[str, jax.Array]]
         for file, network, source, target in every:
             value = target.value(file.read(source), dtype)
             if not np.isfinite(value).all():
-                raise SourceError(f"{file.path}: {source} is not finite as {dtype.name}")
+                raise InputError(f"{file.path}: {source} is not finite as {dtype.name}")
             weights[network][target.name] = jnp.asarray(value)
             bar.update(value.nbytes)
     return dict(weights)
@@ -348,7 +349,7 @@ def run(args: argparse.Namespace, config: ModelConfig) -> None:
     """Carry out the command for weights of `config`.
 
     Raises:
-        UsageError, SourceError: nothing was written.
+        UsageError, InputError: nothing was written.
     """
     if (args.released is None) == (args.sd15 is None) or (args.sd15 is None) != (
         args.arc2face is None
@@ -372,7 +373,7 @@ def main(argv: list[str] | None = None, config: ModelConfig = FULL_SIZE) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (SourceError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

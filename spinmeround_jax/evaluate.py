@@ -7,8 +7,6 @@ import math
 import pathlib
 import sys
 
-from spinmeround_jax.checkpoints import CheckpointError
-from spinmeround_jax.data import records
 from spinmeround_jax.diffusion.samplers import SAMPLERS
 from spinmeround_jax.evaluation import (
     folders,
@@ -19,7 +17,7 @@ from spinmeround_jax.evaluation import (
     report,
     results,
 )
-from spinmeround_jax.files import path_argument
+from spinmeround_jax.files import InputError, path_argument
 
 DESCRIPTION = """Judge models and other methods, beside baselines and the paper's published numbers.
 
@@ -205,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
         result = RUN[args.protocol](args)
         results.write(result, as_json(args), args.out)
         report.write(result, as_json(args), args.out / "report.html")
-    except (ValueError, CheckpointError, records.RecordError, OSError) as error:
+    except (ValueError, InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import spinmeround_jax
 from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import nvidia, scene, views
-from spinmeround_jax.splats.fit import FitError, FitSettings, fit
+from spinmeround_jax.splats.fit import FitSettings, fit
 from spinmeround_jax.splats.folder import GENERATOR, REPORT, write_folder
 from spinmeround_jax.splats.gaussians import MAX_DEGREE
 from spinmeround_jax.splats.scene import Scene
@@ -206,7 +206,7 @@ def reconstruct(
     """Fit one transforms.json and write `folder`; returns the report.
 
     Raises:
-        InputError, FitError: the views cannot be used, or the fit fails; nothing is written.
+        InputError: the views cannot be used, or the fit fails; nothing is written.
     """
     started = time.monotonic()
     given = scene.load(file, parse_background(args.background), args.up)
@@ -307,7 +307,7 @@ def run(args: argparse.Namespace, command: str) -> int:
             continue
         try:
             report = reconstruct(file, folder, args, command)
-        except (InputError, FitError, ImportError, OSError) as error:
+        except (InputError, ImportError, OSError) as error:
             failed += 1
             print(f"error: {error}", file=sys.stderr)
             continue

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from spinmeround_jax.diffusion.pipeline import OBSERVED_COUNTS
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import portraits
 from spinmeround_jax.photo.assets import AssetError
-from spinmeround_jax.photo.portraits import PortraitError
-from spinmeround_jax.photo.prepare import Models, Options, PhotoError, prepare
+from spinmeround_jax.photo.prepare import Models, Options, prepare
 
 Angles = tuple[tuple[float, float], ...]  # yaw and pitch of each view, degrees
 FRONT: Angles = ((0.0, 0.0),)
@@ -54,7 +54,7 @@ class Photos:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A job not read yet; `load` raises PortraitError where it cannot be."""
+    """A job not read yet; `load` raises InputError where it cannot be."""
 
     name: str  # of the folder it will be written to
     observed_angles: Angles
@@ -97,14 +97,14 @@ def interpolated(
     """From one identity to another, both included.
 
     Raises:
-        PortraitError: no identity there, or two that are opposite.
+        InputError: no identity there, or two that are opposite.
     """
     try:
         arc = slerp(portraits.read_identity(first), portraits.read_identity(second), between)
-    except PortraitError:
+    except InputError:
         raise
     except ValueError as error:
-        raise PortraitError(f"{first} and {second}: {error}") from error
+        raise InputError(f"{first} and {second}: {error}") from error
     jobs = []
     for i, identity in enumerate(arc):
         fraction = round(i / (len(arc) - 1), 4)
@@ -128,7 +128,7 @@ def from_inputs(paths: Sequence[pathlib.Path], seed: int, size: int, photos: Pho
     """From portraits, photos, sets of views, and folders of all these, in order of name.
 
     Raises:
-        PortraitError: a folder holds neither, or two inputs have the same name.
+        InputError: a folder holds neither, or two inputs have the same name.
     """
     plans = []
     for path in portraits.find(paths):
@@ -145,7 +145,7 @@ def from_inputs(paths: Sequence[pathlib.Path], seed: int, size: int, photos: Pho
             continue
         try:
             plans.append(_plan_views(path.name, *read_view_set(path), seed, size))
-        except PortraitError as error:  # of this input: the others go on
+        except InputError as error:  # of this input: the others go on
             plans.append(Plan(path.name, FRONT, seed, (), partial(_fail, error)))
     return plans
 
@@ -161,7 +161,7 @@ def read_view_set(folder: pathlib.Path) -> tuple[list[pathlib.Path], Angles]:
     """Files and angles of a set of views.
 
     Raises:
-        PortraitError: naming what is wrong in `views.json`.
+        InputError: naming what is wrong in `views.json`.
     """
     path = folder / portraits.VIEW_SET
     try:
@@ -174,7 +174,7 @@ def read_view_set(folder: pathlib.Path) -> tuple[list[pathlib.Path], Angles]:
     except Exception as error:  # whatever stands there
         wanted = '[{"file": "front.png", "yaw": 0, "pitch": 0}, ...]'
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise PortraitError(f"{path}: expected {wanted}, {_COUNTS} ({reason})") from error
+        raise InputError(f"{path}: expected {wanted}, {_COUNTS} ({reason})") from error
     return [folder / file for file in files], angles
 
 
@@ -199,7 +199,7 @@ def _same(job: Job) -> Job:
     return job
 
 
-def _fail(error: PortraitError) -> Job:
+def _fail(error: InputError) -> Job:
     raise error
 
 
@@ -220,17 +220,17 @@ def _from_portrait(path: pathlib.Path, seed: int, size: int) -> Job:
 def _from_photo(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job:
     try:
         prepared = prepare(path, photos.options, photos.models)
-    except PhotoError as error:
-        raise PortraitError(
+    except InputError as error:
+        raise InputError(
             f"{error} (python -m spinmeround_jax.photo prepares photos with more options)"
         ) from error
     except AssetError as error:
-        raise PortraitError(
+        raise InputError(
             f"{path}: no identity beside it ({path.stem}.npy or .json), and to take it as a photo: "
             f"{error}"
         ) from error
     if prepared.id_embedding is None or prepared.recognition is None:
-        raise PortraitError(f"{path}: {prepared.no_identity}")
+        raise InputError(f"{path}: {prepared.no_identity}")
     image = portraits.resized(prepared.image / np.float32(127.5) - 1.0, size)
     record = prepared.record()
     del record["id_embedding"]  # tells a face; results are passed on more freely than portraits

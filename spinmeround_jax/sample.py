@@ -21,11 +21,11 @@ from spinmeround_jax import checkpoints, requests
 from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.diffusion.pipeline import Heads, Pipeline, sampling_defaults
 from spinmeround_jax.diffusion.view_groups import SAME_VIEW, angular_distance
+from spinmeround_jax.files import InputError
 from spinmeround_jax.models import Model
 from spinmeround_jax.photo import likeness
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.likeness import Likeness
-from spinmeround_jax.photo.portraits import PortraitError
 from spinmeround_jax.photo.prepare import Models, Options
 from spinmeround_jax.requests import Job
 from spinmeround_jax.results import head_folder, page
@@ -44,7 +44,7 @@ def plan(args: argparse.Namespace, size: int, photos: requests.Photos) -> list[r
     """Every head that is wanted.
 
     Raises:
-        UsageError, PortraitError: the command as a whole cannot be carried out.
+        UsageError, InputError: the command as a whole cannot be carried out.
     """
     if args.unconditional:
         return requests.new_people(args.unconditional, args.seed, size)
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     """Carry out the command; returns the exit code.
 
     Raises:
-        UsageError, PortraitError, CheckpointError: before anything is done.
+        UsageError, InputError: before anything is done.
     """
     trajectory = parse_trajectory(args)
     if args.max_batch is None:
@@ -209,7 +209,7 @@ def load(batch: list[requests.Plan]) -> tuple[list[Job], list[str]]:
     for p in batch:
         try:
             loaded.append(dataclasses.replace(p.load(), request=p.request()))
-        except PortraitError as error:
+        except InputError as error:
             errors.append(str(error))
         except OSError as error:
             errors.append(f"{p.name}: cannot be read ({error})")
@@ -245,7 +245,7 @@ def make(
             head = head_folder.select(heads, i)
             measured = measure_likeness(head, job, models)
             head_folder.write_head(folder, head, settings, args.normals, job.truth, measured)
-        except (head_folder.OutputError, OSError) as error:
+        except (InputError, OSError) as error:
             failed += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
     return failed
@@ -276,12 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         use_compilation_cache()
     try:
         return run(args, argv)
-    except (
-        UsageError,
-        PortraitError,
-        checkpoints.CheckpointError,
-        head_folder.OutputError,
-    ) as error:
+    except (UsageError, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -59,7 +59,7 @@ def cache_latents(
         batch_size: pictures encoded at once, rounded up to the number of devices.
 
     Raises:
-        RecordError: damaged data, or `directory` holds latents of something else.
+        InputError: damaged data, or `directory` holds latents of something else.
     """
     directory, (first, step) = as_path(directory), part
     if not 0 <= first < step or backgrounds < 0:
@@ -87,7 +87,7 @@ def check_cache(
     backgrounds: int,
     normals_frame: Frame,
 ) -> None:
-    """Raises RecordError unless `directory` was written by `cache_latents` of the same."""
+    """Raises InputError unless `directory` was written by `cache_latents` of the same."""
     directory = as_path(directory)
     wanted = describe(autoencoder, data_directory, backgrounds, normals_frame)
     latent_files.check_same(directory, latent_files.read_description(directory), wanted)

@@ -27,6 +27,7 @@ from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.batch import Batch
 from spinmeround_jax.data.latent_files import LatentSource
 from spinmeround_jax.data.subjects import SubjectSource, composite_into
+from spinmeround_jax.files import InputError
 
 if TYPE_CHECKING:  # the config imports the models, which worker processes can do without
     from spinmeround_jax.config import DataConfig, StageConfig
@@ -115,12 +116,12 @@ class _Sampler:
                 facts = self._example(n, subject, rng, room)
                 all_faults += faults
                 return facts
-            except records.RecordError as error:
+            except InputError as error:
                 if not self.skip_corrupt:
                     raise
                 faults.append(str(error))
                 if len(faults) == _MAX_SUBSTITUTES:
-                    raise records.RecordError(
+                    raise InputError(
                         f"{len(faults)} unreadable subjects in a row, the last: {error}"
                     ) from error
 
@@ -214,7 +215,7 @@ class Loader(grain.DatasetIterator[Batch]):
 
         Raises:
             StopIteration: after the steps of all stages.
-            records.RecordError: a damaged record; the same one again if called again.
+            InputError: a damaged record; the same one again if called again.
         """
         self._assert_not_closed()
         if self.step >= len(self):
@@ -335,7 +336,7 @@ def make_loader(
 
     Raises:
         ValueError: arguments that contradict each other or the data, naming them.
-        records.RecordError: no usable data in `config.directory`, or no usable latents.
+        InputError: no usable data in `config.directory`, or no usable latents.
     """
     if not 0 <= process_index < process_count or batch_size < 1 or batch_size % process_count:
         raise ValueError(

@@ -1,7 +1,7 @@
 """One view of one subject as a `tf.train.Example`, without TensorFlow: the storage schema.
 
 `shards` puts records into files, `docs/data_format.md` documents every field; `SCHEMA_VERSION`
-changes with it. Everything read is checked and every fault is a `RecordError` that names file and
+changes with it. Everything read is checked and every fault is a `InputError` that names file and
 record: a bad disk costs a message, never a hang or a wrong picture.
 """
 
@@ -19,7 +19,8 @@ from PIL import Image
 
 from spinmeround_jax import cameras
 from spinmeround_jax.data import tfrecord
-from spinmeround_jax.data.tfrecord import REPAIR, RecordError
+from spinmeround_jax.data.tfrecord import REPAIR
+from spinmeround_jax.files import InputError
 
 SCHEMA_VERSION = 1
 ID_EMBEDDING_SIZE = 512
@@ -205,7 +206,7 @@ def decode_view(
         unit length, 0 on the background.
 
     Raises:
-        RecordError: naming `where`, if one cannot be decoded or has another size.
+        InputError: naming `where`, if one cannot be decoded or has another size.
     """
     rgba = decode_image(record.image, size, where)
     stored = _decode(record.normals, size, ("RGB", "RGBA"), where)
@@ -231,7 +232,7 @@ def decode_view(
 
 
 def decode_image(encoded: bytes, size: int, where: str) -> np.ndarray:
-    """(size, size, 4) uint8 RGBA of `ViewRecord.image`; RecordError naming `where` if it is not."""
+    """(size, size, 4) uint8 RGBA of `ViewRecord.image`; InputError naming `where` if it is not."""
     return _decode(encoded, size, ("RGBA",), where)
 
 
@@ -254,15 +255,15 @@ def _decode(encoded: bytes, size: int, modes: tuple[str, ...], where: str) -> np
         # The size is in the header, so that a picture of 60000 x 60000 is refused before decoding.
         with Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image:
             if image.size != (size, size) or image.mode not in modes:
-                raise RecordError(
+                raise InputError(
                     f"{where}: {image.mode} image of {image.size[0]}x{image.size[1]}, "
                     f"expected {' or '.join(modes)} {size}x{size}; {REPAIR}"
                 )
             return np.array(image)
-    except RecordError:
+    except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, ...
-        raise RecordError(f"{where}: undecodable image ({error}); {REPAIR}") from error
+        raise InputError(f"{where}: undecodable image ({error}); {REPAIR}") from error
 
 
 def header_of(encoded: bytes, where: str) -> tuple[int, int, str]:
@@ -311,19 +312,19 @@ def serialize(record: ViewRecord) -> bytes:
 
 
 def parse(data: bytes, where: str) -> ViewRecord:
-    """The record in `data`; RecordError naming `where` if it is not one of this version."""
+    """The record in `data`; InputError naming `where` if it is not one of this version."""
     try:
         feature = tfrecord.example_class().FromString(data).features.feature
     except message.DecodeError as error:
-        raise RecordError(f"{where}: not a tf.train.Example ({error}); {REPAIR}") from error
+        raise InputError(f"{where}: not a tf.train.Example ({error}); {REPAIR}") from error
 
     def values(name: str, kind: str, count: int) -> Sequence[Any]:
         if name not in feature:
-            raise RecordError(f"{where}: field {name!r} is missing; {REPAIR}")
+            raise InputError(f"{where}: field {name!r} is missing; {REPAIR}")
         found = feature[name].WhichOneof("kind")
         items = getattr(feature[name], kind).value
         if found != kind or len(items) != count:
-            raise RecordError(
+            raise InputError(
                 f"{where}: field {name!r} holds {len(items)} values of {found}, "
                 f"expected {count} of {kind}; {REPAIR}"
             )
@@ -332,21 +333,21 @@ def parse(data: bytes, where: str) -> ViewRecord:
     def floats(name: str, count: int) -> np.ndarray:
         array = np.array(values(name, "float_list", count), np.float32)
         if not np.isfinite(array).all():
-            raise RecordError(f"{where}: field {name!r} is not finite; {REPAIR}")
+            raise InputError(f"{where}: field {name!r} is not finite; {REPAIR}")
         return array
 
     def text(name: str) -> str:
         try:
             return values(name, "bytes_list", 1)[0].decode()
         except UnicodeDecodeError as error:
-            raise RecordError(f"{where}: field {name!r} is not UTF-8; {REPAIR}") from error
+            raise InputError(f"{where}: field {name!r} is not UTF-8; {REPAIR}") from error
 
     version = values("schema_version", "int64_list", 1)[0]
     if version != SCHEMA_VERSION:
-        raise RecordError(version_message(where, version))
+        raise InputError(version_message(where, version))
     id_embedding = floats("id_embedding", ID_EMBEDDING_SIZE)
     if not is_identity(id_embedding):
-        raise RecordError(f"{where}: id_embedding is neither of unit length nor 0; {REPAIR}")
+        raise InputError(f"{where}: id_embedding is neither of unit length nor 0; {REPAIR}")
     return ViewRecord(
         subject=text("subject"),
         view=values("view", "int64_list", 1)[0],

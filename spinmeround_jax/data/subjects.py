@@ -12,7 +12,7 @@ import numpy as np
 from spinmeround_jax import cameras
 from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.manifest import read_manifest, views_of
-from spinmeround_jax.files import as_path
+from spinmeround_jax.files import InputError, as_path
 
 _BLOCK = 2**14  # pixels; what is worked on at once stays in the processor's cache
 
@@ -21,7 +21,7 @@ class SubjectSource:
     """Random access to the subjects of a split: element i is (index of its shard, row in it).
 
     Raises:
-        records.RecordError: no manifest, no such split, a missing or empty shard, a shard that
+        InputError: no manifest, no such split, a missing or empty shard, a shard that
             disagrees with the manifest, one without usable index that is not sound when scanned.
     """
 
@@ -31,7 +31,7 @@ class SubjectSource:
         self.image_size: int = manifest["image_size"]
         stored = manifest["splits"].get(split)
         if not stored:
-            raise records.RecordError(
+            raise InputError(
                 f"{self.directory / 'manifest.json'}: no shards in split {split!r}; "
                 f"it has {', '.join(manifest['splits']) or 'no splits'}"
             )
@@ -39,7 +39,7 @@ class SubjectSource:
         self.indexes = [shards.read_index(self.directory / shard["file"]) for shard in stored]
         for shard, index in zip(stored, self.indexes, strict=True):
             if index.offsets.shape != (shard["subjects"], self.views):
-                raise records.RecordError(
+                raise InputError(
                     f"{index.path}: holds (subjects, views) {index.offsets.shape}, manifest.json "
                     f"says {(shard['subjects'], self.views)}; write shard and manifest again"
                 )
@@ -90,7 +90,7 @@ class HeldOut:
 
         Raises:
             IndexError: no such subject or view.
-            records.RecordError: the stored data is damaged.
+            InputError: the stored data is damaged.
         """
         index, row = self.source[i]
         wanted = range(self.source.views) if views is None else views

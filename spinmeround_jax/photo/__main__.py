@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, images, preview
 from spinmeround_jax.photo.assets import AssetError
-from spinmeround_jax.photo.landmarks import LandmarksError, read_landmarks
+from spinmeround_jax.photo.landmarks import read_landmarks
 from spinmeround_jax.photo.pose import FRAMINGS
-from spinmeround_jax.photo.prepare import GENERATOR, Models, Options, PhotoError, Prepared, prepare
+from spinmeround_jax.photo.prepare import GENERATOR, Models, Options, Prepared, prepare
 
 DESCRIPTION = f"""Make portraits that `sample` takes from photos.
 
@@ -135,11 +136,11 @@ def write(folder: pathlib.Path, prepared: Prepared, with_preview: bool) -> None:
     """Writes a portrait: each file whole or not at all, the JSON, which makes it finished, last.
 
     Raises:
-        PhotoError: files of that name are there that we did not write.
+        InputError: files of that name are there that we did not write.
     """
     image, record = folder / f"{prepared.name}.png", folder / f"{prepared.name}.json"
     if (image.exists() or record.exists()) and not _is_ours(record):
-        raise PhotoError(
+        raise InputError(
             f"{prepared.path}: {image.name} or {record.name} is in the way in {folder}, not written "
             "by this program; move it, or choose another --out"
         )
@@ -169,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit code.
 
     Raises:
-        UsageError, LandmarksError, AssetError: before anything is done.
+        UsageError, InputError, AssetError: before anything is done.
     """
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out {args.out}: a file is in the way; choose a folder")
@@ -191,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             prepared = prepare(photo, options, models, given.get(photo.name))
             write(args.out, prepared, args.preview)
-        except (PhotoError, AssetError, OSError) as error:
+        except (InputError, AssetError, OSError) as error:
             failed += 1
             where = f"{photo}: " if isinstance(error, OSError) else ""
             print(f"error: {where}{error}", file=sys.stderr)
@@ -208,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return run(args)
-    except (UsageError, LandmarksError, AssetError) as error:
+    except (UsageError, InputError, AssetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

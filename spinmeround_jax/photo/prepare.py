@@ -17,22 +17,19 @@ from typing import Any, Literal
 import numpy as np
 
 import spinmeround_jax
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, assets, images
-from spinmeround_jax.photo.align import AlignError, Alignment
+from spinmeround_jax.photo.align import Alignment
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.background import Parser, Remover, connected
 from spinmeround_jax.photo.faces import Face, FaceError, FaceFinder, Recogniser
-from spinmeround_jax.photo.images import ImageError, Picture
+from spinmeround_jax.photo.images import Picture
 from spinmeround_jax.photo.landmarks import five_of
 
 GENERATOR = "spinmeround_jax.photo"
 Background = Literal["auto", "rembg", "keep"]
 
 _SMALLEST_SIDE = 32  # pixels; nothing that a detector could see
-
-
-class PhotoError(ValueError):
-    """A photo cannot be prepared; the message names the file and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,17 +164,17 @@ def prepare(
             there.
 
     Raises:
-        PhotoError: this photo cannot be used.
+        InputError: this photo cannot be used.
         AssetError: a model is missing or the wrong one.
     """
     try:
         picture = images.read(path)
-    except ImageError as error:
-        raise PhotoError(str(error)) from error
+    except InputError as error:
+        raise InputError(str(error)) from error
     try:
         return _prepare(path, picture, options, models, landmarks)
-    except (AlignError, FaceError) as error:
-        raise PhotoError(f"{path}: {error}") from error
+    except (InputError, FaceError) as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _prepare(
@@ -189,7 +186,7 @@ def _prepare(
 ) -> Prepared:
     height, width = picture.pixels.shape[:2]
     if min(height, width) < _SMALLEST_SIDE:
-        raise AlignError(f"{width} x {height} pixels are too few; take a larger photo")
+        raise InputError(f"{width} x {height} pixels are too few; take a larger photo")
     notes, faces, chosen = list(picture.notes), [], None
     if landmarks is None:
         faces = models.finder.find(_on_white(picture.pixels))

@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from spinmeround_jax import cameras
 from spinmeround_jax.diffusion.pipeline import Heads
-from spinmeround_jax.files import new_folder
+from spinmeround_jax.files import InputError, new_folder
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.portraits import Truth
 from spinmeround_jax.results import transforms
@@ -34,10 +34,6 @@ SETTINGS = "settings.json"
 PAGE = "index.html"  # stands among the heads, so none can have its name
 GENERATOR = "spinmeround_jax.sample"
 TURN_SECONDS = 4.0
-
-
-class OutputError(ValueError):
-    """A result cannot be written; the message names the folder and what to do."""
 
 
 def is_finished(folder: pathlib.Path, wanted: Mapping[str, Any] | None = None) -> bool:
@@ -85,15 +81,15 @@ def write_head(
         normals_space: "world", or "camera" to rotate each normal map into its own camera.
 
     Raises:
-        OutputError: pixels that are not finite, or `folder` is not ours to replace.
+        InputError: pixels that are not finite, or `folder` is not ours to replace.
     """
     pictures = (head.images, head.normals, head.anchor_images, head.anchor_normals)
     if not all(np.isfinite(picture).all() for picture in pictures):
-        raise OutputError(f"{folder}: the model made values that are not finite; nothing written")
+        raise InputError(f"{folder}: the model made values that are not finite; nothing written")
     if folder.name == PAGE:
-        raise OutputError(f"{folder}: is the name of the page; rename the input")
+        raise InputError(f"{folder}: is the name of the page; rename the input")
     if folder.exists() and not is_finished(folder):
-        raise OutputError(
+        raise InputError(
             f"{folder}: in the way, not written by this program; move it, or choose another --out"
         )
     with new_folder(folder) as partial:

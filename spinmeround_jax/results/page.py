@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from spinmeround_jax.diffusion.view_groups import SAME_VIEW, angular_distance
+from spinmeround_jax.files import InputError
 from spinmeround_jax.results import head_folder
 from spinmeround_jax.results.page_style import CSS, SCRIPT
 
@@ -32,13 +33,11 @@ def write_page(out: pathlib.Path) -> pathlib.Path:
     Heads whose folder is damaged are left out; the page and stderr tell which, and why.
 
     Raises:
-        outputs.OutputError: there is an index.html that was not written here.
+        InputError: there is an index.html that was not written here.
     """
     path = out / head_folder.PAGE
     if path.is_dir() or (path.exists() and MARK not in path.read_text(errors="replace")):
-        raise head_folder.OutputError(
-            f"{path}: not written by this program; move it, or choose another --out"
-        )
+        raise InputError(f"{path}: not written by this program; move it, or choose another --out")
     articles, rules, left_out = [], [], []
     for folder in sorted(out.iterdir()):
         if folder.name.startswith(".") or not (folder / head_folder.SETTINGS).exists():

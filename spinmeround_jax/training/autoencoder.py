@@ -23,6 +23,7 @@ from spinmeround_jax.config import AutoencoderTrainingConfig, Config, StageConfi
 from spinmeround_jax.data import loader as data_loader
 from spinmeround_jax.data.batch import Batch
 from spinmeround_jax.data.manifest import read_manifest
+from spinmeround_jax.files import InputError
 from spinmeround_jax.models import Autoencoder, parameters
 from spinmeround_jax.training import held_out_loss, latents, loop, optim, previews
 
@@ -52,7 +53,7 @@ def train_autoencoder(
         autoencoder = checkpoints.load_autoencoder(finished, dtype)
         made = checkpoints.read_provenance(finished)
         if autoencoder.config != config.model.autoencoder or made.get("made_with") != settings:
-            raise checkpoints.CheckpointError(
+            raise InputError(
                 f"{finished}: was trained with other settings of the autoencoder, its training or "
                 "the data; delete the folder to train it again, or start a new run with another "
                 "--workdir"

@@ -9,8 +9,8 @@ import pytest
 from data_prep import cache_latents as command
 from spinmeround_jax import checkpoints
 from spinmeround_jax.data import latent_cache, latent_files
-from spinmeround_jax.data.records import RecordError
 from spinmeround_jax.data.subjects import SubjectSource, composite
+from spinmeround_jax.files import InputError
 from spinmeround_jax.models import AutoencoderConfig, parameters
 from spinmeround_jax.training import latents
 from tests.support.loaders import loader
@@ -174,7 +174,7 @@ def test_a_killed_writer_leaves_whole_shards_only_and_the_next_call_goes_on(
     assert latent_files.is_complete(tmp_path, first.path)
     assert not latent_files.is_complete(tmp_path, second.path)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-    with pytest.raises(RecordError, match="unusable latents"):
+    with pytest.raises(InputError, match="unusable latents"):
         loader(directory, latents=tmp_path)
 
     cache(autoencoder, tmp_path, directory)
@@ -202,11 +202,11 @@ def test_latents_of_another_autoencoder_or_other_colours_are_refused(
     other = random_autoencoder(CONFIG, seed=1)
     options = {"backgrounds": BACKGROUNDS, "normals_frame": "world"}
     for check in (cache, lambda *args: latent_cache.check_cache(*args, **options)):
-        with pytest.raises(RecordError, match=r"latents.json|autoencoder was .*, is .*delete"):
+        with pytest.raises(InputError, match=r"latents.json|autoencoder was .*, is .*delete"):
             check(other, copy, directory)
-    with pytest.raises(RecordError, match="backgrounds was 2, is 3"):
+    with pytest.raises(InputError, match="backgrounds was 2, is 3"):
         cache(autoencoder, copy, directory, backgrounds=3)
-    with pytest.raises(RecordError, match="normals_frame was world, is camera"):
+    with pytest.raises(InputError, match="normals_frame was world, is camera"):
         cache(autoencoder, copy, directory, normals_frame="camera")
     with pytest.raises(ValueError, match="world frame, the model has them in the camera frame"):
         loader(directory, latents=copy, normals_frame="camera")
@@ -266,7 +266,7 @@ def no_description(folder, indexes):
 def test_damage_is_one_error_that_names_the_folder(directory, cached, tmp_path, damage):
     copy = copy_of(cached, tmp_path)
     damage(copy, SubjectSource(directory, "train").indexes)
-    with pytest.raises(RecordError, match=str(copy)):
+    with pytest.raises(InputError, match=str(copy)):
         loader(directory, latents=copy)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import landmarks, portraits, pose
 from spinmeround_jax.photo.__main__ import main
 from spinmeround_jax.photo.pose import Square
@@ -78,7 +79,7 @@ def test_photos_with_landmarks_by_hand(command, tmp_path):
     # Portraits find the images, not the previews, and say what is missing.
     assert [p.name for p in portraits.find([out])] == ["a.png", "b.png"]
     assert portraits.read_image(out / "a.png", 128).shape == (128, 128, 3)
-    with pytest.raises(portraits.PortraitError, match=r"a\.json.*no identity.*photo\.fetch"):
+    with pytest.raises(InputError, match=r"a\.json.*no identity.*photo\.fetch"):
         portraits.read_identity(out / "a.png")
 
     # The same again is skipped; made again on demand, or when a half is missing.
