@@ -43,6 +43,7 @@ from data_prep.calibrated.views import (  # noqa: E402
 )
 from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.workers import SubjectRejected, made  # noqa: E402
+from spinmeround_jax import cli  # noqa: E402
 from spinmeround_jax.files import InputError, write_atomically  # noqa: E402
 from spinmeround_jax.photo import (  # noqa: E402
     portraits,
@@ -96,7 +97,9 @@ class Maker:
         try:
             views, embedding = read_capture(folder, self.options, _models(self.models))
             write_capture(self.out, name, views, embedding, self.options)
-        except InputError as error:  # fmt: skip
+        except AssetError:
+            raise
+        except InputError as error:
             raise SubjectRejected(str(error)) from error
         return len(views)
 
@@ -180,7 +183,7 @@ def run(args: argparse.Namespace) -> int:
     """Makes all captures; returns the exit code.
 
     Raises:
-        InputError, AssetError.
+        InputError.
     """
     names = find(args.input)
     folders = [args.input / name for name in names]
@@ -240,36 +243,23 @@ def _write_rejected(out: pathlib.Path, reasons: Mapping[str, str]) -> None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.captures",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("data_prep.captures", __doc__, EXAMPLES)
     parser.add_argument("--input", type=pathlib.Path, required=True, help="folder of captures")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
-    parser.add_argument("--size", type=factory.positive, default=512, help="pixels, square (512)")
+    parser.add_argument("--size", type=cli.integer(1), default=512, help="pixels, square (512)")
     parser.add_argument("--sequence", help="of NeRSemble (the first that is there)")
     parser.add_argument("--frame", type=int, help="of NeRSemble (the first that is there)")
     parser.add_argument(
         "--keep-background", action="store_true", help="of photos without mask or transparency"
     )
     parser.add_argument("--models", type=pathlib.Path, help="folder of photo.fetch's models")
-    parser.add_argument("--workers", type=factory.positive, default=1, help="processes (1)")
+    parser.add_argument("--workers", type=cli.integer(1), default=1, help="processes (1)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    try:
-        return run(args)
-    except (AssetError, InputError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+    return cli.main(parse_arguments, run, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

@@ -15,7 +15,6 @@ import errno
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
@@ -23,10 +22,11 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from data_prep.workers import SubjectRejected, made
+from spinmeround_jax import cli
 from spinmeround_jax.data import shards
 from spinmeround_jax.data.manifest import shard_name, write_manifest
 from spinmeround_jax.data.records import ViewRecord
-from spinmeround_jax.files import InputError, path_argument, write_atomically
+from spinmeround_jax.files import InputError, write_atomically
 
 SETTINGS = "render_settings.json"
 REJECTED = "rejected.jsonl"
@@ -295,18 +295,18 @@ def add_arguments(
 ) -> None:
     """The options of `run`, the same for all sources."""
     parser.add_argument(
-        "--out", type=path_argument, required=True, help="folder to write, or a bucket's gs://..."
+        "--out", type=cli.path, required=True, help="folder to write, or a bucket's gs://..."
     )
     parser.add_argument(
-        "--workers", type=positive, default=workers or os.cpu_count(),
+        "--workers", type=cli.integer(1), default=workers or os.cpu_count(),
         help=f"processes ({workers or 'all cores'})",
     )  # fmt: skip
     parser.add_argument(
-        "--shard-subjects", type=positive, default=shard_subjects,
+        "--shard-subjects", type=cli.integer(1), default=shard_subjects,
         help=f"subjects per shard; a kill loses the one that was being written ({shard_subjects})",
     )  # fmt: skip
     parser.add_argument(
-        "--shard", type=share, default=(0, 1), metavar="I/N",
+        "--shard", type=cli.part, default=(0, 1), metavar="I/N",
         help="make the I-th of N shares of the data set, I from 0, on one of N machines (0/1, all)",
     )  # fmt: skip
     parser.add_argument(
@@ -315,29 +315,8 @@ def add_arguments(
     )  # fmt: skip
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def share(text: str) -> tuple[int, int]:
-    """'1/4' -> (1, 4)."""
-    first, _, count = text.partition("/")
-    if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 0 to N - 1")
-    return int(first), int(count)
-
-
 def run(source: Source, args: argparse.Namespace) -> bool:
-    """`write_dataset` as the options say; ends the process with a message where it fails."""
-    try:
-        return write_dataset(
-            source, args.out, args.shard_subjects, args.workers, args.shard, args.retry_rejected
-        )
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("stopped; the same command continues with the next shard", file=sys.stderr)
-        sys.exit(130)
+    """`write_dataset` as the options say."""
+    return write_dataset(
+        source, args.out, args.shard_subjects, args.workers, args.shard, args.retry_rejected
+    )

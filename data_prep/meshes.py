@@ -14,7 +14,6 @@ import functools
 import hashlib
 import os
 import pathlib
-import sys
 from typing import Any
 
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -27,7 +26,7 @@ from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.scans import alignment, textured  # noqa: E402
 from data_prep.scans.parts import Scan  # noqa: E402
 from data_prep.workers import SubjectRejected  # noqa: E402
-from spinmeround_jax import cameras  # noqa: E402
+from spinmeround_jax import cameras, cli  # noqa: E402
 from spinmeround_jax.data import records  # noqa: E402
 from spinmeround_jax.files import InputError  # noqa: E402
 from spinmeround_jax.photo import portraits  # noqa: E402
@@ -123,7 +122,7 @@ def place(path: pathlib.Path, scan: Scan, models: Models, up: str, front: str):
     """(scale, rotation, offset) that takes the mesh to the canonical frame.
 
     Raises:
-        InputError, AssetError.
+        InputError.
     """
     beside = path.with_name(path.stem + LANDMARKS)
     if beside.exists():
@@ -152,6 +151,8 @@ def view_records(source: Meshes, models: Models, path: pathlib.Path) -> list[rec
         else:
             front = [on_white(views[number].rgba) for number in identity.frontal(angles)]
             embedding = identity.embed(models, front)
+    except AssetError:
+        raise
     except InputError as error:
         raise SubjectRejected(str(error)) from error
     return [
@@ -202,21 +203,14 @@ def build(args: argparse.Namespace) -> Meshes:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.meshes",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("data_prep.meshes", __doc__, EXAMPLES)
     parser.add_argument("--input", type=pathlib.Path, required=True, help="folder of meshes")
     parser.add_argument("--license", required=True, help="of the scans, written into the data")
     factory.add_arguments(parser)
     parser.add_argument("--held-out", type=int, default=0, help="people not trained on (0)")
-    parser.add_argument("--size", type=factory.positive, default=512, help="pixels, square (512)")
-    parser.add_argument("--views", type=factory.positive, default=viewpoints.COUNT, help="(125)")
-    parser.add_argument(
-        "--samples", type=factory.positive, default=3, help="rays per pixel side (3)"
-    )
+    parser.add_argument("--size", type=cli.integer(1), default=512, help="pixels, square (512)")
+    parser.add_argument("--views", type=cli.integer(1), default=viewpoints.COUNT, help="(125)")
+    parser.add_argument("--samples", type=cli.integer(1), default=3, help="rays per pixel side (3)")
     for name, default in (("up", "y"), ("front", "z")):
         parser.add_argument(
             f"--{name}", choices=list(alignment.AXES), default=default,
@@ -226,13 +220,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    try:
-        factory.run(build(args), args)
-    except (AssetError, InputError) as error:
-        sys.exit(f"error: {error}")
+def run(args: argparse.Namespace) -> None:
+    factory.run(build(args), args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(parse_arguments, run, argv)
 
 
 if __name__ == "__main__":
-    main()
+    cli.end(main())

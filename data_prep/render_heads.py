@@ -11,7 +11,6 @@ import dataclasses
 import io
 import os
 import pathlib
-import sys
 from typing import Any
 
 # One core per worker: the small matrix products here only get slower with more threads.
@@ -25,10 +24,10 @@ from data_prep.parametric import assets  # noqa: E402
 from data_prep.parametric.people import Person, sample_person  # noqa: E402
 from data_prep.parametric.subjects import build_scene  # noqa: E402
 from data_prep.rendering import contact_sheet, render, viewpoints  # noqa: E402
-from spinmeround_jax import cameras  # noqa: E402
+from spinmeround_jax import cameras, cli  # noqa: E402
+from spinmeround_jax.cli import UsageError  # noqa: E402
 from spinmeround_jax.data import records  # noqa: E402
 from spinmeround_jax.files import write_atomically  # noqa: E402
-from spinmeround_jax.photo.assets import AssetError  # noqa: E402
 
 PEOPLE = 2  # how subjects are drawn and drawn from a number; 1 was before colours were independent
 HELD_OUT_OFFSET = 1_000_000  # held-out subjects are numbered from here: never a training subject
@@ -151,30 +150,27 @@ class ParametricHeads:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.render_heads",
-        description="Render parametric human heads (MakeHuman, CC0) to multi-view TFRecord shards.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = cli.build_parser(
+        "data_prep.render_heads",
+        "Render parametric human heads (MakeHuman, CC0) to multi-view TFRecord shards.",
+        EXAMPLES,
     )
     factory.add_arguments(parser)
     parser.add_argument(
-        "--subjects", type=factory.positive, default=600, help="training subjects (600)"
+        "--subjects", type=cli.integer(1), default=600, help="training subjects (600)"
     )
     parser.add_argument("--held-out", type=int, default=40, help="subjects never trained on (40)")
-    parser.add_argument("--size", type=factory.positive, default=64, help="pixels, square (64)")
+    parser.add_argument("--size", type=cli.integer(1), default=64, help="pixels, square (64)")
     parser.add_argument("--seed", type=int, default=0, help="which people are drawn (0)")
     parser.add_argument(
-        "--views", type=factory.positive, default=viewpoints.COUNT, help="views each (125)"
+        "--views", type=cli.integer(1), default=viewpoints.COUNT, help="views each (125)"
     )
     parser.add_argument(
-        "--train-views", type=factory.positive, metavar="N",
+        "--train-views", type=cli.integer(1), metavar="N",
         help="training subjects are seen from N of the --views, drawn for each of them; anchors and "
         "frontal views are always among them (all)",
     )  # fmt: skip
-    parser.add_argument(
-        "--samples", type=factory.positive, default=4, help="rays per pixel side (4)"
-    )
+    parser.add_argument("--samples", type=cli.integer(1), default=4, help="rays per pixel side (4)")
     parser.add_argument(
         "--preview",
         default="contact_sheet.png",
@@ -182,7 +178,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     if min(args.held_out, args.seed) < 0 or args.subjects > HELD_OUT_OFFSET:
-        parser.error(
+        raise UsageError(
             f"--held-out and --seed must not be negative, --subjects at most {HELD_OUT_OFFSET}"
         )
     if args.train_views is not None:
@@ -191,17 +187,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                 viewpoints.viewpoints(args.views), args.train_views, np.random.default_rng(0)
             )
         except ValueError as error:
-            parser.error(f"--train-views {args.train_views}: {error}")
+            raise UsageError(f"--train-views {args.train_views}: {error}") from error
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    try:
-        assets.assets_dir()
-        rendered_identity.face_finder()
-    except (assets.AssetsMissing, AssetError) as error:
-        sys.exit(str(error))
+def run(args: argparse.Namespace) -> None:
+    assets.assets_dir()
+    rendered_identity.face_finder()
     source = ParametricHeads(
         args.subjects, args.held_out, args.size, args.seed, args.views, args.samples,
         args.train_views,
@@ -217,5 +209,9 @@ def main(argv: list[str] | None = None) -> None:
         write_atomically(args.out / pathlib.Path(args.preview).name, buffer.getvalue())
 
 
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(parse_arguments, run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    cli.end(main())

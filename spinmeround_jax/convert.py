@@ -11,7 +11,6 @@ import math
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,7 +21,8 @@ from flax import nnx
 from tqdm import tqdm
 
 import spinmeround_jax
-from spinmeround_jax import checkpoints, models
+from spinmeround_jax import checkpoints, cli, models
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import FULL_SIZE, ModelConfig
 from spinmeround_jax.weights import diffusers, mapping, released, sources
@@ -47,9 +47,7 @@ EXAMPLES = """examples:
   python -m spinmeround_jax.convert --sd15 stable-diffusion-v1-5/ --arc2face models/ \\
       --out weights/init
 
-.ckpt and .bin files need PyTorch: pip install 'spinmeround_jax[convert]'
-exit code: 0 converted, 1 the weights cannot be converted, 2 wrong usage, 130 interrupted; nothing
-is left behind unless converted"""
+.ckpt and .bin files need PyTorch: pip install 'spinmeround_jax[convert]'"""
 
 # Where to look in the folders, the first that is there; Arc2Face's own names come first.
 _UNET_FOLDERS = ("arc2face", "unet")
@@ -65,10 +63,6 @@ _TRANSFORMERS_FILES = (
 )  # fmt: skip
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
-
-
-class UsageError(ValueError):
-    """The command cannot be carried out as given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,12 +312,7 @@ def check_replaceable(out: pathlib.Path, overwrite: bool) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     path = pathlib.Path
-    parser = argparse.ArgumentParser(
-        prog="python -m spinmeround_jax.convert",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("spinmeround_jax.convert", DESCRIPTION, EXAMPLES)
     what = parser.add_argument_group("what to convert: --released, or --sd15 with --arc2face")
     what.add_argument(
         "--released", type=path, metavar="FILE", help="released checkpoint: .ckpt or .safetensors"
@@ -349,7 +338,7 @@ def run(args: argparse.Namespace, config: ModelConfig) -> None:
     """Carry out the command for weights of `config`.
 
     Raises:
-        UsageError, InputError: nothing was written.
+        InputError: nothing was written.
     """
     if (args.released is None) == (args.sd15 is None) or (args.sd15 is None) != (
         args.arc2face is None
@@ -367,20 +356,9 @@ def run(args: argparse.Namespace, config: ModelConfig) -> None:
 
 
 def main(argv: list[str] | None = None, config: ModelConfig = FULL_SIZE) -> int:
-    args = build_parser().parse_args(argv)
-    try:
-        run(args, config)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    parse = build_parser().parse_args
+    return cli.main(parse, lambda args: run(args, config), argv, "nothing was written")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

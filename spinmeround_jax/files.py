@@ -6,7 +6,6 @@ which reads and writes through fsspec. Only what differs between the two is here
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import hashlib
@@ -51,14 +50,6 @@ def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
     except ValueError as error:
         raise OSError(f"{path}: cannot be reached ({error})") from error
     return remote
-
-
-def path_argument(text: str) -> pathlib.Path:
-    """`as_path` as a `type` of argparse."""
-    try:
-        return as_path(text)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def is_local(path: pathlib.Path) -> bool:

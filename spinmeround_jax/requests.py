@@ -220,14 +220,14 @@ def _from_portrait(path: pathlib.Path, seed: int, size: int) -> Job:
 def _from_photo(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job:
     try:
         prepared = prepare(path, photos.options, photos.models)
-    except InputError as error:
-        raise InputError(
-            f"{error} (python -m spinmeround_jax.photo prepares photos with more options)"
-        ) from error
     except AssetError as error:
         raise InputError(
             f"{path}: no identity beside it ({path.stem}.npy or .json), and to take it as a photo: "
             f"{error}"
+        ) from error
+    except InputError as error:
+        raise InputError(
+            f"{error} (python -m spinmeround_jax.photo prepares photos with more options)"
         ) from error
     if prepared.id_embedding is None or prepared.recognition is None:
         raise InputError(f"{path}: {prepared.no_identity}")

@@ -17,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 import spinmeround_jax
-from spinmeround_jax import checkpoints, requests
+from spinmeround_jax import checkpoints, cli, requests
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.diffusion.pipeline import Heads, Pipeline, sampling_defaults
 from spinmeround_jax.diffusion.view_groups import SAME_VIEW, angular_distance
@@ -29,12 +30,7 @@ from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.prepare import Models, Options
 from spinmeround_jax.requests import Job
 from spinmeround_jax.results import head_folder, page
-from spinmeround_jax.sample_options import (
-    UsageError,
-    build_parser,
-    parse_observed,
-    parse_trajectory,
-)
+from spinmeround_jax.sample_options import build_parser, parse_observed, parse_trajectory
 
 # --------------------------------------------------------------------------------------------------
 # What to do
@@ -44,7 +40,7 @@ def plan(args: argparse.Namespace, size: int, photos: requests.Photos) -> list[r
     """Every head that is wanted.
 
     Raises:
-        UsageError, InputError: the command as a whole cannot be carried out.
+        InputError: the command as a whole cannot be carried out.
     """
     if args.unconditional:
         return requests.new_people(args.unconditional, args.seed, size)
@@ -108,8 +104,10 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     """Carry out the command; returns the exit code.
 
     Raises:
-        UsageError, InputError: before anything is done.
+        InputError: before anything is done.
     """
+    if not args.no_compilation_cache:
+        use_compilation_cache()
     trajectory = parse_trajectory(args)
     if args.max_batch is None:
         # More gains a tenth on a CPU, and the progress bar moves once per batch.
@@ -271,18 +269,9 @@ def measure_likeness(head: Heads, job: Job, models: Models) -> Likeness | None:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser().parse_args(argv)
-    if not args.no_compilation_cache:
-        use_compilation_cache()
-    try:
-        return run(args, argv)
-    except (UsageError, InputError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the heads written so far are complete", file=sys.stderr)
-        return 130
+    stopped = "the heads written so far are complete"
+    return cli.main(build_parser().parse_args, lambda args: run(args, argv), argv, stopped)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

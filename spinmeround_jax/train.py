@@ -39,7 +39,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 from tensorboardX import SummaryWriter
 
-from spinmeround_jax import checkpoints, distributed, models, sharding
+from spinmeround_jax import checkpoints, cli, distributed, models, sharding
 from spinmeround_jax.config import Config, from_mapping, no_such_value
 from spinmeround_jax.data import latent_cache
 from spinmeround_jax.data import loader as data_loader
@@ -403,17 +403,18 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of its work
-    try:
-        config = from_mapping(Config, _CONFIG.value)
-        distributed.initialize(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_ID.value)
-        train(config, pathlib.Path(_WORKDIR.value or f"runs/{config.name}"))
-    except loop.Preempted as message:
-        print(f"{message}. The same command resumes.", flush=True)
-        sys.exit(_STOPPED_EXIT_CODE.value)
-    except (ValueError, FloatingPointError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped. The same command resumes.")
+
+    def run() -> int:
+        try:
+            config = from_mapping(Config, _CONFIG.value)
+            distributed.initialize(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_ID.value)
+            train(config, pathlib.Path(_WORKDIR.value or f"runs/{config.name}"))
+        except loop.Preempted as message:
+            print(f"{message}. The same command resumes.", flush=True)
+            return _STOPPED_EXIT_CODE.value
+        return 0
+
+    cli.end(cli.guarded(run, "the same command resumes"))
 
 
 if __name__ == "__main__":

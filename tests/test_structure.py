@@ -9,7 +9,7 @@ import pytest
 from tests.support.paths import ROOT
 
 FLOORS = [  # names below spinmeround_jax; the first floor is the lowest
-    {"cameras", "files", "schema", "metrics", "distributed", "sharding"},
+    {"cameras", "cli", "files", "schema", "metrics", "distributed", "sharding"},
     {"models", "photo"},
     {"config", "weights"},
     {"checkpoints"},

@@ -110,7 +110,7 @@ def place(
     """(scale, rotation, offset) from the capture's world to the canonical frame.
 
     Raises:
-        InputError, AssetError.
+        InputError.
     """
     if (folder / LANDMARKS).exists():
         given = landmarks_of(folder, photos)

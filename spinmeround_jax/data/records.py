@@ -1,7 +1,7 @@
 """One view of one subject as a `tf.train.Example`, without TensorFlow: the storage schema.
 
 `shards` puts records into files, `docs/data_format.md` documents every field; `SCHEMA_VERSION`
-changes with it. Everything read is checked and every fault is a `InputError` that names file and
+changes with it. Everything read is checked and every fault is an `InputError` that names file and
 record: a bad disk costs a message, never a hang or a wrong picture.
 """
 

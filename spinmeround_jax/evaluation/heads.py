@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> Result:
     """Measure every model and baseline; what was kept of an earlier run is not made again.
 
     Raises:
-        ValueError, InputError, OSError: naming what cannot be used.
+        ValueError, OSError: naming what cannot be used.
     """
     protocol = _Heads(args)
     scores = protocol.references()

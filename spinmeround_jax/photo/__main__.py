@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from spinmeround_jax import cli
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, images, preview
-from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.landmarks import read_landmarks
 from spinmeround_jax.photo.pose import FRAMINGS
 from spinmeround_jax.photo.prepare import GENERATOR, Models, Options, Prepared, prepare
@@ -38,27 +39,17 @@ EPILOG = """examples:
   ... --landmarks landmarks.json
 
 The five points: eye on the image's left, eye on its right, tip of the nose, corner of the mouth on
-the image's left, on its right; pixels of the photo as viewers show it.
-exit code: 0 all done, 1 some photos failed (the others are done), 2 wrong usage"""
-
-
-class UsageError(ValueError):
-    """The command cannot be carried out as given."""
+the image's left, on its right; pixels of the photo as viewers show it."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spinmeround_jax.photo",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("spinmeround_jax.photo", DESCRIPTION, EPILOG)
     path = pathlib.Path
     parser.add_argument("--input", type=path, nargs="+", required=True, help="photos or folders")
     parser.add_argument("--out", type=path, required=True, help="folder to write")
     parser.add_argument("--landmarks", type=path, help="JSON with points by hand, see below")
     parser.add_argument(
-        "--face", type=_positive, default=1, metavar="N",
+        "--face", type=cli.integer(1), default=1, metavar="N",
         help="which face, if there are several; 1 is the largest (1)",
     )  # fmt: skip
     parser.add_argument(
@@ -85,13 +76,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="prepare finished photos again")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return value
 
 
 def find_photos(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
@@ -170,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit code.
 
     Raises:
-        UsageError, InputError, AssetError: before anything is done.
+        InputError: before anything is done.
     """
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out {args.out}: a file is in the way; choose a folder")
@@ -192,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             prepared = prepare(photo, options, models, given.get(photo.name))
             write(args.out, prepared, args.preview)
-        except (InputError, AssetError, OSError) as error:
+        except (InputError, OSError) as error:
             failed += 1
             where = f"{photo}: " if isinstance(error, OSError) else ""
             print(f"error: {where}{error}", file=sys.stderr)
@@ -206,16 +190,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    try:
-        return run(args)
-    except (UsageError, InputError, AssetError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the portraits written so far are complete", file=sys.stderr)
-        return 130
+    return cli.main(
+        build_parser().parse_args, run, argv, "the portraits written so far are complete"
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

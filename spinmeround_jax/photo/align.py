@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image
 
 from spinmeround_jax import cameras
-from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import pose
-from spinmeround_jax.photo.landmarks import five_of
+from spinmeround_jax.photo.landmarks import FaceError, five_of
 from spinmeround_jax.photo.pose import HeadPose, Square
 
 SIZE = 512
@@ -58,14 +57,14 @@ def align(
         photo_size: width and height, pixels.
 
     Raises:
-        InputError: not a face, cut by the border, tiny, or turned too far away.
+        FaceError: not a face, cut by the border, tiny, or turned too far away.
     """
     try:
         head = pose.fit(landmarks, framing)
         landmarks = np.asarray(landmarks, np.float64)[:, :2]
         start = pose.ffhq_square(landmarks)
-    except (InputError, np.linalg.LinAlgError) as error:
-        raise InputError(f"no head fits the landmarks ({error})") from error
+    except (FaceError, np.linalg.LinAlgError) as error:
+        raise FaceError(f"no head fits the landmarks ({error})") from error
     zoom = pose.FRAMINGS[framing][0]
     head_pixels = 2.0 * _HEAD_HALF[1] * zoom * head.square.side
     face_out = max(_outside(landmarks, photo_size), _outside(head.landmarks, photo_size))
@@ -91,22 +90,22 @@ def _refuse(
     _, _, _, mouth_left, mouth_right = five_of(landmarks)
     eye_left, eye_right = five_of(landmarks)[:2]
     if head.error > MAX_ERROR or np.dot(eye_right - eye_left, mouth_right - mouth_left) <= 0:
-        raise InputError(
+        raise FaceError(
             f"the landmarks are not those of a face (off by {100 * head.error:.1f} % of the crop); "
             "give the points in order: eye on the image's left, eye on its right, tip of the nose, "
             "corner of the mouth on the image's left, on its right"
         )
     if face_out > MAX_FACE_OUTSIDE or head_out > MAX_HEAD_OUTSIDE:
-        raise InputError(
+        raise FaceError(
             "the face is cut by the border of the photo; take one that shows the whole head"
         )
     if pixels < MIN_HEAD:
-        raise InputError(
+        raise FaceError(
             f"the head is only {pixels:.0f} pixels tall; at least {MIN_HEAD:.0f} are needed, "
             f"{GOOD_HEAD:.0f} are good: take a larger photo"
         )
     if abs(head.yaw) > MAX_YAW or abs(head.pitch) > MAX_PITCH:
-        raise InputError(
+        raise FaceError(
             f"the head is turned by {head.yaw:+.0f} and tilted by {head.pitch:+.0f} degrees; take a "
             f"photo within {MAX_YAW:.0f} and {MAX_PITCH:.0f}, best from the front"
         )

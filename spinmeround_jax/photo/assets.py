@@ -15,6 +15,8 @@ import os
 import pathlib
 from typing import Literal
 
+from spinmeround_jax.files import InputError
+
 _INSIGHTFACE = (
     "insightface's pretrained models are for non-commercial research only "
     "(https://github.com/deepinsight/insightface#license)"
@@ -28,7 +30,7 @@ _ARC2FACE = "see https://huggingface.co/FoivosPar/Arc2Face; trained on WebFace42
 Need = Literal["always", "asked"]
 
 
-class AssetError(ValueError):
+class AssetError(InputError):
     """A model file is missing or not the right one; the message says what to do."""
 
 

@@ -16,6 +16,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from spinmeround_jax import cli
 from spinmeround_jax.photo import assets
 from spinmeround_jax.photo.assets import Archive, Asset, AssetError
 
@@ -25,19 +26,17 @@ EPILOG = """examples:
   python -m spinmeround_jax.photo.fetch --from antelopev2.zip resnet34.onnx    # without a network
   python -m spinmeround_jax.photo.fetch --also arcface.onnx   # for weights trained from Arc2Face
 
-A download that was interrupted goes on where it stopped. Nothing is kept whose SHA-256 is wrong.
-exit code: 0 all there, 1 something could not be had, 2 wrong usage"""
+A download that was interrupted goes on where it stopped. Nothing is kept whose SHA-256 is wrong."""
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spinmeround_jax.photo.fetch",
-        description="Get the model files that preparing photos needs, and say whose they are.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = cli.build_parser(
+        "spinmeround_jax.photo.fetch",
+        "Get the model files that preparing photos needs, and say whose they are.",
+        EPILOG,
     )
     optional = [asset.name for asset in assets.ASSETS if asset.need == "asked"]
     parser.add_argument(
@@ -52,8 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit code."""
     folder = assets.models_folder(args.models)
     wanted = [a for a in assets.ASSETS if a.need == "always" or a.name in args.also]
     if args.list:
@@ -70,11 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(describe(asset, folder), file=sys.stderr)
                 fetch(asset, folder)
     except (AssetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {cli.message(error)}", file=sys.stderr)
         failed = 1
     for asset in wanted:
         failed |= not report(asset, folder)
     return int(failed)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.main(build_parser().parse_args, run, argv)
 
 
 def describe(asset: Asset, folder: pathlib.Path) -> str:
@@ -235,4 +238,4 @@ def _check(path: pathlib.Path, expected: str, url: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

@@ -30,6 +30,10 @@ for _row, _points in enumerate((range(36, 42), range(42, 48), (30,), (48,), (54,
     FIVE_OF_68[_row, list(_points)] = 1.0 / len(_points)
 
 
+class FaceError(InputError):
+    """The image shows no face or head that can be used; the message says why."""
+
+
 def five_of(landmarks: np.ndarray) -> np.ndarray:
     """(5, d) of (68, d) landmarks; (5, d) are returned as they are."""
     return landmarks if len(landmarks) == 5 else FIVE_OF_68 @ landmarks

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from spinmeround_jax.photo.faces import FaceError
+from spinmeround_jax.photo.landmarks import FaceError
 from spinmeround_jax.photo.prepare import Models
 
 

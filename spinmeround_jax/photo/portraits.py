@@ -6,7 +6,7 @@
     alice.truth.png    optional, for rendered heads: known views in a row, their normals in a second
                        row; alice.json then holds "truth": [{"yaw": 45, "pitch": 0}, ...]
 
-Every problem is a `InputError` that names the file and says what to do.
+Every problem is an `InputError` that names the file and says what to do.
 """
 
 from __future__ import annotations
@@ -213,10 +213,7 @@ def _open(path: pathlib.Path) -> np.ndarray:
     """(h, w, 4) float32 in [0, 1], straight alpha."""
     if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"{path}: not one of {', '.join(IMAGE_SUFFIXES)}; convert it")
-    try:
-        return images.read(path).pixels.astype(np.float32) / 255.0
-    except InputError as error:
-        raise InputError(str(error)) from error
+    return images.read(path).pixels.astype(np.float32) / 255.0
 
 
 def _reason(error: Exception) -> str:

@@ -22,9 +22,9 @@ from spinmeround_jax.photo import align, assets, images
 from spinmeround_jax.photo.align import Alignment
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.background import Parser, Remover, connected
-from spinmeround_jax.photo.faces import Face, FaceError, FaceFinder, Recogniser
+from spinmeround_jax.photo.faces import Face, FaceFinder, Recogniser
 from spinmeround_jax.photo.images import Picture
-from spinmeround_jax.photo.landmarks import five_of
+from spinmeround_jax.photo.landmarks import FaceError, five_of
 
 GENERATOR = "spinmeround_jax.photo"
 Background = Literal["auto", "rembg", "keep"]
@@ -167,13 +167,10 @@ def prepare(
         InputError: this photo cannot be used.
         AssetError: a model is missing or the wrong one.
     """
-    try:
-        picture = images.read(path)
-    except InputError as error:
-        raise InputError(str(error)) from error
+    picture = images.read(path)
     try:
         return _prepare(path, picture, options, models, landmarks)
-    except (InputError, FaceError) as error:
+    except FaceError as error:
         raise InputError(f"{path}: {error}") from error
 
 
@@ -186,7 +183,7 @@ def _prepare(
 ) -> Prepared:
     height, width = picture.pixels.shape[:2]
     if min(height, width) < _SMALLEST_SIDE:
-        raise InputError(f"{width} x {height} pixels are too few; take a larger photo")
+        raise FaceError(f"{width} x {height} pixels are too few; take a larger photo")
     notes, faces, chosen = list(picture.notes), [], None
     if landmarks is None:
         faces = models.finder.find(_on_white(picture.pixels))

@@ -11,8 +11,8 @@ from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, assets
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.background import Parser, connected
-from spinmeround_jax.photo.faces import FaceError, FaceFinder, Recogniser
-from spinmeround_jax.photo.landmarks import FIVE_OF_68
+from spinmeround_jax.photo.faces import FaceFinder, Recogniser
+from spinmeround_jax.photo.landmarks import FIVE_OF_68, FaceError
 from spinmeround_jax.photo.prepare import Models, Options, prepare
 from tests.support import photo_models
 from tests.support.photo_models import draw_photo
