@@ -48,6 +48,7 @@ HEAVY = {  # package: the modules that may import it
         "launch.compile",
     },
     "insightface": {"spinmeround_jax.photo.faces"},
+    "ai_edge_litert": {"spinmeround_jax.photo.mediapipe"},
     "onnxruntime": {"spinmeround_jax.photo.background", "spinmeround_jax.evaluation.fid"},
     "rembg": {"spinmeround_jax.photo.background"},
     "pillow_heif": {"spinmeround_jax.photo.images"},

@@ -30,6 +30,7 @@ from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.portraits import Truth
 from spinmeround_jax.results import transforms
 
+PHOTO = "photo.jpg"
 SETTINGS = "settings.json"
 PAGE = "index.html"  # stands among the heads, so none can have its name
 GENERATOR = "spinmeround_jax.sample"
@@ -72,6 +73,7 @@ def write_head(
     normals_space: str = "world",
     truth: Truth | None = None,
     likeness: Likeness | None = None,
+    photo: Image.Image | None = None,
 ) -> None:
     """Write one head (see `select`) to `folder`, replacing an earlier result.
 
@@ -79,6 +81,7 @@ def write_head(
 
     Args:
         normals_space: "world", or "camera" to rotate each normal map into its own camera.
+        photo: how a photo became the input (`photo.preview`), for the page.
 
     Raises:
         InputError: pixels that are not finite, or `folder` is not ours to replace.
@@ -102,6 +105,8 @@ def write_head(
             "truth_angles": truth.angles.tolist() if truth else None,
         }
         about = {"generator": GENERATOR, "normals_space": normals_space, **settings, **angles}
+        if photo:
+            photo.save(partial / PHOTO, quality=90)
         if likeness:
             _write_likeness(partial / "likeness.csv", head.trajectory, likeness)
             about["likeness"] = {
