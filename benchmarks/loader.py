@@ -64,8 +64,8 @@ def batches(case: Case, args: argparse.Namespace) -> Iterator[Any]:
     """Batches with the data settings of configs/tpu_v4.py, without worker processes."""
     config = DataConfig(
         directory=str(args.data), max_frontal_yaw=45.0, max_frontal_pitch=30.0,
-        random_background=0.5, guidance_dropout=0.15, identity_dropout=0.0, relative_cameras=True, skip_corrupt=True,
-        workers=0, prefetch=0,
+        random_background=0.5, guidance_dropout=0.15, identity_dropout=0.0, relative_cameras=True,
+        skip_corrupt=True, workers=0, prefetch=0,
     )  # fmt: skip
     stages = [StageConfig(steps=10**9 // args.batch_size, observed=(0, 1, 3))]
     return loader.make_loader(
