@@ -351,9 +351,9 @@ def _distortion(entry: Mapping[str, Any], where: str) -> tuple[float, float, flo
     lens = entry.get("camera_model", "OPENCV")
     more = [key for key in _HIGHER_DISTORTION if _number(entry, key, where)]
     if lens not in _LENSES or more or entry.get("is_fisheye"):
+        kind = " with ".join([str(lens)[:40], *more])
         raise InputError(
-            f"{where}: a lens of kind {str(lens)[:40]} {' '.join(more) or ''} is not supported; "
-            "undistort the images, or calibrate as OPENCV"
+            f"{where}: a lens of kind {kind} is not supported; undistort the images, or calibrate as OPENCV"
         )
     return tuple(_number(entry, key, where) or 0.0 for key in _DISTORTION)
 
