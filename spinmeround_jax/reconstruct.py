@@ -7,7 +7,6 @@ import collections
 import dataclasses
 import json
 import logging
-import math
 import pathlib
 import shlex
 import sys
@@ -19,9 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 import spinmeround_jax
+from spinmeround_jax import cli
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import nvidia, scene, views
-from spinmeround_jax.splats.fit import FitError, FitSettings, fit
+from spinmeround_jax.splats.fit import FitSettings, fit
 from spinmeround_jax.splats.folder import GENERATOR, REPORT, write_folder
 from spinmeround_jax.splats.gaussians import MAX_DEGREE
 from spinmeround_jax.splats.scene import Scene
@@ -49,16 +50,11 @@ EXAMPLES = """examples:
   # views of something else, on black
   python -m spinmeround_jax.reconstruct scan/transforms.json --background 0,0,0
 
-A killed run goes on where it was: give the same command again.
-exit code: 0 all done, 1 some inputs failed (the others are done), 2 wrong usage"""
+A killed run goes on where it was: give the same command again."""
 
 COUNT_AT_64 = 3000  # Gaussians by default, growing with the pixels
 MAX_DEFAULT_COUNT = 48_000
 DEFAULTS = FitSettings()
-
-
-class UsageError(ValueError):
-    """The command cannot be carried out as given."""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -66,19 +62,14 @@ class UsageError(ValueError):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spinmeround_jax.reconstruct",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("spinmeround_jax.reconstruct", DESCRIPTION, EXAMPLES)
     path = pathlib.Path
     parser.add_argument(
         "input", type=path, nargs="+", help="transforms.json, or local folders with one"
     )
     parser.add_argument("--out", type=path, default=path("out/splats"), help="local (out/splats)")
     parser.add_argument(
-        "--hold-out", type=_not_negative, default=8, metavar="N",
+        "--hold-out", type=cli.integer(), default=8, metavar="N",
         help="every Nth view is not fitted but compared with in the end; 0: none (8)",
     )  # fmt: skip
     parser.add_argument(
@@ -94,9 +85,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     how = parser.add_argument_group("how")
-    how.add_argument("--steps", type=_positive, default=DEFAULTS.steps, help=f"({DEFAULTS.steps})")
     how.add_argument(
-        "--count", type=_positive, help="Gaussians (3000 at 64 pixels, by their number)"
+        "--steps", type=cli.integer(1), default=DEFAULTS.steps, help=f"({DEFAULTS.steps})"
+    )
+    how.add_argument(
+        "--count", type=cli.integer(1), help="Gaussians (3000 at 64 pixels, by their number)"
     )
     how.add_argument(
         "--degree", type=int, choices=range(MAX_DEGREE + 1), default=DEFAULTS.degree,
@@ -109,14 +102,14 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         value = getattr(DEFAULTS, name)
         how.add_argument(
-            f"--{name}", type=_weight, default=value, metavar="W",
+            f"--{name}", type=cli.real(0), default=value, metavar="W",
             help=f"weight of the {what} ({value:g}; 0: off)",
         )  # fmt: skip
     how.add_argument("--lpips-network", choices=("alexnet", "vgg16"), default="alexnet")
     how.add_argument(
-        "--rate", type=_weight, default=DEFAULTS.rate, help=f"of learning ({DEFAULTS.rate:g})"
+        "--rate", type=cli.real(0), default=DEFAULTS.rate, help=f"of learning ({DEFAULTS.rate:g})"
     )
-    how.add_argument("--seed", type=_not_negative, default=0, help="same seed, same result (0)")
+    how.add_argument("--seed", type=cli.integer(), default=0, help="same seed, same result (0)")
     how.add_argument(
         "--rasteriser", choices=nvidia.RASTERISERS, default="auto",
         help="auto: splax on an NVIDIA GPU where it is installed, else our own (auto)",
@@ -124,27 +117,6 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--no-mesh", action="store_true", help="neither mesh.glb nor mesh.ply")
     how.add_argument("--overwrite", action="store_true", help="make finished folders again")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if not 1 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return value
-
-
-def _not_negative(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 to {2**31 - 1}")
-    return value
-
-
-def _weight(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text}: expected a number, 0 or more")
-    return value
 
 
 def parse_background(text: str) -> np.ndarray:
@@ -210,7 +182,7 @@ def reconstruct(
     """Fit one transforms.json and write `folder`; returns the report.
 
     Raises:
-        InputError, FitError: the views cannot be used, or the fit fails; nothing is written.
+        InputError: the views cannot be used, or the fit fails; nothing is written.
     """
     started = time.monotonic()
     given = scene.load(file, parse_background(args.background), args.up)
@@ -293,7 +265,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     """Carry out the command; returns the exit code.
 
     Raises:
-        UsageError: before anything is done.
+        InputError: before anything is done.
     """
     named = name_inputs(args.input)
     parse_background(args.background)
@@ -311,7 +283,7 @@ def run(args: argparse.Namespace, command: str) -> int:
             continue
         try:
             report = reconstruct(file, folder, args, command)
-        except (InputError, FitError, ImportError, OSError) as error:
+        except (InputError, ImportError, OSError) as error:
             failed += 1
             print(f"error: {error}", file=sys.stderr)
             continue
@@ -336,13 +308,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("spinmeround_jax").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser().parse_args(argv)
-    try:
-        return run(args, shlex.join(["python", "-m", "spinmeround_jax.reconstruct", *argv]))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    command = shlex.join(["python", "-m", "spinmeround_jax.reconstruct", *argv])
+    return cli.main(build_parser().parse_args, lambda args: run(args, command), argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

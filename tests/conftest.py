@@ -1,4 +1,5 @@
 import os
+import resource
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -15,6 +16,13 @@ def golden():
     return lambda name: np.load(GOLDENS / f"{name}.npz", allow_pickle=False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def free_compiled_programs():
+    """Compiled programs of one module are of no use to the next, and a worker runs dozens of modules."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def quick_compilation(tmp_path_factory):
     """For modules whose tests spend nearly all their time in compiling tiny networks."""
@@ -29,3 +37,11 @@ def quick_compilation(tmp_path_factory):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture
+def small_files():
+    """`small_files(bytes)`: writing more to one file fails from then on, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

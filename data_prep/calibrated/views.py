@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from data_prep import identity
 from data_prep.calibrated.readers import Photo
-from data_prep.rendering.contact_sheet import on_white
+from data_prep.rendering.render import on_white
 from data_prep.scans import alignment
 from spinmeround_jax import cameras
 from spinmeround_jax.files import InputError
@@ -110,7 +110,7 @@ def place(
     """(scale, rotation, offset) from the capture's world to the canonical frame.
 
     Raises:
-        InputError, AlignmentError, LandmarksError, ImageError, AssetError.
+        InputError.
     """
     if (folder / LANDMARKS).exists():
         given = landmarks_of(folder, photos)
@@ -137,7 +137,7 @@ def landmarks_of(folder: pathlib.Path, photos: Sequence[Photo]) -> dict[pathlib.
     """Landmarks of landmarks.json by photo; names are base names or end in folders as far as needed.
 
     Raises:
-        LandmarksError: not such a file. InputError: a name that two photos have.
+        InputError: not such a file. InputError: a name that two photos have.
     """
     found = {}
     for name, points in landmarks.read_landmarks(folder / LANDMARKS).items():
@@ -165,7 +165,7 @@ def canonical_view(
     cameras.FOCAL times distance / cameras.RADIUS, so that the head is as large as in other data.
 
     Raises:
-        InputError: no mask. ImageError: unreadable.
+        InputError: no mask. InputError: unreadable.
     """
     scale, rotation, offset = where
     position = scale * rotation @ photo.position + offset

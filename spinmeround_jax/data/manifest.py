@@ -11,8 +11,8 @@ from typing import Any
 
 from spinmeround_jax import cameras
 from spinmeround_jax.data import shards
-from spinmeround_jax.data.records import SCHEMA_VERSION, RecordError, version_message
-from spinmeround_jax.files import as_path, write_atomically
+from spinmeround_jax.data.records import SCHEMA_VERSION, version_message
+from spinmeround_jax.files import InputError, as_path, write_atomically
 
 
 def shard_name(split: str, shard: int, count: int) -> str:
@@ -29,7 +29,7 @@ def write_manifest(directory: str | os.PathLike[str], mapping: Mapping[str, Any]
     `sha256` of each shard, `counts` of each split, and the range of the `cameras`.
 
     Raises:
-        RecordError: naming the entry that is missing or malformed.
+        InputError: naming the entry that is missing or malformed.
     """
     path = as_path(directory) / "manifest.json"
     manifest = {"schema_version": SCHEMA_VERSION, **mapping}
@@ -42,19 +42,24 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked content of manifest.json.
 
     Raises:
-        RecordError: no manifest, not JSON, a missing or malformed entry, another schema version.
+        InputError: no manifest, not JSON, a missing or malformed entry, another schema version.
     """
     path = as_path(directory) / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RecordError(
+        raise InputError(
             f"{path}: no such file; {directory} is no finished data set, write one with data_prep"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: unreadable ({error}); write it again") from error
+        raise InputError(f"{path}: unreadable ({error}); write it again") from error
     _check_manifest(manifest, path)
     return manifest
+
+
+def views_of(manifest: Mapping[str, Any], split: str) -> int:
+    """Records of each subject in a split."""
+    return manifest.get("split_views", {}).get(split, manifest["views"])
 
 
 def _told_by_indexes(
@@ -88,9 +93,9 @@ def _told_by_indexes(
 
 def _check_manifest(manifest: Any, path: pathlib.Path) -> None:
     if not isinstance(manifest, dict):
-        raise RecordError(f"{path}: expected a JSON object")
+        raise InputError(f"{path}: expected a JSON object")
     if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise RecordError(version_message(str(path), manifest.get("schema_version")))
+        raise InputError(version_message(str(path), manifest.get("schema_version")))
     for name, kind in (
         ("image_size", int),
         ("views", int),
@@ -101,12 +106,19 @@ def _check_manifest(manifest: Any, path: pathlib.Path) -> None:
     ):
         value = manifest.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise RecordError(f"{path}: {name!r} must be {kind.__name__}, got {value!r}")
+            raise InputError(f"{path}: {name!r} must be {kind.__name__}, got {value!r}")
     if min(manifest["image_size"], manifest["views"]) < 1:
-        raise RecordError(f"{path}: image_size and views must be positive")
+        raise InputError(f"{path}: image_size and views must be positive")
+    split_views = manifest.get("split_views", {})
+    if not isinstance(split_views, dict) or not all(
+        isinstance(views, int) and views > 0 for views in split_views.values()
+    ):
+        raise InputError(
+            f"{path}: 'split_views' must give positive numbers of views, got {split_views!r}"
+        )
     for split, entries in manifest["splits"].items():
         if not isinstance(entries, list):
-            raise RecordError(f"{path}: split {split!r} must be a list of shards")
+            raise InputError(f"{path}: split {split!r} must be a list of shards")
         for shard in entries:
             if (
                 not isinstance(shard, dict)
@@ -116,7 +128,7 @@ def _check_manifest(manifest: Any, path: pathlib.Path) -> None:
                 or not isinstance(shard.get("bytes", 0), int)
                 or not re.fullmatch("[0-9a-f]{64}|", str(shard.get("sha256", "")))
             ):
-                raise RecordError(
+                raise InputError(
                     f"{path}: split {split!r} lists {shard!r}, "
                     'expected {"file": name in this folder, "subjects": count} and, '
                     'if known, "bytes" and "sha256"'

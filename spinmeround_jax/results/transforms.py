@@ -366,7 +366,7 @@ def read_image(file: pathlib.Path, orientation: int = 1) -> images.Picture:
     """The pixels that the camera describes: upright, unless it leaves out an `orientation`.
 
     Raises:
-        ImageError: see `photo.images`.
+        InputError: see `photo.images`.
     """
     return images.read(file, upright=orientation == 1)
 

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from spinmeround_jax import metrics
-from spinmeround_jax.files import write_atomically
+from spinmeround_jax.files import InputError, write_atomically
 from spinmeround_jax.splats import hull
 from spinmeround_jax.splats.gaussians import Gaussians, from_surface
 from spinmeround_jax.splats.rasterise import CAPACITY, render
@@ -31,10 +31,6 @@ from spinmeround_jax.splats.scene import Scene, camera_positions, middle_and_rad
 MAX_FAULTS = 20  # steps in a row without a finite gradient
 CHECKPOINT_EVERY = 200  # steps
 RELOCATE_EVERY, RELOCATE_FROM, RELOCATE_UNTIL = 100, 0.1, 0.8  # steps; shares of the fit
-
-
-class FitError(ValueError):
-    """The fit cannot go on; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +76,8 @@ class _State:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _View:
+    """Of any floating-point type; one view at a time is on the device."""
+
     image: jax.Array  # (h, w, 3) in [0, 1]
     mask: jax.Array  # (h, w)
     normals: jax.Array  # (h, w, 3), all 0 if unknown
@@ -172,6 +170,7 @@ def _make_step(
     adam = optax.scale_by_adam(eps=1e-15)
 
     def loss_of(gaussians: Gaussians, view: _View) -> tuple[jax.Array, dict[str, jax.Array]]:
+        view = jax.tree.map(lambda x: x.astype(jnp.float32), view)  # kept in half precision
         drawn = draw(
             gaussians,
             view.world_to_camera,
@@ -232,7 +231,7 @@ def fit(
         finite), "overflow" (most Gaussians left out in one step by tiles that were full).
 
     Raises:
-        FitError: gradients stay not finite, or the checkpoint is of another fit.
+        InputError: gradients stay not finite, or the checkpoint is of another fit.
         InputError: the masks have no hull.
     """
     _check(scene, settings)
@@ -242,16 +241,12 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         state = _restore(checkpoint, state, identity)
     resumed_at = int(state.step)
-    views = [
-        _View(*(jnp.asarray(x) for x in arrays))
-        for arrays in zip(
-            scene.images,
-            scene.masks,
-            np.zeros_like(scene.images) if scene.normals is None else scene.normals,
-            scene.world_to_camera,
-            strict=True,
-        )
-    ]
+    unknown = np.zeros((*scene.size, 3), scene.images.dtype)
+
+    def view(i: int) -> _View:
+        normals = unknown if scene.normals is None else scene.normals[i]
+        return _View(scene.images[i], scene.masks[i], normals, scene.world_to_camera[i])
+
     if scene.normals is None:
         settings = dataclasses.replace(settings, normals=0.0)
     plain = (tuple(map(float, x)) for x in (scene.focal, scene.centre, scene.background))
@@ -259,7 +254,7 @@ def fit(
     recent: list[dict[str, jax.Array]] = []
     faults, overflow = 0, 0
     for n in range(resumed_at, settings.steps):
-        state, told = step(state, views[_view_of(n, len(views), settings.seed)])
+        state, told = step(state, view(_view_of(n, len(scene), settings.seed)))
         recent.append(told)
         if len(recent) == 20 or n + 1 == settings.steps:
             values = {k: np.array([float(t[k]) for t in recent]) for k in told}
@@ -267,7 +262,7 @@ def fit(
             faults += int((values["faults"] > 0).sum())
             overflow = max(overflow, int(values["overflow"].max()))
             if values["faults"][-1] >= MAX_FAULTS:
-                raise FitError(
+                raise InputError(
                     f"the gradient has not been finite for {MAX_FAULTS} steps; lower --rate, or look "
                     "for wrong cameras among the views"
                 )
@@ -294,11 +289,11 @@ def _check(scene: Scene, settings: FitSettings) -> None:
     smallest = metrics.LPIPS_SMALLEST if settings.lpips else metrics.SSIM_WINDOW
     if min(scene.size) < smallest:
         height, width = scene.size
-        raise FitError(
+        raise InputError(
             f"pictures of {width}x{height} pixels; this loss needs {smallest}: --lpips 0, or larger pictures"
         )
     if settings.steps < 1 or settings.count < 1:
-        raise FitError("at least one step and one Gaussian are needed")
+        raise InputError("at least one step and one Gaussian are needed")
 
 
 def _begin(scene: Scene, settings: FitSettings) -> _State:
@@ -341,9 +336,9 @@ def _restore(path: pathlib.Path, like: _State, identity: str) -> _State:
             found = str(stored["identity"])
             arrays = [stored[f"a{i}"] for i in range(len(leaves))] if found == identity else []
     except Exception as error:  # zipfile, zlib and numpy raise what they like
-        raise FitError(f"{path}: not a checkpoint of a fit ({error}); remove it") from error
+        raise InputError(f"{path}: not a checkpoint of a fit ({error}); remove it") from error
     if found != identity:
-        raise FitError(f"{path}: of other views or settings; remove it to begin anew")
+        raise InputError(f"{path}: of other views or settings; remove it to begin anew")
     if [a.shape for a in arrays] != [x.shape for x in leaves]:
-        raise FitError(f"{path}: damaged; remove it to begin anew")
+        raise InputError(f"{path}: damaged; remove it to begin anew")
     return jax.tree.unflatten(structure, [jnp.asarray(a) for a in arrays])

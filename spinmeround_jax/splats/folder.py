@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spinmeround_jax.files import new_folder
+from spinmeround_jax.files import InputError, new_folder
 from spinmeround_jax.results import transforms
 from spinmeround_jax.results.head_folder import to_pixels
 from spinmeround_jax.splats import mesh, scene, viewer, views
@@ -54,7 +54,6 @@ def write_folder(
             partial / transforms.NAME,
             transforms_views(given, names),
             normals_space="world",
-            ply_file_path="splats.ply",
             applied_transform=given.applied_transform[:3].tolist(),
         )
         turn = views.draw_views(gaussians, given, views.orbit(given, TURN_VIEWS))
@@ -62,12 +61,12 @@ def write_folder(
         report["left_out"] = {}
         try:
             write_viewer(partial / "viewer.html", gaussians, given, folder.name)
-        except viewer.ViewerError as error:
+        except InputError as error:
             report["left_out"]["viewer.html"] = str(error)
         try:
             if with_mesh:
                 write_meshes(partial, given, drawn)
-        except mesh.MeshError as error:
+        except InputError as error:
             report["left_out"]["mesh.glb, mesh.ply"] = str(error)
         write_json(partial / REPORT, report)
 

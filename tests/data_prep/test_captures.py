@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import captures, factory
+from data_prep import captures
 from data_prep.calibrated import readers
 from data_prep.calibrated import views as capture_views
 from data_prep.calibrated.readers import Photo
@@ -530,7 +530,7 @@ def test_without_landmarks_the_models_find_the_head(tmp_path, scene, points):
 
 
 def test_what_is_missing_is_told_at_once(tmp_path, scene, points):
-    with pytest.raises(factory.FactoryError, match="no captures in it"):
+    with pytest.raises(InputError, match="no captures in it"):
         captures.find(tmp_path)
     write_ours(tmp_path / "anna", scene, points)
     (tmp_path / "anna" / "identity.npy").unlink()
