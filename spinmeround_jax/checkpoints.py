@@ -159,23 +159,11 @@ _UNREADABLE = (
 
 def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Fields outside FREE_FIELDS whose values differ, as "name: saved -> current"."""
-    before, after = _flat(saved), _flat(json.loads(json.dumps(current)))
     return [
-        f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-        and not any(name == free or name.startswith(free + ".") for free in FREE_FIELDS)
+        change
+        for change in schema.differences(saved, current)
+        if not any(change.startswith((f"{free}:", f"{free}.")) for free in FREE_FIELDS)
     ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _to_json(state: Any) -> Any:

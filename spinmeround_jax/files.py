@@ -256,6 +256,19 @@ def _unfinished(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f".{path.name}.{os.getpid()}.unfinished")
 
 
+def seal(content: bytes) -> bytes:
+    """`content` with its SHA-256 at the end, for files that are made again when damaged."""
+    return content + hashlib.sha256(content).digest()
+
+
+def unseal(content: bytes) -> bytes:
+    """The content of what was `seal`ed; ValueError where it is not as it was."""
+    content, digest = content[:-32], content[-32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("wrong checksum")
+    return content
+
+
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Write whole or not at all: a kill leaves the old file or the new one.
 
@@ -365,14 +378,8 @@ def name_inside(name: str) -> str:
     """`name`, if it can be that of a file or folder in a folder of results.
 
     Raises:
-        ValueError: it is empty, begins with a dot (as "..", and our temporary names), leads elsewhere,
-            or is no text.
+        ValueError: it is empty, begins with a dot (as "..", and our temporary names), or leads elsewhere.
     """
-    if not name or name.startswith(".") or set(name) & {"/", os.sep, "\0"} or not is_text(name):
+    if not name or name.startswith(".") or set(name) & {"/", os.sep, "\0"}:
         raise ValueError(f"{name!a} cannot be the name of a folder of results; rename the input")
     return name
-
-
-def is_text(name: str) -> bool:
-    """Whether it is valid Unicode; on Linux names of files can be any bytes, kept as surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)

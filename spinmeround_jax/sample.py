@@ -130,12 +130,12 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     # What decides the pictures: a head that was made with the same is left alone.
     same = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
     same |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
-    wanted = [
-        p
-        for p in plans
-        if args.overwrite
-        or not head_folder.is_finished(args.out / p.name, {**same, "request": p.request()})
-    ]
+    wanted = []
+    for p in plans:
+        head_folder.check_ours(args.out / p.name)
+        finished = {**same, "request": p.request()}
+        if args.overwrite or not head_folder.is_finished(args.out / p.name, finished):
+            wanted.append(p)
 
     failed, unread = 0, []
     if wanted:

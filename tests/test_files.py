@@ -181,7 +181,20 @@ def test_sha256(tmp_path):
             files.sha256(odd)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".hidden", "a\0b", "a\udc80"])
+def test_seals():
+    sealed = files.seal(b"content")
+    assert files.unseal(sealed) == b"content"
+    for bit in range(8 * len(sealed)):
+        damaged = bytearray(sealed)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="checksum"):
+            files.unseal(bytes(damaged))
+    for length in range(len(sealed)):
+        with pytest.raises(ValueError, match="checksum"):
+            files.unseal(sealed[:length])
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".hidden", "a\0b"])
 def test_names_that_lead_elsewhere(name):
     with pytest.raises(ValueError, match="rename the input"):
         files.name_inside(name)

@@ -12,18 +12,21 @@ Every problem is a `PortraitError` that names the file and says what to do.
 from __future__ import annotations
 
 import dataclasses
-import json
+import io
+import os
 import pathlib
 
 import numpy as np
 from PIL import Image
 
+from spinmeround_jax import files, schema
 from spinmeround_jax.photo import images
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TRUTH_SUFFIX = ".truth.png"
 VIEW_SET = "views.json"
 ID_SIZE = 512
+MAX_IDENTITY_BYTES = 1 << 20
 
 
 class PortraitError(ValueError):
@@ -73,12 +76,18 @@ def find(paths: list[pathlib.Path]) -> list[pathlib.Path]:
     found = list(dict.fromkeys(found))
     names: dict[str, pathlib.Path] = {}
     for path in found:
-        other = names.setdefault(path.name if path.is_dir() else path.stem, path)
+        other = names.setdefault(name_of(path), path)
         if other != path:
             raise PortraitError(
                 f"{path}: would be written to the same folder as {other}; rename one of them"
             )
     return found
+
+
+def name_of(path: pathlib.Path) -> str:
+    """Of the folder that an input's result is written to; of "." the folder's own name."""
+    path = pathlib.Path(os.path.abspath(path))
+    return path.name if path.is_dir() else path.stem
 
 
 def is_view_set(path: pathlib.Path) -> bool:
@@ -161,22 +170,28 @@ def read_recognition(path: pathlib.Path) -> str | None:
     if path.with_suffix(".npy").is_file():
         return None  # the identity is read from there, and it does not say
     try:
-        recognition = json.loads(path.with_suffix(".json").read_text())["recognition"]["sha256"]
-    except Exception:  # no JSON, or none of ours
+        about = schema.read(path.with_suffix(".json"), _RECOGNITION)
+    except (OSError, ValueError):  # no JSON, or none of ours
         return None
-    return recognition if isinstance(recognition, str) else None
+    return about["recognition"]["sha256"]
+
+
+_RECOGNITION = schema.record({"recognition": schema.record({"sha256": schema.text()})})
 
 
 def _read_identity_file(path: pathlib.Path) -> np.ndarray:
     wanted = f"expected an ArcFace embedding of {ID_SIZE} finite numbers, not all zero"
     try:
         if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
+            content = io.BytesIO(files.read_bytes(path, MAX_IDENTITY_BYTES))
+            values = np.load(content, allow_pickle=False)
         else:
-            about = json.loads(path.read_text())
-            if isinstance(about, dict) and about.get("no_identity"):  # by spinmeround_jax.photo
+            about = schema.read(
+                path, schema.record({}, {"no_identity": schema.nullable(schema.text())})
+            )
+            if about.get("no_identity"):  # by spinmeround_jax.photo
                 raise PortraitError(f"{path}: no identity in it: {about['no_identity']}")
-            values = np.array(about["id_embedding"], np.float64)
+            values = np.array(_IDENTITY(about, "")["id_embedding"], np.float64)
         if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
             raise ValueError("not an array of floating-point numbers")
         if values.shape != (ID_SIZE,):
@@ -191,18 +206,19 @@ def _read_identity_file(path: pathlib.Path) -> np.ndarray:
     return (values / norm).astype(np.float32)
 
 
+_IDENTITY = schema.record({"id_embedding": schema.array(schema.number(), ID_SIZE, ID_SIZE)})
+
+
 def _read_truth(path: pathlib.Path, size: int) -> Truth | None:
     sheet_path, json_path = path.with_suffix(TRUTH_SUFFIX), path.with_suffix(".json")
     if not sheet_path.is_file():
         return None
     wanted = f'{sheet_path}: the angles of its views belong in {json_path.name} as "truth": [...]'
     try:
-        views = json.loads(json_path.read_text())["truth"]
-        angles = np.array([(view["yaw"], view.get("pitch", 0.0)) for view in views], np.float32)
-        if not angles.size or not np.isfinite(angles).all():
-            raise ValueError("no views, or angles that are not finite")
-    except Exception as error:
+        views = schema.read(json_path, _TRUTH)["truth"]
+    except (OSError, ValueError) as error:
         raise PortraitError(f"{wanted} ({_reason(error)})") from error
+    angles = np.array([(view["yaw"], view.get("pitch", 0.0)) for view in views], np.float32)
     sheet = np.rint(255.0 * _open(sheet_path)[..., :3]).astype(np.uint8)
     tile, rest = divmod(sheet.shape[1], len(angles))
     if rest or sheet.shape[0] not in (tile, 2 * tile):
@@ -212,6 +228,12 @@ def _read_truth(path: pathlib.Path, size: int) -> Truth | None:
         )
     tiles = sheet.reshape(-1, tile, len(angles), tile, 3).swapaxes(1, 2)
     return Truth(angles, tiles[0], tiles[1] if len(tiles) == 2 else None)
+
+
+_ANGLE = schema.number(-1e6, 1e6)  # degrees
+_TRUTH = schema.record(
+    {"truth": schema.array(schema.record({"yaw": _ANGLE}, {"pitch": _ANGLE}), 1, 1000)}
+)
 
 
 def _open(path: pathlib.Path) -> np.ndarray:

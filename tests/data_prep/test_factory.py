@@ -175,7 +175,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(factory.FactoryError, match=r"no room left.* same command continues"):
+        with pytest.raises(factory.FactoryError, match=r"no space left.* same command continues"):
             factory.write_dataset(source, new, 3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
