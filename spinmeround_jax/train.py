@@ -28,6 +28,7 @@ import logging
 import pathlib
 import platform
 import shlex
+import signal
 import sys
 from typing import Any
 
@@ -376,6 +377,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of its work
+    # Outside of the loop, which finishes its step; with several processes JAX's handler replaces it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config = from_mapping(Config, _CONFIG.value)
         distributed.initialize(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_ID.value)
@@ -386,7 +389,8 @@ def main(argv: list[str]) -> None:
     except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped. The same command resumes.")
+        print("stopped. The same command resumes.", flush=True)
+        sys.exit(_STOPPED_EXIT_CODE.value)
 
 
 if __name__ == "__main__":

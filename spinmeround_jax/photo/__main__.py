@@ -104,7 +104,7 @@ def find_photos(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(p for p in path.iterdir() if p.is_file() and images.is_picture_name(p))
+        inside = sorted(p for p in path.iterdir() if not p.is_dir() and images.is_picture_name(p))
         if not inside:
             raise UsageError(f"{path}: no pictures in this folder ({', '.join(images.SUFFIXES)})")
         found += inside

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import pathlib
 import warnings
 
@@ -57,7 +58,10 @@ def read(path: pathlib.Path) -> Picture:
     if path.is_dir():
         raise ImageError(f"{path}: a folder, not a picture")
     if not path.is_file():
-        raise ImageError(f"{path}: no such file; check the path")
+        reason = "not a regular file" if path.exists() else "no such file; check the path"
+        if path.is_symlink():
+            reason = f"a link to {os.readlink(path)}, where there is no file; mend the link"
+        raise ImageError(f"{path}: {reason}")
     if path.stat().st_size == 0:
         raise ImageError(f"{path}: an empty file; copy or download it again")
     _register_heif(path)

@@ -100,7 +100,7 @@ def _is_portrait(path: pathlib.Path) -> bool:
         images.is_picture_name(path)
         and not path.name.startswith(".")
         and not path.name.lower().endswith(TRUTH_SUFFIX)
-        and path.is_file()
+        and not path.is_dir()  # a broken link is to be told of
     )
 
 
