@@ -268,8 +268,7 @@ def write_dataset(
         ) from error
     except OSError as error:
         raise FactoryError(
-            f"{explain(error, out)}. Finished shards are kept; the same command continues where "
-            "this one stopped."
+            f"{explain(error, out)}. Finished shards are kept; the same command continues there."
         ) from error
     total = sum(len(job.subjects) for job in jobs)
     print(f"{total - len(reasons)} subjects in {len(jobs)} shards: {out}")

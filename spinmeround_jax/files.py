@@ -154,8 +154,8 @@ def explain(error: OSError, folder: pathlib.Path | None = None) -> str:
             if shutil.disk_usage(other).free < 16 << 20:
                 place = f"{other} (temporary memory of this machine)"
     return (
-        f"{place or 'disk'}: no space left ({error.strerror}). What was finished is kept; free some "
-        "space and give the same command again"
+        f"{place or 'disk'}: no space left. What was finished is kept; free some space and give the "
+        "same command again"
     )
 
 

@@ -21,6 +21,7 @@ from spinmeround_jax import checkpoints, requests
 from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.diffusion.pipeline import Heads, Pipeline, sampling_defaults
 from spinmeround_jax.diffusion.view_groups import SAME_VIEW, angular_distance
+from spinmeround_jax.files import name_inside
 from spinmeround_jax.models import Model
 from spinmeround_jax.photo import likeness
 from spinmeround_jax.photo.assets import AssetError
@@ -132,6 +133,10 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     same |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
     wanted = []
     for p in plans:
+        try:
+            name_inside(p.name)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         head_folder.check_ours(args.out / p.name)
         finished = {**same, "request": p.request()}
         if args.overwrite or not head_folder.is_finished(args.out / p.name, finished):

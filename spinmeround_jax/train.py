@@ -376,7 +376,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of its work
+    # Orbax tells every step of its work, and errors once for each of its threads: they are raised, too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     # Outside of the loop, which finishes its step; with several processes JAX's handler replaces it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

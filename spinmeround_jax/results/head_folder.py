@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from spinmeround_jax import cameras, schema
 from spinmeround_jax.diffusion.pipeline import Heads
-from spinmeround_jax.files import name_inside, new_folder, recover
+from spinmeround_jax.files import new_folder, recover
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.portraits import Truth
 
@@ -60,11 +60,7 @@ def is_finished(folder: pathlib.Path, wanted: Mapping[str, Any]) -> bool:
 
 
 def check_ours(folder: pathlib.Path) -> None:
-    """Raises OutputError where `folder` is there and not a result of ours to replace, or its name is none."""
-    try:
-        name_inside(folder.name)
-    except ValueError as error:
-        raise OutputError(f"{folder.parent}: {error}") from error
+    """Raises OutputError where `folder` is there and not a result of ours to replace."""
     if folder.name == PAGE:
         raise OutputError(f"{folder}: is the name of the page; rename the input")
     if (folder.exists() or folder.is_symlink()) and read_settings(folder) is None:
