@@ -232,7 +232,7 @@ def _leftovers(path: pathlib.Path) -> list[pathlib.Path]:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+\.unfinished|replaced)")
     try:
         names = os.listdir(path.parent)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [path.with_name(name) for name in sorted(names) if pattern.fullmatch(name)]
 
