@@ -21,6 +21,8 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
+from spinmeround_jax import cli  # noqa: E402
+from spinmeround_jax.cli import UsageError  # noqa: E402
 from spinmeround_jax.config import DataConfig, StageConfig  # noqa: E402
 from spinmeround_jax.data import latent_files, loader, records, shards  # noqa: E402
 from spinmeround_jax.data.manifest import read_manifest, shard_name, write_manifest  # noqa: E402
@@ -109,8 +111,8 @@ def data_config(directory: pathlib.Path) -> DataConfig:
     """The values of configs/tpu_v4.py that make batches, without worker processes."""
     return DataConfig(
         directory=str(directory), max_frontal_yaw=45.0, max_frontal_pitch=30.0,
-        random_background=0.5, guidance_dropout=0.15, relative_cameras=True, skip_corrupt=True,
-        workers=0, prefetch=0,
+        random_background=0.5, guidance_dropout=0.15, identity_dropout=0.0, relative_cameras=True,
+        skip_corrupt=True, workers=0, prefetch=0,
     )  # fmt: skip
 
 
@@ -130,7 +132,8 @@ def our_case(
     return Case(
         name,
         lambda: loader.make_loader(
-            data_config(directory), stages, args.batch_size, args.views, 0, args.split,
+            data_config(directory), stages, args.batch_size, args.views, 0,
+            "camera", args.split,
             latents=latents or "",
         ),
         files,
@@ -197,8 +200,9 @@ def write_random_latents(
     side = source.image_size // 8
     shape = (side, side, 4)
     description = latent_files.Description(
-        "random", source.image_size, source.views, shape, backgrounds, seed=0
-    )
+        "random", source.image_size, source.views, shape, backgrounds, seed=0,
+        normals_frame="camera",
+    )  # fmt: skip
     latent_files.write_description(out, description)
     rng = np.random.default_rng(0)
     block = rng.standard_normal(description.moments_shape, np.float32).astype(np.float16)
@@ -265,12 +269,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.loader",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("benchmarks.loader", __doc__, EXAMPLES)
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder on a local disk")
     parser.add_argument("--split", default="train", help="(train)")
     latents = parser.add_mutually_exclusive_group()
@@ -294,11 +293,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--temporary", type=pathlib.Path, help="folder for what is made (system's)")
     args = parser.parse_args(argv)
     if min(args.views, args.batch_size, args.batches, args.rounds) < 1 or args.small_shards < 0:
-        parser.error("--views, --batch-size, --batches, --rounds must be positive")
+        raise UsageError("--views, --batch-size, --batches, --rounds must be positive")
     return args
 
 
-def run(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+def measure_all(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Measures all cases in turn; `folder` is for what they need."""
     latents = args.latents
     if args.random_latents:
@@ -323,14 +322,9 @@ def run(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, dict[str, A
     return {case.name: summary(case, args) for case in cases}
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    try:
-        with tempfile.TemporaryDirectory(dir=args.temporary) as folder:
-            results = run(args, pathlib.Path(folder))
-    except (records.RecordError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(dir=args.temporary) as folder:
+        results = measure_all(args, pathlib.Path(folder))
     print(table(results))
     if args.out:
         settings = {name: str(value) for name, value in vars(args).items() if value is not None}
@@ -339,8 +333,11 @@ def main(argv: list[str] | None = None) -> int:
         )
         report = {"settings": settings, "machine": machine, "results": results}
         args.out.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(parse_arguments, run, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

@@ -21,20 +21,20 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import sys
 import time
 
 import numpy as np
 from tqdm import tqdm
 
-from spinmeround_jax import cameras, checkpoints
-from spinmeround_jax.data import records
+from spinmeround_jax import cameras, checkpoints, cli
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.diffusion.pipeline import Pipeline, sampling_defaults
 from spinmeround_jax.evaluation.parts import stamp_of
+from spinmeround_jax.results.transforms import without_grey
 from spinmeround_jax.splats import views
 from spinmeround_jax.splats.fit import FitSettings, fit
-from spinmeround_jax.splats.scene import Scene, without_grey
+from spinmeround_jax.splats.scene import Scene
 
 RING, EVERY = 48, 8
 NEAR, FAR = 5.0, 15.0  # degrees of pitch
@@ -62,7 +62,7 @@ def scene_of(
         centre=np.full(2, size / 2),
         background=np.ones(3, np.float32),
         names=tuple(str(i) for i in range(len(images))),
-        masks_from="alpha",
+        masks_from=("alpha",) * len(images),
     )
 
 
@@ -166,32 +166,10 @@ def changes(found: dict[tuple[str, str], list[dict]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.reconstruction",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="data_prep's folder")
-    parser.add_argument("--checkpoint", type=pathlib.Path, help="model; without: true renders only")
-    parser.add_argument(
-        "--subjects", type=int, nargs="+", default=[1, 2], help="numbers of held-out ones (1 2)"
-    )
-    parser.add_argument(
-        "--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="which fits (all)"
-    )
-    parser.add_argument("--steps", type=int, default=FitSettings().steps)
-    parser.add_argument("--count", type=int, default=FitSettings().count, help="Gaussians")
-    parser.add_argument("--degree", type=int, default=FitSettings().degree)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/reconstruction"))
-    args = parser.parse_args(argv)
-    try:
-        held_out = HeldOut(args.data)
-    except records.RecordError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    held_out = HeldOut(args.data)
     if wrong := [i for i in args.subjects if not 0 <= i < len(held_out)]:
-        parser.error(f"--subjects {wrong[0]}: {args.data} has 0 to {len(held_out) - 1}")
+        raise UsageError(f"--subjects {wrong[0]}: {args.data} has 0 to {len(held_out) - 1}")
     args.out.mkdir(parents=True, exist_ok=True)
     found: dict[tuple[str, str], list[dict]] = {
         (kind, losses): []
@@ -229,8 +207,24 @@ def main(argv: list[str] | None = None) -> int:
         text = f"{table(found)}\n\n{changes(found)}"
         (args.out / "table.md").write_text(text + "\n")
         print(f"\n{text}\n", flush=True)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.build_parser("benchmarks.reconstruction", __doc__)
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="data_prep's folder")
+    parser.add_argument("--checkpoint", type=pathlib.Path, help="model; without: true renders only")
+    parser.add_argument(
+        "--subjects", type=int, nargs="+", default=[1, 2], help="numbers of held-out ones (1 2)"
+    )
+    parser.add_argument(
+        "--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="which fits (all)"
+    )
+    parser.add_argument("--steps", type=int, default=FitSettings().steps)
+    parser.add_argument("--count", type=int, default=FitSettings().count, help="Gaussians")
+    parser.add_argument("--degree", type=int, default=FitSettings().degree)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/reconstruction"))
+    return cli.main(parser.parse_args, run, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

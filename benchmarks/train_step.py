@@ -133,6 +133,7 @@ def random_batch(config: Config, pictures: bool) -> Batch:
     return Batch(
         observed=np.broadcast_to(np.arange(v) == 0, (b, v)).copy(),
         dropped=np.zeros(b, bool),
+        identity_dropped=np.zeros(b, bool),
         id_embedding=identities / np.linalg.norm(identities, axis=-1, keepdims=True),
         world_to_camera=np.tile(cameras.orbit(np.linspace(0.0, 315.0, v)), (b, 1, 1, 1)).astype(
             np.float32

@@ -100,6 +100,7 @@ def abstract_batch(config: Config, cached: bool) -> Batch:
     return Batch(
         observed=Shapes((b, v), jnp.bool),
         dropped=Shapes((b,), jnp.bool),
+        identity_dropped=Shapes((b,), jnp.bool),
         id_embedding=Shapes((b, 512), jnp.float32),
         world_to_camera=Shapes((b, v, 4, 4), jnp.float32),
         images=None if cached else pictures,

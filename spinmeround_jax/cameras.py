@@ -30,6 +30,10 @@ ANCHOR_YAWS = (45.0, 90.0, 135.0, 180.0, -135.0, -90.0, -45.0)
 
 Rays = Literal["true", "released"]
 
+Frame = Literal["camera", "world"]
+"""Where a model's normal maps live. "camera": each in its own view's camera, so that a map is a function
+of what the view shows, whichever view is the reference. "world": in the head's, as the release's."""
+
 
 # ---------------------------------------------------------------------------------------------------
 # Poses
@@ -98,6 +102,21 @@ def camera_to_world(world_to_camera: np.ndarray) -> np.ndarray:
     pose[..., :3, 3] = -(rotation @ world_to_camera[..., :3, 3:])[..., 0]
     pose[..., 3, 3] = 1.0
     return pose
+
+
+def normals_to_camera(normals: np.ndarray, world_to_camera: np.ndarray) -> np.ndarray:
+    """(..., h, w, 3) normals from the frame of the (..., 4, 4) poses to each pose's own camera.
+
+    A linear map: lengths stay, so that 0 (the background, mid-grey) stays 0 and the shorter normals of
+    a soft silhouette stay as short.
+    """
+    rotation = np.asarray(world_to_camera, np.float32)[..., None, :3, :3]
+    return normals @ np.swapaxes(rotation, -1, -2)
+
+
+def normals_to_world(normals: np.ndarray, world_to_camera: np.ndarray) -> np.ndarray:
+    """The inverse of `normals_to_camera`."""
+    return normals @ np.asarray(world_to_camera, np.float32)[..., None, :3, :3]
 
 
 # ---------------------------------------------------------------------------------------------------

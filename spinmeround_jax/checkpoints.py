@@ -26,6 +26,7 @@ from flax import nnx
 
 from spinmeround_jax import files, models, schema
 from spinmeround_jax.config import from_mapping
+from spinmeround_jax.files import InputError
 from spinmeround_jax.models import Autoencoder, AutoencoderConfig, Model, ModelConfig, parameters
 
 SCHEMA_VERSION = 1
@@ -40,6 +41,7 @@ FREE_FIELDS = (
     "sample_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "held_out",
     "sampling",
     "mesh",
     "remat",
@@ -49,10 +51,6 @@ FREE_FIELDS = (
     "data.prefetch",
     "latents.directory",
 )
-
-
-class CheckpointError(ValueError):
-    """Something on disk cannot be used; the message names the file and what to do."""
 
 
 class Loader(Protocol):
@@ -93,7 +91,7 @@ class Checkpoints:
         """Copy the state now, write it in the background; a step already on disk is left alone.
 
         Raises:
-            CheckpointError: this one or the one before could not be written; see `wait`.
+            InputError: this one or the one before could not be written; see `wait`.
         """
         if step == self.latest():
             return
@@ -116,7 +114,7 @@ class Checkpoints:
             abstract_state: ShapeDtypeStructs with shardings.
 
         Raises:
-            CheckpointError: the config differs, or the files cannot be read.
+            InputError: the config differs, or the files cannot be read.
         """
         step = self.latest()
         folder = self.directory / str(step)
@@ -125,9 +123,9 @@ class Checkpoints:
                 step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
             )
         except Exception as error:  # Orbax, tensorstore and JSON each have their own
-            raise CheckpointError(f"{folder}: {error}. {_UNREADABLE}") from error
+            raise InputError(f"{folder}: {error}. {_UNREADABLE}") from error
         if changes := config_changes(saved["config"], self._config):
-            raise CheckpointError(
+            raise InputError(
                 f"{folder} was written with another config: {'; '.join(changes)}. Set these back, "
                 "or start a new run with another --workdir"
             )
@@ -140,10 +138,10 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
-            raise CheckpointError(f"{folder}: {error}. {_UNREADABLE}") from error
+            raise InputError(f"{folder}: {error}. {_UNREADABLE}") from error
         position = _from_json(restored["loader"]["state"])
         if isinstance(position, dict) and position.get("step", step) != step:
-            raise CheckpointError(
+            raise InputError(
                 f"{folder}: its data loader stood at step {position['step']!r}. {_UNREADABLE}"
             )
         loader.set_state(position)
@@ -153,7 +151,7 @@ class Checkpoints:
         """Return when everything saved is on disk.
 
         Raises:
-            CheckpointError: it could not be written, and which earlier one is kept.
+            InputError: it could not be written, and which earlier one is kept.
         """
         with self._told():
             self._manager.wait_until_finished()
@@ -174,7 +172,7 @@ class Checkpoints:
                 kept = f"The newest that is kept is of step {self.latest()}"
             except Exception:
                 kept = "Those of before are kept"
-            raise CheckpointError(
+            raise InputError(
                 f"{self.directory}: a checkpoint could not be written: {reason[:500]}. {kept}; the "
                 "same command resumes from there"
             ) from error
@@ -236,7 +234,7 @@ def load_model(directory: Path, dtype: Any = jnp.float32) -> Model:
     """The model in `directory`, with float32 parameters, computing in `dtype`.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or does not fit the others.
+        InputError: a file is missing, damaged, or does not fit the others.
     """
     config = _read_config(directory, "model", ModelConfig)
     model = nnx.eval_shape(lambda: _networks(models.build(config, dtype=dtype, rngs=nnx.Rngs(0))))
@@ -279,7 +277,7 @@ def origins(directory: Path) -> list[str]:
         ]
     except (AttributeError, KeyError, TypeError) as error:
         path = pathlib.Path(directory) / "model.json"
-        raise CheckpointError(f"{path}: damaged, provenance ({error!r})") from error
+        raise InputError(f"{path}: damaged, provenance ({error!r})") from error
 
 
 def _networks(model: Model) -> dict[str, nnx.Module]:
@@ -344,16 +342,16 @@ def _read_json(directory: Path) -> dict[str, Any]:
     try:
         description = schema.read(path, _DESCRIPTION, max_bytes=16 << 20)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(
+        raise InputError(
             f"{path}: no such file; give a folder written by training (<workdir>/model) or by "
             "spinmeround_jax.convert"
         ) from error
     except OSError as error:
-        raise CheckpointError(files.explain(error)) from error
+        raise InputError(files.explain(error)) from error
     except ValueError as error:
-        raise CheckpointError(f"{error}; damaged, restore it from a copy") from error
+        raise InputError(f"{error}; damaged, restore it from a copy") from error
     if (version := description["schema_version"]) != SCHEMA_VERSION:
-        raise CheckpointError(
+        raise InputError(
             f"{path}: schema version {version!r}, this code reads {SCHEMA_VERSION}; convert the "
             "weights again, or use the code that wrote them"
         )
@@ -423,17 +421,20 @@ def _read_config(directory: Path, kind: str, cls: type) -> Any:
     path = pathlib.Path(directory) / "model.json"
     description = _read_json(directory)
     if description["kind"] != kind:
-        raise CheckpointError(f"{path}: holds {description['kind']!r}, expected {kind!r}")
+        raise InputError(f"{path}: holds {description['kind']!r}, expected {kind!r}")
+    values = description["config"]
+    if cls is ModelConfig and isinstance(values, dict):
+        values = {"normals_frame": "world", **values}  # of folders from before there was a choice
     try:
-        return from_mapping(cls, _CONFIGS[kind](description["config"], "config"))
+        return from_mapping(cls, _CONFIGS[kind](values, "config"))
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
 
 
 def _read_weights(directory: Path, networks: dict[str, nnx.Module]) -> dict[str, nnx.Module]:
     path = pathlib.Path(directory).absolute() / "weights"
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder, though model.json is there; copy it too")
+        raise InputError(f"{path}: no such folder, though model.json is there; copy it too")
     _check_sums(path.parent)
     graphs, expected = {}, {}
     for name, module in networks.items():
@@ -444,41 +445,39 @@ def _read_weights(directory: Path, networks: dict[str, nnx.Module]) -> dict[str,
             found = checkpointer.metadata(path).item_metadata
             found = {name: dict(found[name]) for name in found}
         except Exception as error:
-            raise CheckpointError(f"{path}: damaged, restore it from a copy ({error})") from error
+            raise InputError(f"{path}: damaged, restore it from a copy ({error})") from error
         problems = [
             f"{name}: {problem}"
             for name in sorted(expected.keys() | found.keys())
             for problem in parameters.mismatches(expected.get(name, {}), found.get(name, {}))
         ]
         if problems:
-            raise CheckpointError(
-                f"{path} does not fit the config in model.json: {'; '.join(problems)}"
-            )
+            raise InputError(f"{path} does not fit the config in model.json: {'; '.join(problems)}")
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=here), expected
         )
         try:
             weights = checkpointer.restore(path, target)
         except Exception as error:
-            raise CheckpointError(f"{path}: damaged, restore it from a copy ({error})") from error
+            raise InputError(f"{path}: damaged, restore it from a copy ({error})") from error
     return {name: parameters.merge(graphs[name], weights[name]) for name in networks}
 
 
 def _check_sums(directory: pathlib.Path) -> None:
-    """Raises CheckpointError where a file is not the one that was saved; folders without sums pass."""
+    """Raises InputError where a file is not the one that was saved; folders without sums pass."""
     path = directory / SUMS
     try:
         lines = files.read_bytes(path, 16 << 20).decode().splitlines()
         for line in lines:
             if not (match := re.fullmatch("([0-9a-f]{64})  ([^/].*)", line)) or ".." in line:
-                raise CheckpointError(f"{path}: damaged; restore it from a copy ({line[:80]!a})")
+                raise InputError(f"{path}: damaged; restore it from a copy ({line[:80]!a})")
             if files.sha256(directory / match[2]) != match[1]:
-                raise CheckpointError(
+                raise InputError(
                     f"{directory / match[2]}: damaged or edited, its SHA-256 is not that in {SUMS}; "
                     f"restore it from a copy (or delete {SUMS} if it is as you want it)"
                 )
     except FileNotFoundError as error:
         if error.filename != str(path):
-            raise CheckpointError(f"{error.filename}: missing; copy the whole folder") from error
+            raise InputError(f"{error.filename}: missing; copy the whole folder") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be checked ({error})") from error
+        raise InputError(f"{path}: cannot be checked ({error})") from error

@@ -6,7 +6,6 @@ which reads and writes through fsspec. Only what differs between the two is here
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import hashlib
@@ -24,6 +23,10 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+class InputError(ValueError):
+    """A file, folder or value cannot be used; the message names it and says what to do."""
 
 
 def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -47,14 +50,6 @@ def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
     except ValueError as error:
         raise OSError(f"{path}: cannot be reached ({error})") from error
     return remote
-
-
-def path_argument(text: str) -> pathlib.Path:
-    """`as_path` as a `type` of argparse."""
-    try:
-        return as_path(text)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def is_local(path: pathlib.Path) -> bool:
@@ -117,7 +112,7 @@ def open_regular(path: pathlib.Path, max_bytes: int | None = None) -> BinaryIO:
     if max_bytes is not None and size > max_bytes:
         file.close()
         raise OSError(
-            errno.EFBIG, f"{size:,} bytes, more than the {max_bytes:,} that are read", str(path)
+            errno.EINVAL, f"{size:,} bytes, more than the {max_bytes:,} that are read", str(path)
         )
     return file
 
@@ -146,7 +141,8 @@ def explain(error: OSError, folder: pathlib.Path | None = None) -> str:
     """
     if error.errno not in _FULL:
         place = error.filename or folder
-        return f"{place}: {error.strerror}" if place and error.strerror else str(error)
+        reason = error.strerror or str(error)
+        return f"{place}: {reason}" if place and error.strerror else reason
     place = error.filename or folder
     # Worker processes pass arrays through shared memory, whose errors name no file.
     for other in () if error.filename else (pathlib.Path("/dev/shm"), tempfile.gettempdir()):
@@ -378,8 +374,8 @@ def name_inside(name: str) -> str:
     """`name`, if it can be that of a file or folder in a folder of results.
 
     Raises:
-        ValueError: it is empty, begins with a dot (as "..", and our temporary names), or leads elsewhere.
+        InputError: it is empty, begins with a dot (as "..", and our temporary names), or leads elsewhere.
     """
     if not name or name.startswith(".") or set(name) & {"/", os.sep, "\0"}:
-        raise ValueError(f"{name!a} cannot be the name of a folder of results; rename the input")
+        raise InputError(f"{name!a} cannot be the name of a folder of results; rename the input")
     return name

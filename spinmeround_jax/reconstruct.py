@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import logging
-import math
 import pathlib
 import shlex
 import sys
@@ -17,12 +17,14 @@ import numpy as np
 from tqdm import tqdm
 
 import spinmeround_jax
-from spinmeround_jax import files, schema
+from spinmeround_jax import cli, files, schema
+from spinmeround_jax.cli import UsageError
+from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import nvidia, scene, views
-from spinmeround_jax.splats.fit import FitError, FitSettings, fit, views_sha256
+from spinmeround_jax.splats.fit import FitSettings, fit, views_sha256
 from spinmeround_jax.splats.folder import GENERATOR, REPORT, write_folder
 from spinmeround_jax.splats.gaussians import MAX_DEGREE
-from spinmeround_jax.splats.scene import Scene, SceneError
+from spinmeround_jax.splats.scene import Scene
 
 DESCRIPTION = """3D Gaussians of a head from views with cameras: what sample writes, or any transforms.json
 in nerfstudio's convention with PNG, JPEG or WebP pictures of one size, 32 to 2048 pixels.
@@ -43,16 +45,11 @@ EXAMPLES = """examples:
   # views of something else, on black
   python -m spinmeround_jax.reconstruct scan/transforms.json --background 0,0,0
 
-A killed run goes on where it was: give the same command again.
-exit code: 0 all done, 1 some inputs failed (the others are done), 2 wrong usage"""
+A killed run goes on where it was: give the same command again."""
 
 COUNT_AT_64 = 3000  # Gaussians by default, growing with the pixels
 MAX_DEFAULT_COUNT = 48_000
 DEFAULTS = FitSettings()
-
-
-class UsageError(ValueError):
-    """The command cannot be carried out as given."""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -60,32 +57,34 @@ class UsageError(ValueError):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spinmeround_jax.reconstruct",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("spinmeround_jax.reconstruct", DESCRIPTION, EXAMPLES)
     path = pathlib.Path
     parser.add_argument(
         "input", type=path, nargs="+", help="transforms.json, or local folders with one"
     )
     parser.add_argument("--out", type=path, default=path("out/splats"), help="local (out/splats)")
     parser.add_argument(
-        "--hold-out", type=_not_negative, default=8, metavar="N",
+        "--hold-out", type=cli.integer(), default=8, metavar="N",
         help="every Nth view is not fitted but compared with in the end; 0: none (8)",
     )  # fmt: skip
     parser.add_argument(
         "--background", default="white", help="white, black or R,G,B in [0, 1] (white)"
     )
     parser.add_argument(
+        "--up", choices=scene.UPS, default="auto", metavar="AXIS",
+        help="of the views' world, which is turned to y: x, y, z, -x, -y or -z, as in --up=-y; auto: what "
+        "transforms.json says, else how the cameras are held (auto)",
+    )  # fmt: skip
+    parser.add_argument(
         "--one-sided", action="store_true", help="allow cameras on one side: the other is a guess"
     )
 
     how = parser.add_argument_group("how")
-    how.add_argument("--steps", type=_positive, default=DEFAULTS.steps, help=f"({DEFAULTS.steps})")
     how.add_argument(
-        "--count", type=_positive, help="Gaussians (3000 at 64 pixels, by their number)"
+        "--steps", type=cli.integer(1), default=DEFAULTS.steps, help=f"({DEFAULTS.steps})"
+    )
+    how.add_argument(
+        "--count", type=cli.integer(1), help="Gaussians (3000 at 64 pixels, by their number)"
     )
     how.add_argument(
         "--degree", type=int, choices=range(MAX_DEGREE + 1), default=DEFAULTS.degree,
@@ -98,14 +97,14 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         value = getattr(DEFAULTS, name)
         how.add_argument(
-            f"--{name}", type=_weight, default=value, metavar="W",
+            f"--{name}", type=cli.real(0), default=value, metavar="W",
             help=f"weight of the {what} ({value:g}; 0: off)",
         )  # fmt: skip
     how.add_argument("--lpips-network", choices=("alexnet", "vgg16"), default="alexnet")
     how.add_argument(
-        "--rate", type=_weight, default=DEFAULTS.rate, help=f"of learning ({DEFAULTS.rate:g})"
+        "--rate", type=cli.real(0), default=DEFAULTS.rate, help=f"of learning ({DEFAULTS.rate:g})"
     )
-    how.add_argument("--seed", type=_not_negative, default=0, help="same seed, same result (0)")
+    how.add_argument("--seed", type=cli.integer(), default=0, help="same seed, same result (0)")
     how.add_argument(
         "--rasteriser", choices=nvidia.RASTERISERS, default="auto",
         help="auto: splax on an NVIDIA GPU where it is installed, else our own (auto)",
@@ -113,27 +112,6 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--no-mesh", action="store_true", help="neither mesh.glb nor mesh.ply")
     how.add_argument("--overwrite", action="store_true", help="make finished folders again")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if not 1 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return value
-
-
-def _not_negative(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 to {2**31 - 1}")
-    return value
-
-
-def _weight(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text}: expected a number, 0 or more")
-    return value
 
 
 def parse_background(text: str) -> np.ndarray:
@@ -168,10 +146,7 @@ def name_inputs(inputs: list[pathlib.Path]) -> dict[str, pathlib.Path]:
                 f"{file}: not there; give folders that sample wrote, or transforms.json"
             )
         name = file.resolve().parent.name or "root"
-        try:
-            files.name_inside(name)
-        except ValueError as error:
-            raise UsageError(f"{file}: {error}") from error
+        files.name_inside(name)
         if name in named:
             raise UsageError(f"{file}: {named[name]} would have the same folder {name!r} in --out")
         named[name] = file
@@ -203,7 +178,7 @@ def reconstruct(
     """Fit the scene of a transforms.json and write `folder`; returns the report.
 
     Raises:
-        SceneError, FitError: the views cannot be used, or the fit fails; nothing is written.
+        InputError: the views cannot be used, or the fit fails; nothing is written.
         BlockingIOError: another process makes this folder.
     """
     started = time.monotonic()
@@ -234,11 +209,16 @@ def reconstruct(
         "settings": dataclasses.asdict(settings),
         "image_size": list(given.size),
         "views": len(given),
-        "masks_from": given.masks_from,
-        "has_normals": given.normals is not None,
+        "up": given.up,
+        "masks_from": dict(collections.Counter(given.masks_from)),
+        "has_normals": int(given.has_normals.sum()),
         "held_out": [given.names[i] for i in held],
         "distances": {
-            name: {key: round(float(np.nanmean(v[which])), 4) for key, v in distances.items()}
+            name: {
+                key: round(float(np.nanmean(v[which])), 4)
+                for key, v in distances.items()
+                if not np.isnan(v[which]).all()
+            }
             for name, which in (("fitted", fitted), ("held_out", held))
             if len(which)
         },
@@ -278,10 +258,10 @@ _REPORT = schema.record(
 
 
 def check_same(folder: pathlib.Path, report: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises UsageError, naming what differs, where a finished folder is not of this request."""
+    """Raises InputError, naming what differs, where a finished folder is not of this request."""
     found = report.get("request", {})
     if changes := schema.differences({name: found.get(name) for name in wanted}, wanted):
-        raise UsageError(
+        raise InputError(
             f"{folder}: is finished, made with other settings or views (there -> here: "
             f"{'; '.join(changes)}); --overwrite replaces it, or choose another --out"
         )
@@ -295,7 +275,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     """Carry out the command; returns the exit code.
 
     Raises:
-        UsageError: before anything is done.
+        InputError: before anything is done.
     """
     named = name_inputs(args.input)
     background = parse_background(args.background)
@@ -313,23 +293,27 @@ def run(args: argparse.Namespace, command: str) -> int:
     for name, file in named.items():
         folder = args.out / name
         try:
-            given = scene.load(file, background)
+            given = scene.load(file, background, args.up)
             report = read_report(folder)
             if report and not args.overwrite:
                 check_same(folder, report, request(args, given))
                 print(f"{folder}: done before")
                 continue
             report = reconstruct(given, file, folder, args, command)
-        except (UsageError, SceneError, FitError, ImportError, OSError) as error:
+        except (InputError, ImportError, OSError) as error:
             failed += 1
-            told = files.explain(error) if isinstance(error, OSError) else error
-            print(f"error: {told}", file=sys.stderr)
+            print(f"error: {cli.message(error)}", file=sys.stderr)
             continue
         kind = "held_out" if "held_out" in report["distances"] else "fitted"
         told = ", ".join(f"{key} {value:g}" for key, value in report["distances"][kind].items())
         print(f"{folder}: {told} ({kind.replace('_', ' ')} views), {report['seconds']:g} s")
-        if report["masks_from"] == "background":
-            print("  the pictures have neither alpha nor normals: masks are what is not background")
+        if not report["up"].startswith("y"):
+            print(f"  up was {report['up']}; everything written has y up")
+        if guessed := report["masks_from"].get("background"):
+            print(
+                f"  {guessed} of {report['views']} images have neither a mask nor alpha nor normals: "
+                "their masks are what is not background"
+            )
         for what, why in report["left_out"].items():
             print(f"  no {what}: {why}")
         if report["fit"]["faults"]:
@@ -341,13 +325,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("spinmeround_jax").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser().parse_args(argv)
-    try:
-        return run(args, shlex.join(["python", "-m", "spinmeround_jax.reconstruct", *argv]))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    command = shlex.join(["python", "-m", "spinmeround_jax.reconstruct", *argv])
+    return cli.main(build_parser().parse_args, lambda args: run(args, command), argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

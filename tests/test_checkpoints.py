@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from spinmeround_jax import checkpoints, sharding
+from spinmeround_jax.files import InputError
 from spinmeround_jax.models import ModelConfig, parameters
 from tests.support.paths import ROOT
 from tests.support.tiny_model import CONFIG, NETWORKS, random_model
@@ -65,7 +66,7 @@ def test_autoencoder_round_trip_is_exact(model, tmp_path):
         parameters.split(loaded)[1],
         parameters.split(model.autoencoder)[1],
     )
-    with pytest.raises(checkpoints.CheckpointError, match="holds 'autoencoder', expected 'model'"):
+    with pytest.raises(InputError, match="holds 'autoencoder', expected 'model'"):
         checkpoints.load_model(tmp_path)
 
 
@@ -178,7 +179,7 @@ def damage_of(part, **changes):
 )
 def test_damaged_models_are_named(folder, damage, message):
     damage(folder)
-    with pytest.raises(checkpoints.CheckpointError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         checkpoints.load_model(folder)
     assert str(folder) in str(caught.value)
 
@@ -193,7 +194,7 @@ def test_no_flipped_bit_of_a_model_loads(folder):
         damaged = bytearray(before)
         damaged[rng.integers(len(before))] ^= 1 << rng.integers(8)
         path.write_bytes(damaged)
-        with pytest.raises(checkpoints.CheckpointError) as caught:
+        with pytest.raises(InputError) as caught:
             checkpoints.load_model(folder)
         assert str(folder) in str(caught.value)
         path.write_bytes(before)
@@ -292,7 +293,7 @@ def test_loader_of_another_step_is_refused(tmp_path):
     saved = checkpoints.Checkpoints(tmp_path, keep=1, config=RUN)
     saved.save(2, state_at(2), Position({"step": 5}))
     saved.wait()
-    with pytest.raises(checkpoints.CheckpointError, match=r"2: its data loader stood at step 5"):
+    with pytest.raises(InputError, match=r"2: its data loader stood at step 5"):
         saved.restore(abstract_state(), Position({}))
 
 
@@ -305,14 +306,12 @@ def test_another_config_or_damage_is_refused(tmp_path):
         tmp_path, keep=1, config=dataclasses.replace(RUN, name="second", rate=0.2, model=wider)
     )
     with pytest.raises(
-        checkpoints.CheckpointError,
+        InputError,
         match=r"model\.unet\.model_channels: 16 -> 32; rate: 0\.1 -> 0\.2\. Set these back",
     ):
         other.restore(abstract_state(), Position({}))
     for path in (tmp_path / "1" / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(
-        checkpoints.CheckpointError, match="could not be read and was left as it is"
-    ):
+    with pytest.raises(InputError, match="could not be read and was left as it is"):
         saved.restore(abstract_state(), Position({}))

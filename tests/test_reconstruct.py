@@ -34,7 +34,8 @@ def test_what_is_written(done):
     assert sorted(p.name for p in folder.parent.iterdir()) == ["alice"]  # no checkpoint is left
     assert read_ply(folder / "splats.ply").means.shape == (200, 3)
     report = json.loads((folder / "report.json").read_text())
-    assert report["masks_from"] == "normals" and report["views"] == 16
+    assert report["masks_from"] == {"normals": 16} and report["views"] == 16
+    assert report["up"].startswith("y")
     assert report["held_out"] == ["views/view_004.png", "views/view_012.png"]
     assert set(report["distances"]) == {"fitted", "held_out"}
     assert report["distances"]["held_out"]["psnr"] > 15.0
@@ -62,7 +63,7 @@ def test_done_before(done, capsys):
     assert reconstruct.main(arguments) == 0
     assert "done before" in capsys.readouterr().out
     assert (folder / "report.json").stat().st_mtime_ns == stamp
-    assert reconstruct.main([*arguments, "--seed", "1"]) == 2
+    assert reconstruct.main([*arguments, "--seed", "1"]) == 1
     told = capsys.readouterr().err
     assert "seed: 0 -> 1" in told and "--overwrite" in told and "steps" not in told
     assert (folder / "report.json").stat().st_mtime_ns == stamp
@@ -114,7 +115,7 @@ def test_one_bad_input_does_not_stop_the_others(tmp_path, capsys):
     assert reconstruct.main(arguments) == 1
     told = capsys.readouterr()
     assert "few/transforms.json: 6 views; reconstruction needs at least 8" in told.err
-    assert "masks are what is not background" in told.out
+    assert "9 of 9 images" in told.out and "what is not background" in told.out
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["good"]
     report = json.loads((tmp_path / "out" / "good" / "report.json").read_text())
     assert set(report["distances"]) == {"fitted"} and "normals" not in report["distances"]["fitted"]

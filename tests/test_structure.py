@@ -9,7 +9,7 @@ import pytest
 from tests.support.paths import ROOT
 
 FLOORS = [  # names below spinmeround_jax; the first floor is the lowest
-    {"cameras", "files", "schema", "metrics", "distributed", "sharding"},
+    {"cameras", "cli", "files", "schema", "metrics", "distributed", "sharding"},
     {"models", "photo"},
     {"config", "weights"},
     {"checkpoints"},
@@ -48,6 +48,7 @@ HEAVY = {  # package: the modules that may import it
         "launch.compile",
     },
     "insightface": {"spinmeround_jax.photo.faces"},
+    "ai_edge_litert": {"spinmeround_jax.photo.mediapipe"},
     "onnxruntime": {"spinmeround_jax.photo.background", "spinmeround_jax.evaluation.fid"},
     "rembg": {"spinmeround_jax.photo.background"},
     "pillow_heif": {"spinmeround_jax.photo.images"},

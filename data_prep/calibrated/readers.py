@@ -5,30 +5,24 @@
     sparse/0/ or the folder itself            COLMAP's cameras, images, points3D; .bin or .txt
     calibration/camera_params.json or camera_params.json, sequences/...     NeRSemble's
 
-Which one it is is seen from the files. Every fault is a `CaptureError` that names the file.
+Which one it is is seen from the files. Every fault is an `InputError` that names the file.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import images
+from spinmeround_jax.results import transforms
+from spinmeround_jax.results.transforms import Intrinsics
 
-_DISTORTION = ("k1", "k2", "p1", "p2")
 _NERSEMBLE_WIDTH = 2200  # pixels, of the images that NeRSemble's intrinsics belong to
 _GL_TO_CV = np.diag([1.0, -1.0, -1.0, 1.0])
-
-
-class CaptureError(ValueError):
-    """A capture cannot be used; the message names the file and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +32,7 @@ class Photo:
     mask: a picture, bright where the person is; None: the photo's own transparency, if any.
     world_to_camera: (4, 4) float64, OpenCV's camera (x right, y down, looking along +z), any world.
     focal, centre: (2,) pixels, x and y; pixel centres at +0.5. distortion: (4,) k1, k2, p1, p2.
+    orientation: EXIF orientation that the camera leaves out, see `transforms.Frame`.
     """
 
     path: pathlib.Path
@@ -46,6 +41,7 @@ class Photo:
     focal: np.ndarray
     centre: np.ndarray
     distortion: np.ndarray
+    orientation: int = 1
 
     @property
     def position(self) -> np.ndarray:
@@ -100,11 +96,11 @@ def read(
         sequence, frame: which of a NeRSemble participant's (the first of those there).
 
     Raises:
-        CaptureError: see the module.
+        InputError: see the module.
     """
     kind = kind_of(folder)
     if kind is None:
-        raise CaptureError(
+        raise InputError(
             f"{folder}: no capture: none of cameras.json, transforms.json, camera_params.json and "
             "COLMAP's cameras.bin or .txt is there"
         )
@@ -115,130 +111,76 @@ def read(
     else:
         photos = _read_ours(folder) if kind == "ours" else _read_nerfstudio(folder)
     if len(photos) < 2:
-        raise CaptureError(f"{folder}: {len(photos)} photos; at least two are needed")
+        raise InputError(f"{folder}: {len(photos)} photos; at least two are needed")
     for photo in photos:
         _check(photo)
     return photos
 
 
 def _check(photo: Photo) -> None:
-    for path in (photo.path, photo.mask):
-        if path is not None and not path.is_file():
-            raise CaptureError(f"{path}: missing")
-    pose, numbers = photo.world_to_camera, (photo.focal, photo.centre, photo.distortion)
-    finite = np.isfinite(pose).all() and all(np.isfinite(values).all() for values in numbers)
-    if not finite or photo.focal.min() <= 0:
-        raise CaptureError(
+    numbers = (photo.world_to_camera, photo.focal, photo.centre, photo.distortion)
+    if not all(np.isfinite(values).all() for values in numbers) or photo.focal.min() <= 0:
+        raise InputError(
             f"{photo.path}: its camera has numbers that are not finite, or no focal length"
         )
-    rotation = pose[:3, :3]
+    rotation = photo.world_to_camera[:3, :3]
     if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
-        raise CaptureError(f"{photo.path}: its camera's pose is no rotation and translation")
+        raise InputError(f"{photo.path}: its camera's pose is no rotation and translation")
 
 
-def _json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CaptureError(f"{path}: unreadable ({error})") from error
+def _photo(
+    path: pathlib.Path,
+    mask: pathlib.Path | None,
+    world_to_camera: np.ndarray,
+    intrinsics: Intrinsics,
+    orientation: int,
+) -> Photo:
+    return Photo(
+        path,
+        mask,
+        world_to_camera,
+        np.array(intrinsics.focal),
+        np.array(intrinsics.centre),
+        np.array(intrinsics.distortion),
+        orientation,
+    )
 
 
 def _matrix(values: Any, path: pathlib.Path, what: str, rows: int = 4) -> np.ndarray:
     try:
         matrix = np.array(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         matrix = np.zeros(0)
-    if matrix.shape != (rows, rows):
-        raise CaptureError(f"{path}: {what} must be {rows} x {rows} numbers")
+    if matrix.shape != (rows, rows) or not np.isfinite(matrix).all():
+        raise InputError(f"{path}: {what} must be {rows} x {rows} finite numbers")
     return matrix
-
-
-def _inside(folder: pathlib.Path, name: Any, path: pathlib.Path) -> pathlib.Path:
-    """A file named in a JSON file; it must stay in the capture's folder."""
-    if not isinstance(name, str) or not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise CaptureError(f"{path}: {name!r} is not the name of a file in {folder}")
-    return folder / name
-
-
-def _number(about: Mapping[str, Any], name: str, path: pathlib.Path, default: float | None = None):
-    value = about.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CaptureError(f"{path}: {name} must be a number, got {value!r}")
-    return float(value)
-
-
-def _photo(
-    about: Mapping[str, Any],
-    names: tuple[str, str],
-    file: pathlib.Path,
-    pose: np.ndarray,
-    path: pathlib.Path,
-) -> Photo:
-    """From the entries fl_x, fl_y, cx, cy and the distortion's; `names` are those of file and mask."""
-    folder = path.parent
-    mask = about.get(names[1])
-    focal = _number(about, "fl_x", path)
-    return Photo(
-        file,
-        None if mask is None else _inside(folder, mask, path),
-        pose,
-        np.array([focal, _number(about, "fl_y", path, focal)]),
-        np.array([_number(about, "cx", path), _number(about, "cy", path)]),
-        np.array([_number(about, name, path, 0.0) for name in _DISTORTION]),
-    )
-
-
-def _frames(value: Any, path: pathlib.Path) -> list[Mapping[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(frame, dict) for frame in value):
-        raise CaptureError(f"{path}: expected a list of cameras, see docs/data_factory.md")
-    return value
 
 
 def _read_ours(folder: pathlib.Path) -> list[Photo]:
     path, photos = folder / "cameras.json", []
-    for about in _frames(_json(path), path):
-        file = _inside(folder, about.get("file"), path)
-        pose = _matrix(about.get("world_to_camera"), path, "world_to_camera")
-        photos.append(_photo(about, ("file", "mask"), file, pose, path))
+    entries = transforms.read_json(path)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"{path}: expected a list of cameras, see docs/data_factory.md")
+    for entry in entries:
+        file = transforms.find_file(path, entry.get("file"))
+        mask = None if entry.get("mask") is None else transforms.find_file(path, entry["mask"])
+        pose = _matrix(entry.get("world_to_camera"), path, "world_to_camera")
+        camera = transforms.read_intrinsics(entry, file, f"{path}: {entry['file']}")
+        photos.append(_photo(file, mask, pose, *camera))
     return photos
 
 
 def _read_nerfstudio(folder: pathlib.Path) -> list[Photo]:
-    path = folder / "transforms.json"
-    shared = _json(path)
-    if not isinstance(shared, dict):
-        raise CaptureError(f"{path}: expected a JSON object")
-    photos = []
-    for frame in _frames(shared.get("frames"), path):
-        about = {**shared, **frame}
-        model = about.get("camera_model", "OPENCV")
-        extra = [name for name in ("k3", "k4") if about.get(name)]
-        if model not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE") or extra:
-            raise CaptureError(
-                f"{path}: camera model {model} {extra or ''} is not supported; undistort"
-            )
-        file = _inside(folder, about.get("file_path"), path)
-        if not file.suffix:
-            file = file.with_suffix(".png")  # as Blender's scenes leave it out
-        if "fl_x" not in about and "camera_angle_x" in about:
-            width, height = _size(file)
-            angle = _number(about, "camera_angle_x", path)
-            focal = 0.5 * width / math.tan(0.5 * angle)
-            about |= {"fl_x": focal, "cx": width / 2, "cy": height / 2}
-        to_world = _matrix(about.get("transform_matrix"), path, "transform_matrix")
-        if abs(np.linalg.det(to_world)) < 1e-9:
-            raise CaptureError(f"{path}: {file.name}: transform_matrix cannot be inverted")
-        pose = _GL_TO_CV @ np.linalg.inv(to_world)
-        photos.append(_photo(about, ("file_path", "mask_path"), file, pose, path))
-    return photos
-
-
-def _size(path: pathlib.Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception as error:  # Pillow raises many kinds
-        raise CaptureError(f"{path}: no readable picture ({error})") from error
+    return [
+        _photo(
+            frame.image,
+            frame.mask,
+            _GL_TO_CV @ frame.world_to_camera,
+            frame.intrinsics,
+            frame.orientation,
+        )
+        for frame in transforms.read(folder).frames
+    ]
 
 
 def _colmap_model(folder: pathlib.Path) -> pathlib.Path | None:
@@ -252,7 +194,7 @@ def _read_colmap(folder: pathlib.Path) -> list[Photo]:
     try:
         import pycolmap
     except ImportError as error:
-        raise CaptureError(
+        raise InputError(
             f"{folder}: COLMAP's files need pycolmap: pip install '.[captures]'"
         ) from error
     place = _colmap_model(folder)
@@ -264,32 +206,36 @@ def _read_colmap(folder: pathlib.Path) -> list[Photo]:
             if image.has_pose
         ]
     except Exception as error:  # pycolmap's readers raise many kinds
-        raise CaptureError(f"{place}: not a readable COLMAP model ({error})") from error
+        raise InputError(f"{place}: not a readable COLMAP model ({error})") from error
     photos = []
     for name, pose, camera in sorted(found, key=lambda entry: entry[0]):
-        known = {"SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV"}
-        if camera.model_name not in known:
-            raise CaptureError(
+        distortion = np.asarray(camera.params, np.float64)[list(camera.extra_params_idxs())]
+        known = {"SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV"}
+        if camera.model_name not in known or distortion[4:].any():
+            raise InputError(
                 f"{place}: camera model {camera.model_name} is not supported; run colmap "
                 "image_undistorter, or choose OPENCV"
             )
-        distortion = np.zeros(4)
-        bent = np.asarray(camera.params)[list(camera.extra_params_idxs())]
-        distortion[: len(bent)] = bent
-        pictures = folder / "images" if (folder / "images").is_dir() else folder
-        path = _inside(pictures, name, place)
-        mask = folder / "masks" / f"{name}.png"  # as COLMAP's own masks are named
-        photos.append(
-            Photo(
-                path,
-                mask if mask.is_file() else None,
-                np.concatenate([pose, [[0.0, 0.0, 0.0, 1.0]]]),
-                np.array([camera.focal_length_x, camera.focal_length_y]),
-                np.array([camera.principal_point_x, camera.principal_point_y]),
-                distortion,
-            )
+        photos_folder = folder / "images" if (folder / "images").is_dir() else folder
+        path = transforms.find_file(photos_folder / "of COLMAP's model", name)
+        calibrated = Intrinsics(
+            (camera.focal_length_x, camera.focal_length_y),
+            (camera.principal_point_x, camera.principal_point_y),
+            (camera.width, camera.height),
+            tuple(np.pad(distortion[:4], (0, 4 - len(distortion[:4]))).tolist()),
         )
+        camera = transforms.fit_to_image(calibrated, images.read_header(path), str(path))
+        pose = np.concatenate([pose, [[0.0, 0.0, 0.0, 1.0]]])
+        photos.append(_photo(path, _colmap_mask(folder / "masks", name), pose, *camera))
     return photos
+
+
+def _colmap_mask(masks: pathlib.Path, name: str) -> pathlib.Path | None:
+    """The mask of an image: COLMAP's NAME.png, also with other case, or NAME with .png as its suffix."""
+    for mask in (f"{name}.png", f"{name}.PNG", str(pathlib.PurePath(name).with_suffix(".png"))):
+        if (masks / mask).is_file():
+            return masks / mask
+    return None
 
 
 def _calibration(folder: pathlib.Path) -> pathlib.Path:
@@ -299,21 +245,21 @@ def _calibration(folder: pathlib.Path) -> pathlib.Path:
 
 def _read_nersemble(folder: pathlib.Path, sequence: str | None, frame: int | None) -> list[Photo]:
     path = _calibration(folder)
-    about = _json(path)
+    about = transforms.read_json(path)
     if not isinstance(about, dict) or not isinstance(about.get("world_2_cam"), dict):
-        raise CaptureError(f"{path}: expected world_2_cam and intrinsics")
+        raise InputError(f"{path}: expected world_2_cam and intrinsics")
     intrinsics = _matrix(about.get("intrinsics"), path, "intrinsics", 3)
     place = _nersemble_frame(folder, sequence, frame)
     pictures = next((p for p in sorted(place.glob("images*")) if p.is_dir()), None)
     masks = next((p for p in sorted(place.glob("alpha_map*")) if p.is_dir()), None)
     if pictures is None:
-        raise CaptureError(f"{place}: no images folder in it")
+        raise InputError(f"{place}: no images folder in it")
     photos = []
     for serial, pose in sorted(about["world_2_cam"].items()):
         named = sorted(p for p in pictures.glob(f"cam_{serial}.*") if images.is_picture_name(p))
         if not named:
             continue  # one that was not downloaded
-        scale = _size(named[0])[0] / _NERSEMBLE_WIDTH
+        scale = images.read_header(named[0]).size[0] / _NERSEMBLE_WIDTH
         mask = None if masks is None else masks / f"cam_{serial}.png"
         photos.append(
             Photo(
@@ -332,7 +278,7 @@ def _nersemble_frame(folder: pathlib.Path, sequence: str | None, frame: int | No
     sequences = folder / "sequences"
     names = sorted(p.name for p in sequences.iterdir() if p.is_dir()) if sequences.is_dir() else []
     if not names or (sequence is not None and sequence not in names):
-        raise CaptureError(f"{sequences}: no sequence {sequence or ''} in it; there are {names}")
+        raise InputError(f"{sequences}: no sequence {sequence or ''} in it; there are {names}")
     chosen = sequences / (sequence or names[0])
     frames = {
         int(p.name.rpartition("_")[2]): p
@@ -341,7 +287,7 @@ def _nersemble_frame(folder: pathlib.Path, sequence: str | None, frame: int | No
         if p.name.rpartition("_")[2].isdecimal()
     }
     if not frames or (frame is not None and frame not in frames):
-        raise CaptureError(
+        raise InputError(
             f"{chosen}: no pictures of frame {'' if frame is None else frame}; docs/data_factory.md "
             "tells how to take them out of the videos"
         )

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from data_prep import identity
-from data_prep.calibrated.readers import CaptureError, Photo
-from data_prep.rendering.contact_sheet import on_white
+from data_prep.calibrated.readers import Photo
+from data_prep.rendering.render import on_white
 from data_prep.scans import alignment
 from spinmeround_jax import cameras
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import images, landmarks
 from spinmeround_jax.photo.prepare import Models
+from spinmeround_jax.results import transforms
 
 LANDMARKS = "landmarks.json"
 # Median distance of a photo's landmarks from where all photos say they are, of the photo's size.
@@ -37,8 +38,9 @@ class Options:
 class View:
     """A photo seen by the canonical camera.
 
-    rgba: (s, s, 4) uint8. yaw, pitch: degrees. distance: of the camera from the head's centre, in the
-    canonical frame's units; where it is not cameras.RADIUS the focal length differs as much.
+    name: of the file to write, without suffix. rgba: (s, s, 4) uint8. yaw, pitch: degrees. distance: of the
+    camera from the head's centre, in the canonical frame's units; where it is not cameras.RADIUS the focal
+    length differs as much.
     """
 
     name: str
@@ -55,15 +57,17 @@ class View:
 def triangulate(photos: Sequence[Photo], seen: Sequence[np.ndarray]) -> np.ndarray:
     """(n, 3) world points nearest to the rays through (n, 2) pixels of each photo.
 
-    A photo whose points are far from what the others say is left out.
+    A photo whose points are far from what the others say is left out. At least half must agree: any two
+    photos of many agree on something.
 
     Raises:
-        CaptureError: fewer than two photos, or they do not agree.
+        InputError: fewer than two photos, or they do not agree.
     """
     if len(photos) < 2:
-        raise CaptureError(f"a face is found in {len(photos)} of its photos; two are needed")
+        raise InputError(f"a face is found in {len(photos)} of its photos; two are needed")
     points, errors = _meeting(photos, seen)
-    while len(photos) > 2 and max(errors) > _GOOD_FIT:
+    fewest = max(2, (len(photos) + 1) // 2)
+    while len(photos) > fewest and max(errors) > _GOOD_FIT:
         # The blunder is in the photo without which the others agree best.
         trials = []
         for left_out in range(len(photos)):
@@ -72,7 +76,10 @@ def triangulate(photos: Sequence[Photo], seen: Sequence[np.ndarray]) -> np.ndarr
             trials.append((*some, *_meeting(*some)))
         photos, seen, points, errors = min(trials, key=lambda trial: sum(trial[-1]))
     if not np.isfinite(points).all() or max(errors) > _WORST_FIT:
-        raise CaptureError("the landmarks of its photos do not meet: are the cameras right?")
+        raise InputError(
+            "the landmarks of its photos do not meet: are the cameras right, and the landmarks in pixels "
+            "of the stored photos, which is before any EXIF rotation?"
+        )
     return points
 
 
@@ -87,7 +94,7 @@ def _meeting(photos: Sequence[Photo], seen: Sequence[np.ndarray]) -> tuple[np.nd
         left += across
         right += across @ photo.position
     if np.linalg.cond(left).max() > 1e8:
-        raise CaptureError("its photos are taken from one place")
+        raise InputError("its photos are taken from one place")
     points = np.linalg.solve(left, right[..., None])[..., 0]
     errors = [
         float(np.median(np.linalg.norm(photo.project(points) - pixels, axis=1)))
@@ -103,23 +110,46 @@ def place(
     """(scale, rotation, offset) from the capture's world to the canonical frame.
 
     Raises:
-        CaptureError, AlignmentError, LandmarksError, ImageError, AssetError.
+        InputError.
     """
     if (folder / LANDMARKS).exists():
-        given = landmarks.read_landmarks(folder / LANDMARKS)
-        chosen = [photo for photo in photos if photo.path.name in given]
-        seen = [given[photo.path.name] for photo in chosen]
+        given = landmarks_of(folder, photos)
+        chosen = [photo for photo in photos if photo.path in given]
+        seen = [given[photo.path] for photo in chosen]
         if len({len(points) for points in seen}) > 1:
-            raise CaptureError(f"{folder / LANDMARKS}: 5 points of some photos, 68 of others")
+            raise InputError(f"{folder / LANDMARKS}: 5 points of some photos, 68 of others")
         points = triangulate(chosen, seen)
         return alignment.from_landmarks(points)
     chosen, seen = [], []
     for photo in photos:
+        # Detectors want faces upright; cameras describe the stored pixels.
         face = identity.largest_face(models, on_white(images.read(photo.path).pixels))
         if face is not None:
+            points = face.landmarks[:, :2]
+            if photo.orientation != 1:
+                points = images.to_stored(points, images.read_header(photo.path))
             chosen.append(photo)
-            seen.append(face.landmarks[:, :2])
+            seen.append(points)
     return alignment.from_points(triangulate(chosen, seen))
+
+
+def landmarks_of(folder: pathlib.Path, photos: Sequence[Photo]) -> dict[pathlib.Path, np.ndarray]:
+    """Landmarks of landmarks.json by photo; names are base names or end in folders as far as needed.
+
+    Raises:
+        InputError: not such a file. InputError: a name that two photos have.
+    """
+    found = {}
+    for name, points in landmarks.read_landmarks(folder / LANDMARKS).items():
+        parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
+        meant = [photo.path for photo in photos if photo.path.parts[-len(parts) :] == parts]
+        if len(meant) > 1:
+            raise InputError(
+                f"{folder / LANDMARKS}: {name!r} names {len(meant)} photos; put their folders before it, "
+                f"as in {meant[0].relative_to(folder).as_posix()!r}"
+            )
+        found.update(dict.fromkeys(meant, points))
+    return found
 
 
 # --------------------------------------------------------------------------------------------------
@@ -135,13 +165,13 @@ def canonical_view(
     cameras.FOCAL times distance / cameras.RADIUS, so that the head is as large as in other data.
 
     Raises:
-        CaptureError: no mask. ImageError: unreadable.
+        InputError: no mask. InputError: unreadable.
     """
     scale, rotation, offset = where
     position = scale * rotation @ photo.position + offset
     distance = float(np.linalg.norm(position))
     if distance < 0.5:
-        raise CaptureError(f"{photo.path}: its camera stands inside the head")
+        raise InputError(f"{photo.path}: its camera stands inside the head")
     yaw = float(np.rad2deg(np.arctan2(position[0], position[2])))
     pitch = float(np.rad2deg(np.arcsin(position[1] / distance)))
     picture = _cut_out(photo, options.keep_background)
@@ -167,52 +197,33 @@ def canonical_view(
     alpha = mean[..., 3:]
     colours = np.where(alpha > 1e-3, mean[..., :3] / np.maximum(alpha, 1e-3), 1.0)
     rgba = np.rint(255.0 * np.clip(np.concatenate([colours, alpha], axis=-1), 0, 1))
-    return View(photo.path.name, rgba.astype(np.uint8), yaw, pitch, distance)
+    return View(photo.path.stem, rgba.astype(np.uint8), yaw, pitch, distance)
 
 
 def _cut_out(photo: Photo, keep_background: bool) -> np.ndarray:
     """(h, w, 4) float32 in [0, 1], colours times alpha."""
-    picture = images.read(photo.path)
-    pixels = picture.pixels.astype(np.float32) / 255.0
-    if photo.mask is not None:
-        mask = images.read(photo.mask).pixels
-        if mask.shape != picture.pixels.shape:
-            raise CaptureError(
-                f"{photo.mask}: {mask.shape[1]} x {mask.shape[0]} pixels, the photo "
-                f"{pixels.shape[1]} x {pixels.shape[0]}"
-            )
-        pixels[..., 3] *= mask[..., :3].astype(np.float32).mean(axis=-1) / 255.0
-    elif not picture.has_alpha and not keep_background:
-        raise CaptureError(
+    picture = transforms.read_image(photo.path, photo.orientation)
+    mask = transforms.read_mask(picture, photo.mask, photo.orientation)
+    if mask is None and not keep_background:
+        raise InputError(
             f"{photo.path}: no mask of the person, and no transparency; give masks, or "
             "--keep-background"
         )
+    pixels = picture.pixels.astype(np.float32) / 255.0
+    if mask is not None:
+        pixels[..., 3] = mask
     pixels[..., :3] *= pixels[..., 3:]
     return pixels
 
 
-def transforms(views: Sequence[View], size: int) -> dict[str, Any]:
-    """Nerfstudio's transforms.json in the canonical frame, as `sample` writes it, with true cameras."""
-    frames = []
+def transforms_views(views: Sequence[View], size: int) -> list[transforms.View]:
+    """The views under images/ with their true cameras, in the canonical frame."""
+    written = []
     for view in views:
         pose = cameras.orbit(view.yaw, view.pitch)
         pose[2, 3] = -view.distance
         focal = cameras.FOCAL * size * view.distance / cameras.RADIUS
-        frames.append(
-            {
-                "file_path": f"images/{pathlib.Path(view.name).stem}.png",
-                "transform_matrix": cameras.camera_to_world(pose).tolist(),
-                "fl_x": focal,
-                "fl_y": focal,
-                "yaw": view.yaw,
-                "pitch": view.pitch,
-            }
-        )
-    return {
-        "camera_model": "OPENCV",
-        "w": size,
-        "h": size,
-        "cx": size / 2,
-        "cy": size / 2,
-        "frames": frames,
-    }
+        camera = transforms.Intrinsics((focal, focal), (size / 2, size / 2), (size, size))
+        angles = {"yaw": view.yaw, "pitch": view.pitch}
+        written.append(transforms.View(f"images/{view.name}.png", pose, camera, details=angles))
+    return written

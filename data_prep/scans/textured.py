@@ -1,4 +1,4 @@
-"""Textured meshes from files (obj, ply, glb, ...): read by trimesh, drawn as they are, without light.
+"""Textured meshes from files (obj, ply, glb, ...), drawn as they are, without light.
 
 A scan's texture is a photograph: it holds its light already.
 """
@@ -6,111 +6,92 @@ A scan's texture is a photograph: it holds its light already.
 from __future__ import annotations
 
 import dataclasses
+import io
 import pathlib
+import re
 
 import numpy as np
 import trimesh
 
-from data_prep.parametric.head import vertex_normals
 from data_prep.rendering import render, shading
+from data_prep.scans import companions, gltf, obj
+from data_prep.scans.parts import Look, Part, Scan, Surface, assemble, read_texture
+from spinmeround_jax.files import InputError
 
+_LINEAR = shading.to_linear(np.arange(256) / 255.0).astype(np.float32)
 SUFFIXES = (".obj", ".ply", ".glb", ".gltf", ".off", ".stl")
 
 
-class MeshError(ValueError):
-    """A mesh file cannot be used; the message names it and says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One piece of a mesh: n vertices, m faces.
-
-    vertices (n, 3) float64; faces (m, 3) int; normals (n, 3) unit. Either uv (n, 2), v upward, with
-    texture (h, w, 3) linear float32, or colours (n, 3) linear float32.
-    """
-
-    vertices: np.ndarray
-    faces: np.ndarray
-    normals: np.ndarray
-    uv: np.ndarray | None
-    texture: np.ndarray | None
-    colours: np.ndarray | None
-
-    def moved(self, scale: float, rotation: np.ndarray, offset: np.ndarray) -> Part:
-        """x -> scale * rotation x + offset."""
-        return dataclasses.replace(
-            self,
-            vertices=scale * self.vertices @ rotation.T + offset,
-            normals=self.normals @ rotation.T,
-        )
-
-
-def read(path: pathlib.Path) -> list[Part]:
-    """The pieces of a mesh, vertices in the order of the file where it has one piece.
-
-    Normals are computed over vertices at the same place, so that seams of the texture do not show.
+def read(path: pathlib.Path) -> Scan:
+    """A mesh file with its normals and colours.
 
     Raises:
-        MeshError: unreadable, without faces, not finite, or without colours.
+        InputError: unreadable, without faces, not finite, without colours, or a file that it names is
+            not there.
     """
+    readers = {".obj": obj.read, ".ply": _read_ply, ".glb": gltf.read, ".gltf": gltf.read}
     try:
-        loaded = trimesh.load_scene(path, process=False)
-        pieces = [
-            (loaded.graph.get(node)[0], loaded.geometry[loaded.graph.get(node)[1]])
-            for node in loaded.graph.nodes_geometry
-        ]
-        parts = [_part(np.asarray(pose), mesh, path) for pose, mesh in pieces if _has_faces(mesh)]
-    except MeshError:
+        if not path.is_file():
+            raise InputError(f"{path}: not a file")
+        reader = readers.get(path.suffix.lower())
+        if reader is None:
+            raise InputError(
+                f"{path}: {path.suffix} files have neither a texture nor colours that are read; export "
+                "it as OBJ, PLY or GLB"
+            )
+        return reader(path)
+    except InputError:
         raise
-    except Exception as error:  # trimesh's readers raise many kinds, and the file can hold anything
-        raise MeshError(f"{path}: not a readable mesh ({type(error).__name__}: {error})") from error
-    if not parts:
-        raise MeshError(f"{path}: has no faces; a cloud of points cannot be drawn")
-    return parts
+    except Exception as error:  # readers raise many kinds, and the file can hold anything
+        raise InputError(
+            f"{path}: not a readable mesh ({type(error).__name__}: {error})"
+        ) from error
 
 
-def _has_faces(mesh: object) -> bool:
-    return isinstance(mesh, trimesh.Trimesh) and len(mesh.faces) > 0
-
-
-def _part(pose: np.ndarray, mesh: trimesh.Trimesh, path: pathlib.Path) -> Part:
-    vertices = np.asarray(mesh.vertices, np.float64) @ pose[:3, :3].T + pose[:3, 3]
-    faces = np.asarray(mesh.faces, np.int64)
-    if not np.isfinite(vertices).all():
-        raise MeshError(f"{path}: has vertices that are not finite")
-    places, same = np.unique(vertices, axis=0, return_inverse=True)
-    normals = vertex_normals(places, same.reshape(-1)[faces])[same.reshape(-1)]
-    uv, texture, colours = None, None, None
-    visual = mesh.visual
-    if visual.kind == "texture" and visual.uv is not None:
-        texture = _texture(visual.material, path)
-        uv = np.asarray(visual.uv, np.float64)[:, :2]
-        if uv.shape != (len(vertices), 2) or not np.isfinite(uv).all():
-            raise MeshError(f"{path}: its texture coordinates are not finite, or not one a vertex")
-    elif visual.kind in ("vertex", "face"):
-        colours = shading.to_linear(visual.vertex_colors[:, :3] / 255.0).astype(np.float32)
+def _read_ply(path: pathlib.Path) -> Scan:
+    """PLY: a texture (`comment TextureFile`) counts before colours of vertices, these before faces'."""
+    content = path.read_bytes()
+    header = content.partition(b"end_header")[0].decode("latin-1")
+    names = set(re.findall(r"(?im)^(?:comment|obj_info)\s+TextureFile\s+(.*\S)", header))
+    mesh = trimesh.load_mesh(
+        io.BytesIO(content), file_type="ply", process=False, skip_materials=True
+    )
+    raw = mesh.metadata["_ply_raw"]["vertex"]["data"]
+    numbered = np.stack([np.asarray(raw[axis], np.float64).reshape(-1) for axis in "xyz"], axis=-1)
+    vertices, uv = np.asarray(mesh.vertices, np.float64), getattr(mesh.visual, "uv", None)
+    if names and uv is not None:
+        if len(names) > 1:
+            raise InputError(
+                f"{path}: has {len(names)} textures; bake them into one, or export as OBJ"
+            )
+        (name,) = names
+        image = read_texture(path, companions.find(path, name)).convert("RGB")
+        look = Look(np.ones((len(vertices), 3), np.float32), np.asarray(image), np.asarray(uv))
+    elif (colours := _ply_colours(raw)) is not None and len(colours) == len(vertices):
+        look = Look(colours)
+    elif mesh.visual.kind == "face":
+        look = Look(_linear(mesh.visual.vertex_colors[:, :3]))
     else:
-        raise MeshError(f"{path}: has neither a texture nor colours of its vertices")
-    return Part(vertices, faces, normals, uv, texture, colours)
+        hint = "; its header names no TextureFile" if uv is not None else ""
+        raise InputError(f"{path}: has neither a texture nor colours of its vertices{hint}")
+    return assemble(path, [Surface(vertices, np.asarray(mesh.faces, np.int64), look)], numbered)
 
 
-def _texture(material: object, path: pathlib.Path) -> np.ndarray:
-    """(h, w, 3) linear float32."""
-    image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-    factor = getattr(material, "baseColorFactor", None)
-    if image is None:
-        factor = factor if factor is not None else getattr(material, "diffuse", None)
-        if factor is None:
-            raise MeshError(f"{path}: its material has no texture; is the image beside it?")
-        pixels = np.ones((1, 1, 3), np.float32)
-    else:
-        pixels = shading.to_linear(np.asarray(image.convert("RGB")) / np.float32(255))
-    if factor is not None and (
-        image is None or getattr(material, "baseColorTexture", None) is not None
-    ):
-        factor = np.asarray(factor, np.float64)[:3]
-        pixels = pixels * (factor / 255.0 if factor.max() > 1.0 else factor)
-    return pixels.astype(np.float32)
+def _ply_colours(raw) -> np.ndarray | None:
+    """(n, 3) linear float32 from `red` or `diffuse_red`, bytes, 16 bits or numbers up to 1."""
+    present = raw.dtype.names if isinstance(raw, np.ndarray) else raw.keys()
+    for prefix in ("", "diffuse_"):
+        names = [prefix + name for name in ("red", "green", "blue")]
+        if all(name in present for name in names):
+            values = np.stack([np.asarray(raw[name]).reshape(-1) for name in names], axis=-1)
+            return _linear(values)
+    return None
+
+
+def _linear(values: np.ndarray) -> np.ndarray:
+    """sRGB integers of any width, or numbers up to 1, as linear float32."""
+    top = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
+    return shading.to_linear(values / top).astype(np.float32)
 
 
 def scene(parts: list[Part]) -> render.Scene:
@@ -163,18 +144,30 @@ def _srgb(linear: np.ndarray) -> np.ndarray:
 
 def _colours(part: Part, corners: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(k, 3) linear colours at barycentric (k, 3) `weights` of the vertices (k, 3) `corners`."""
-    if part.colours is not None:
-        return np.einsum("kc,kcd->kd", weights, part.colours[corners])
-    assert part.uv is not None and part.texture is not None
-    uv = np.einsum("kc,kcd->kd", weights, part.uv[corners])
-    height, width = part.texture.shape[:2]
-    x, y = uv[:, 0] * width - 0.5, (1.0 - uv[:, 1]) * height - 0.5
+    look = part.look
+    colours = np.einsum("kc,kcd->kd", weights, look.colours[corners])
+    if look.texture is None or look.uv is None:
+        return colours
+    u, v = np.einsum("kc,kcd->dk", weights, look.uv[corners])
+    height, width = look.texture.shape[:2]
+    x, y = u * width - 0.5, (1.0 - v) * height - 0.5
     left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     fx, fy = (x - left)[:, None].astype(np.float32), (y - top)[:, None].astype(np.float32)
+    columns = [_wrapped(left + step, width, look.wrap[0]) for step in (0, 1)]
+    rows = [_wrapped(top + step, height, look.wrap[1]) for step in (0, 1)]
 
-    def at(dy: int, dx: int) -> np.ndarray:  # textures repeat
-        return part.texture[(top + dy) % height, (left + dx) % width]
+    def at(dy: int, dx: int) -> np.ndarray:
+        return _LINEAR[look.texture[rows[dy], columns[dx]]]
 
     upper = at(0, 0) * (1 - fx) + at(0, 1) * fx
     lower = at(1, 0) * (1 - fx) + at(1, 1) * fx
-    return upper * (1 - fy) + lower * fy
+    return colours * (upper * (1 - fy) + lower * fy)
+
+
+def _wrapped(index: np.ndarray, size: int, wrap: str) -> np.ndarray:
+    if wrap == "clamp":
+        return index.clip(0, size - 1)
+    if wrap == "mirror":
+        index = index % (2 * size)
+        return np.minimum(index, 2 * size - 1 - index)
+    return index % size

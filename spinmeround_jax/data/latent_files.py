@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from spinmeround_jax import schema
-from spinmeround_jax.data.records import ID_EMBEDDING_SIZE, RecordError
+from spinmeround_jax.data.records import ID_EMBEDDING_SIZE
 from spinmeround_jax.data.shards import ShardIndex
 from spinmeround_jax.files import (
+    InputError,
     allocate,
     as_path,
     begun,
@@ -55,10 +56,11 @@ class Description:
     latent_shape: tuple[int, int, int]  # h, w, z
     backgrounds: int  # k random colours per subject, beside white
     seed: int  # of the data set; the colours depend on it
+    normals_frame: str  # of the normal maps, see cameras.Frame
 
     @property
     def moments_shape(self) -> tuple[int, ...]:
-        """Of one subject."""
+        """Of one subject; of a split with another number of views, that number comes first."""
         height, width, channels = self.latent_shape
         return self.views, 2 + self.backgrounds, height, width, 2 * channels
 
@@ -67,7 +69,7 @@ def write_description(directory: pathlib.Path, description: Description) -> None
     """Begin or continue a folder.
 
     Raises:
-        RecordError: it holds latents of other data or of another autoencoder.
+        InputError: it holds latents of other data or of another autoencoder.
     """
     path = directory / "latents.json"
     if path.exists():
@@ -79,24 +81,25 @@ def write_description(directory: pathlib.Path, description: Description) -> None
 
 
 def check_same(path: pathlib.Path, found: Description, wanted: Description) -> None:
-    """Raises RecordError naming what differs."""
+    """Raises InputError naming what differs."""
     pairs = zip(dataclasses.asdict(found).items(), dataclasses.asdict(wanted).values(), strict=True)
     if changed := [f"{name} was {a}, is {b}" for (name, a), b in pairs if a != b]:
-        raise RecordError(f"{path}: {'; '.join(changed)}; {_REMEDY}")
+        raise InputError(f"{path}: {'; '.join(changed)}; {_REMEDY}")
 
 
 def read_description(directory: pathlib.Path) -> Description:
-    """Raises RecordError where there is none, or a damaged one."""
+    """Raises InputError where there is none, or a damaged one."""
     path = directory / "latents.json"
     try:
         content = schema.read(path, _DESCRIPTION, max_bytes=1 << 16)
     except FileNotFoundError as error:
-        raise RecordError(
+        raise InputError(
             f"{path}: no such file; write latents with data_prep.cache_latents"
         ) from error
     except (OSError, ValueError) as error:
-        raise RecordError(f"{error}; {_REMEDY}") from error
+        raise InputError(f"{error}; {_REMEDY}") from error
     del content["schema_version"]
+    content.setdefault("normals_frame", "world")  # before there was a choice
     return Description(**{**content, "latent_shape": tuple(content["latent_shape"])})
 
 
@@ -110,6 +113,7 @@ _DESCRIPTION = schema.record(
         "backgrounds": schema.integer(0, 1 << 16),
         "seed": schema.integer(0),
     },
+    {"normals_frame": schema.one_of("world", "camera")},
     closed=True,
 )
 
@@ -136,14 +140,14 @@ def shard_writer(
     id_embedding: np.ndarray,
     colours: np.ndarray,
 ) -> Iterator[np.ndarray]:
-    """Yields the (S, *moments_shape) float16 map to fill; only then the files get their names.
+    """Yields the (S, V, ...) float16 map to fill; only then the files get their names.
 
     Args:
         id_embedding: (S, 512) float32.
         colours: (S, k, 3) float32 in [0, 1].
     """
     moments_path, subjects_path = paths(directory, index.path)
-    shape = (len(index.subjects), *description.moments_shape)
+    shape = (*index.offsets.shape, *description.moments_shape[1:])
     with begun(moments_path) as unfinished:
         with naming(moments_path):
             moments = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
@@ -164,7 +168,7 @@ class LatentSource:
     """Random access to the latents of the given shards.
 
     Raises:
-        RecordError: a shard's latents are missing, damaged, or of other subjects.
+        InputError: a shard's latents are missing, damaged, or of other subjects.
     """
 
     def __init__(self, directory: str | pathlib.Path, indexes: Sequence[ShardIndex]):
@@ -198,7 +202,7 @@ class LatentSource:
 
     def _open(self, index: ShardIndex) -> tuple[_Moments, np.ndarray]:
         moments_path, subjects_path = paths(self.directory, index.path)
-        shape = (len(index.subjects), *self.description.moments_shape)
+        shape = (*index.offsets.shape, *self.description.moments_shape[1:])
         try:
             moments = _Moments(moments_path)
             if moments.shape != shape or moments.dtype != np.float16:
@@ -214,7 +218,7 @@ class LatentSource:
             if moments.crc32 is not None and moments.crc32.shape != shape[:3]:
                 raise ValueError(f"checksums are {moments.crc32.shape}")
         except Exception as error:  # numpy, zip and its header parser each have their own
-            raise RecordError(f"{moments_path}: unusable latents ({error}); {_REMEDY}") from error
+            raise InputError(f"{moments_path}: unusable latents ({error}); {_REMEDY}") from error
         return moments, id_embedding
 
 
@@ -252,11 +256,11 @@ class _Moments:
         try:
             blocks = read_ranges(self._path, ranges)
         except OSError as error:
-            raise RecordError(f"{self._path}: cannot be read ({error}); {_REMEDY}") from error
+            raise InputError(f"{self._path}: cannot be read ({error}); {_REMEDY}") from error
         targets = moments.reshape(-1, *self.shape[3:])
         for place, block, target in zip(places, blocks, targets, strict=True):
             if len(block) != self._block:
-                raise RecordError(f"{self._path}: became shorter while it was read; {_REMEDY}")
+                raise InputError(f"{self._path}: became shorter while it was read; {_REMEDY}")
             if self.crc32 is not None and zlib.crc32(block) != self.crc32[place]:
-                raise RecordError(f"{self._path}: wrong checksum at {list(place)}; {_REMEDY}")
+                raise InputError(f"{self._path}: wrong checksum at {list(place)}; {_REMEDY}")
             target[...] = np.frombuffer(block, self.dtype).reshape(target.shape)

@@ -10,8 +10,8 @@ from typing import Any
 
 from spinmeround_jax import cameras, schema
 from spinmeround_jax.data import shards
-from spinmeround_jax.data.records import SCHEMA_VERSION, RecordError, version_message
-from spinmeround_jax.files import as_path, write_atomically
+from spinmeround_jax.data.records import SCHEMA_VERSION, version_message
+from spinmeround_jax.files import InputError, as_path, write_atomically
 
 
 def shard_name(split: str, shard: int, count: int) -> str:
@@ -28,7 +28,7 @@ def write_manifest(directory: str | os.PathLike[str], mapping: Mapping[str, Any]
     `sha256` of each shard, `counts` of each split, and the range of the `cameras`.
 
     Raises:
-        RecordError: naming the entry that is missing or malformed.
+        InputError: naming the entry that is missing or malformed.
     """
     path = as_path(directory) / "manifest.json"
     manifest = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **mapping}))
@@ -41,19 +41,24 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked content of manifest.json.
 
     Raises:
-        RecordError: no manifest, not JSON, a missing or malformed entry, another schema version.
+        InputError: no manifest, not JSON, a missing or malformed entry, another schema version.
     """
     path = as_path(directory) / "manifest.json"
     try:
         manifest = schema.read(path, schema.record({}), max_bytes=1 << 30)
     except FileNotFoundError as error:
-        raise RecordError(
+        raise InputError(
             f"{path}: no such file; {directory} is no finished data set, write one with data_prep"
         ) from error
     except (OSError, ValueError) as error:
-        raise RecordError(f"{error}; write it again (manifest.json)") from error
+        raise InputError(f"{error}; write it again (manifest.json)") from error
     _check_manifest(manifest, path)
     return manifest
+
+
+def views_of(manifest: Mapping[str, Any], split: str) -> int:
+    """Records of each subject in a split."""
+    return manifest.get("split_views", {}).get(split, manifest["views"])
 
 
 def _told_by_indexes(
@@ -87,11 +92,11 @@ def _told_by_indexes(
 
 def _check_manifest(manifest: Mapping[str, Any], path: pathlib.Path) -> None:
     if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise RecordError(version_message(str(path), manifest.get("schema_version")))
+        raise InputError(version_message(str(path), manifest.get("schema_version")))
     try:
         _MANIFEST(manifest, "")
     except ValueError as error:
-        raise RecordError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
 
 
 _SHARD = schema.record(
@@ -109,5 +114,6 @@ _MANIFEST = schema.record(
         "source": schema.text(),
         "license": schema.text(),
         "splits": schema.mapping(schema.array(_SHARD)),
-    }
+    },
+    {"split_views": schema.mapping(schema.integer(1, 1 << 20))},
 )

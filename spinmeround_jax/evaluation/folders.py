@@ -16,7 +16,8 @@ from spinmeround_jax.evaluation import frechet, measures, view_folders
 from spinmeround_jax.evaluation.measures import REPROJECTION, REPROJECTION_NORMALS, Score, Views
 from spinmeround_jax.evaluation.parts import Parts, stamp_of
 from spinmeround_jax.evaluation.results import Result, Strip
-from spinmeround_jax.evaluation.view_folders import FolderError, Frame
+from spinmeround_jax.evaluation.view_folders import Frame
+from spinmeround_jax.files import InputError
 from spinmeround_jax.results.head_folder import to_pixels
 
 BATCH = 8  # views compared at once
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> Result:
     """Judge every method at the views that the truth and all methods have.
 
     Raises:
-        FolderError, ValueError, OSError: naming what cannot be used.
+        ValueError, OSError: naming what cannot be used.
     """
     methods = dict(named(item) for item in args.method)
     truth = view_folders.find_heads(args.truth)
@@ -148,13 +149,13 @@ def _subjects(
     shared = [name for name in truth if all(name in its for its in heads.values())]
     if not shared:
         folders = ", ".join(map(str, methods.values()))
-        raise FolderError(
+        raise InputError(
             f"{args.truth} and {folders}: no head is in all of them, by its folder's name"
         )
     for name in shared[: args.subjects]:
         frames = [frame for frame in view_folders.read_frames(truth[name]) if judged(frame)]
         if not frames:
-            raise FolderError(f"{truth[name]}: no view of it is to be judged")
+            raise InputError(f"{truth[name]}: no view of it is to be judged")
         chosen: dict[str, list[int | None]] = {}
         others = {method: view_folders.read_frames(heads[method][name]) for method in methods}
         for method, its in others.items():
@@ -162,7 +163,7 @@ def _subjects(
             chosen[method] = view_folders.matches(frames, its, args.match, where)
         rows = [i for i in range(len(frames)) if all(c[i] is not None for c in chosen.values())]
         if not rows:
-            raise FolderError(f"{truth[name]}: no view of it is in all methods' folders")
+            raise InputError(f"{truth[name]}: no view of it is in all methods' folders")
         if len(rows) < len(frames):
             notes.append(f"{name or truth[name]}: {len(frames) - len(rows)} of {len(frames)} views "
                          "are not in all methods' folders")  # fmt: skip
@@ -209,10 +210,10 @@ def _stacked(views: list[Views]) -> Views:
     """Of one subject, (1, n, ...).
 
     Raises:
-        FolderError: they are of several sizes.
+        InputError: they are of several sizes.
     """
     if len(shapes := {one.images.shape[2:4] for one in views}) > 1:
-        raise FolderError(f"views of one head are {shapes} pixels; bring them to one with --size")
+        raise InputError(f"views of one head are {shapes} pixels; bring them to one with --size")
     images = np.concatenate([one.images for one in views], axis=1)
     normals = None
     if all(one.normals is not None for one in views):
@@ -225,13 +226,13 @@ def _loaded(true: Frame, made: Frame, size: int | None, masked: bool) -> tuple[V
     truth, true_normals, mask = view_folders.load(true, size)
     image, normals, _ = view_folders.load(made, size)
     if image.shape != truth.shape:
-        raise FolderError(
+        raise InputError(
             f"{made.image}: {image.shape[1]} x {image.shape[0]} pixels, {true.image} has "
             f"{truth.shape[1]} x {truth.shape[0]}; bring both to one with --size"
         )
     if mask is None:
         if masked:
-            raise FolderError(
+            raise InputError(
                 f"{true.image}: no mask: neither transparency nor mask_path, nor normals"
             )
         mask = np.ones(truth.shape[:2], bool)

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> Result:
     """Measure every model and baseline; what was kept of an earlier run is not made again.
 
     Raises:
-        ValueError, CheckpointError, RecordError, OSError: naming what cannot be used.
+        ValueError, OSError: naming what cannot be used.
     """
     protocol = _Heads(args)
     scores = protocol.references()
@@ -276,7 +276,7 @@ class _Heads:
             _, truth = self.truth(chunk)
             with tqdm(disable=True) as bar:
                 pipeline = candidate.pipeline(candidate.variants[0], bar, self.size, self.args.data)
-            again = sampling.repeat(pipeline, truth.images, truth.normals)
+            again = sampling.repeat(pipeline, truth.images, truth.normals, cameras.anchors())
             repeat = Views(*again, truth.mask)
             return _prefixed("value", measures.compare(repeat, truth, self.instruments))
 

@@ -126,7 +126,7 @@ def choose(args: argparse.Namespace, size: int) -> Instruments:
     """What images of `size` pixels are measured with: all there is but what is to be skipped.
 
     Raises:
-        AssetError, InceptionError: a model's file cannot be used.
+        InputError: a model's file cannot be used.
     """
     missing = {}
     if size < metrics.LPIPS_SMALLEST:

@@ -25,8 +25,10 @@ from spinmeround_jax.evaluation.models import Candidate, row_name
 from spinmeround_jax.evaluation.parts import environment, stamp_of
 from spinmeround_jax.evaluation.results import Result
 from spinmeround_jax.evaluation.sampling import Variant
-from spinmeround_jax.evaluation.view_folders import TRANSFORMS, FolderError, Frame
+from spinmeround_jax.evaluation.view_folders import Frame
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import portraits
+from spinmeround_jax.results import transforms
 from spinmeround_jax.results.head_folder import to_pixels
 
 MADE_OF = "made_of.json"
@@ -42,15 +44,15 @@ def read_list(path: pathlib.Path) -> list[str]:
     """Subjects, one a line; what follows a # is a remark.
 
     Raises:
-        FolderError: there are none, or one twice.
+        InputError: there are none, or one twice.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise FolderError(f"{path}: cannot be read ({error})") from error
+        raise InputError(f"{path}: cannot be read ({error})") from error
     names = [name for line in lines if (name := line.partition("#")[0].strip())]
     if not names or len(set(names)) < len(names):
-        raise FolderError(f"{path}: expected subjects, one a line, none twice")
+        raise InputError(f"{path}: expected subjects, one a line, none twice")
     return names
 
 
@@ -58,14 +60,14 @@ def run(args: argparse.Namespace) -> Result:
     """Sample every model, then judge models and other methods.
 
     Raises:
-        FolderError, ValueError, CheckpointError, OSError: naming what cannot be used.
+        ValueError, OSError: naming what cannot be used.
     """
     protocol = read_protocol()
     truth = view_folders.find_heads(args.truth / "views")
     if args.subject_list:
         wanted = read_list(args.subject_list)
         if missing := [name for name in wanted if name not in truth]:
-            raise FolderError(
+            raise InputError(
                 f"{args.truth}: {missing[0]} and {len(missing) - 1} more of {args.subject_list} are "
                 "not there; prepare them with data_prep.captures, or take them off the list"
             )
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> Result:
     frames = {name: view_folders.read_frames(folder) for name, folder in truth.items()}
     for name, its in frames.items():
         if missing := [s for s in protocol["cameras"] if serial_of(its, s) is None]:
-            raise FolderError(
+            raise InputError(
                 f"{truth[name]}: no picture of {len(missing)} of the {len(protocol['cameras'])} "
                 f"cameras, such as {missing[0]}; the protocol wants all"
             )
@@ -174,14 +176,15 @@ def _write(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "views").mkdir(parents=True)
-    about = []
-    for frame, pixels in zip(frames, to_pixels(images), strict=True):
-        Image.fromarray(pixels).save(partial / "views" / f"{frame.name}.png")
-        pose = np.linalg.inv(frame.world_to_camera).tolist()
-        about.append({"file_path": f"views/{frame.name}.png", "transform_matrix": pose})
     size = images.shape[1]
-    transforms = {"w": size, "h": size, "fl_x": frames[0].focal * size, "frames": about}
-    (partial / TRANSFORMS).write_text(json.dumps(transforms, indent=1))
+    views = []
+    for frame, pixels in zip(frames, to_pixels(images), strict=True):
+        name = f"views/{frame.name}.png"
+        Image.fromarray(pixels).save(partial / name)
+        focal = frames[0].focal * size
+        camera = transforms.Intrinsics((focal, focal), (size / 2, size / 2), (size, size))
+        views.append(transforms.View(name, frame.world_to_camera, camera))
+    transforms.write(partial / transforms.NAME, views)
     (partial / MADE_OF).write_text(json.dumps(made_of))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -1,61 +1,64 @@
 """Folders of views, as `sample`, `data_prep.captures`, nerfstudio or another method leaves them.
 
-A head is a folder with transforms.json (nerfstudio's convention: camera-to-world, OpenGL; optional per
-frame normals_file_path and mask_path), or with pictures alone, in it or in its views/ or images/. Many
-heads are a folder of such folders.
+A head is a folder with nerfstudio's transforms.json (see `results.transforms`), or with pictures alone, in it
+or in its views/ or images/. Many heads are a folder of such folders.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from spinmeround_jax import cameras
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import images
+from spinmeround_jax.results import transforms
 
 SAME_CAMERA = 1.0  # degrees between two cameras that show the same view
-TRANSFORMS = "transforms.json"
-
-
-class FolderError(ValueError):
-    """A folder cannot be used; the message names the file and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A view on disk. name: its file's, without suffix. focal: in image widths.
-
-    world_to_camera: (4, 4) OpenGL, or None where nobody says. normals_space: "world" or "camera".
-    """
+    """A view on disk. name: its file's, without suffix. known: its cameras and other files, or None."""
 
     name: str
     image: pathlib.Path
-    normals: pathlib.Path | None = None
-    mask: pathlib.Path | None = None
-    world_to_camera: np.ndarray | None = None
-    focal: float = cameras.FOCAL
-    normals_space: str = "world"
+    known: transforms.Frame | None = None
+
+    @property
+    def world_to_camera(self) -> np.ndarray | None:
+        """(4, 4) OpenGL, None where nobody says."""
+        return None if self.known is None else self.known.world_to_camera
+
+    @property
+    def focal(self) -> float:
+        """In image widths."""
+        if self.known is None:
+            return cameras.FOCAL
+        return self.known.intrinsics.focal[0] / self.known.intrinsics.size[0]
+
+    @property
+    def has_normals(self) -> bool:
+        return self.known is not None and self.known.normals is not None
 
 
 def find_heads(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Folders of heads by name; one head has the name "".
 
     Raises:
-        FolderError: there are none.
+        InputError: there are none.
     """
     if not folder.is_dir():
-        raise FolderError(f"{folder}: no such folder; check the path")
-    if (folder / TRANSFORMS).is_file() or _pictures(folder):
+        raise InputError(f"{folder}: no such folder; check the path")
+    if (folder / transforms.NAME).is_file() or _pictures(folder):
         return {"": folder}
     inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    heads = {p.name: p for p in inside if (p / TRANSFORMS).is_file() or _pictures(p)}
+    heads = {p.name: p for p in inside if (p / transforms.NAME).is_file() or _pictures(p)}
     if not heads:
-        raise FolderError(f"{folder}: no views in it: neither {TRANSFORMS} nor pictures")
+        raise InputError(f"{folder}: no views in it: neither {transforms.NAME} nor pictures")
     return heads
 
 
@@ -74,59 +77,16 @@ def read_frames(folder: pathlib.Path) -> list[Frame]:
     """The views of one head.
 
     Raises:
-        FolderError: naming what is wrong in transforms.json.
+        InputError: naming what is wrong in transforms.json.
     """
-    path = folder / TRANSFORMS
-    if not path.is_file():
-        return [Frame(p.stem, p) for p in _pictures(folder)]
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        frames = [_frame(folder, about, frame) for frame in about["frames"]]
-        if not frames:
-            raise ValueError("no frames")
-        names = [frame.name for frame in frames]
-        if len(set(names)) < len(names):
-            raise ValueError("two frames have the same file name")
-    except FolderError:
-        raise
-    except Exception as error:  # whatever stands there
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise FolderError(f"{path}: not nerfstudio's transforms ({reason})") from error
-    return frames
-
-
-def _frame(folder: pathlib.Path, about: dict[str, Any], frame: dict[str, Any]) -> Frame:
-    def inside(key: str) -> pathlib.Path | None:
-        if frame.get(key) is None:
-            return None
-        path = folder / frame[key]
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{frame[key]} is outside of the folder")
-        return path
-
-    pose = np.array(frame["transform_matrix"], np.float64)
-    if pose.shape != (4, 4) or not np.isfinite(pose).all():
-        raise ValueError("transform_matrix must be 4 x 4 finite numbers")
-    rotation = pose[:3, :3]
-    if abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3:
-        raise ValueError("transform_matrix turns by no rotation")
-    width = float(frame.get("w", about.get("w", 0.0)))
-    focal = float(frame.get("fl_x", about.get("fl_x", cameras.FOCAL * width)))
-    image = inside("file_path")
-    if image is None:
-        raise KeyError("file_path")
-    space = about.get("normals_space", "world")
-    if space not in ("world", "camera"):
-        raise ValueError(f"normals_space must be world or camera, got {space!r}")
-    return Frame(
-        image.stem,
-        image,
-        inside("normals_file_path"),
-        inside("mask_path"),
-        np.linalg.inv(pose),
-        focal / width if width > 0 else cameras.FOCAL,
-        space,
-    )
+    if not (folder / transforms.NAME).is_file():
+        pictures = _pictures(folder)
+        names = transforms.unique_names(pictures)
+        return [Frame(name, path) for name, path in zip(names, pictures, strict=True)]
+    read = transforms.read(folder)
+    read.refuse_distortion()
+    names = transforms.unique_names([frame.image for frame in read.frames])
+    return [Frame(name, known.image, known) for name, known in zip(names, read.frames, strict=True)]
 
 
 def matches(truth: list[Frame], made: list[Frame], by: str | None, where: str) -> list[int | None]:
@@ -137,11 +97,11 @@ def matches(truth: list[Frame], made: list[Frame], by: str | None, where: str) -
         where: the two folders, for messages.
 
     Raises:
-        FolderError: not one belongs to another, or there are no cameras to go by.
+        InputError: not one belongs to another, or there are no cameras to go by.
     """
     known = all(frame.world_to_camera is not None for frame in [*truth, *made])
     if by == "camera" and not known:
-        raise FolderError(f"{where}: no {TRANSFORMS} to match by; use --match name")
+        raise InputError(f"{where}: no {transforms.NAME} to match by; use --match name")
     if by == "name" or not known:
         names = {frame.name: i for i, frame in enumerate(made)}
         found = [names.get(frame.name) for frame in truth]
@@ -153,63 +113,64 @@ def matches(truth: list[Frame], made: list[Frame], by: str | None, where: str) -
         found = [int(row.argmin()) if row.min() <= SAME_CAMERA else None for row in angle]
         hint = f"no two cameras are alike, the nearest {angle.min():.1f}° apart; try --match name"
     if all(i is None for i in found):
-        raise FolderError(f"{where}: {hint}")
+        raise InputError(f"{where}: {hint}")
     return found
 
 
 def load(frame: Frame, size: int | None) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Image and normals (h, w, 3) float32 in [-1, 1], on white; and mask (h, w) bool.
 
-    Normals are in the world's frame. The mask is the mask file's, the picture's transparency, or
-    where there are normals; None if there is none of these.
+    Normals are unit vectors in the world's frame. The mask is that of `transforms.read_mask`, else where
+    there are normals; None if there is none of these.
 
     Args:
         size: to which height square pictures are brought; None leaves them.
 
     Raises:
-        FolderError: a picture cannot be read, or is not square where a size is asked for.
+        InputError: a picture cannot be read, or is not square where a size is asked for.
     """
-    rgba = _read(frame.image, size)
+    orientation = frame.known.orientation if frame.known else 1
+    picture = transforms.read_image(frame.image, orientation)
+    mask = transforms.read_mask(picture, frame.known and frame.known.mask, orientation)
+    rgba = _resized(frame.image, picture.pixels / 255.0, size)
     alpha = rgba[..., 3:]
     image = 2.0 * (rgba[..., :3] * alpha + 1.0 - alpha) - 1.0
-    normals = None
-    if frame.normals is not None:
-        normals = 2.0 * _read(frame.normals, size)[..., :3] - 1.0
+    normals = transforms.read_normals(frame.known) if frame.known else None
+    if normals is not None:
+        normals = 2.0 * _plain_resized(frame.image, 0.5 * normals + 0.5, size) - 1.0
         length = np.linalg.norm(normals, axis=-1, keepdims=True)
         normals = np.where(length < 0.5, 0.0, normals / np.maximum(length, 0.5))
-        if frame.normals_space == "camera":
-            normals = normals @ frame.world_to_camera[:3, :3]
-    if frame.mask is not None:
-        mask = _read(frame.mask, size)[..., :3].mean(-1) > 0.5
-    elif alpha.min() < 1.0:
-        mask = alpha[..., 0] > 0.5
-    else:
-        mask = None if normals is None else abs(normals).max(-1) > 0.0
-    for other in (normals, mask):
-        if other is not None and other.shape[:2] != image.shape[:2]:
-            raise FolderError(f"{frame.image}: its normals or mask have another size")
+    if mask is not None:
+        mask = _plain_resized(frame.image, mask[..., None], size)[..., 0] > 0.5
+    elif normals is not None:
+        mask = abs(normals).max(-1) > 0.0
     return image.astype(np.float32), normals, mask
 
 
-def _read(path: pathlib.Path, size: int | None) -> np.ndarray:
-    """(h, w, 4) float64 in [0, 1], straight alpha."""
-    try:
-        pixels = images.read(path).pixels
-    except images.ImageError as error:
-        raise FolderError(str(error)) from error
-    if size is None or pixels.shape[:2] == (size, size):
-        return pixels / 255.0
-    if pixels.shape[0] != pixels.shape[1]:
-        raise FolderError(
-            f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels; --size wants squares"
-        )
+def _resized(path: pathlib.Path, rgba: np.ndarray, size: int | None) -> np.ndarray:
+    """(h, w, 4) in [0, 1] with straight alpha, brought to (size, size, 4)."""
     # Premultiplied, so that what is transparent lends no colour.
-    values = pixels / 255.0
-    values[..., :3] *= values[..., 3:]
-    shrinks = len(pixels) > size
+    alpha = _plain_resized(path, rgba[..., 3:], size)
+    if alpha.shape[:2] == rgba.shape[:2]:
+        return rgba
+    colour = _plain_resized(path, rgba[..., :3] * rgba[..., 3:], size)
+    return np.concatenate([np.clip(colour / np.maximum(alpha, 1e-6), 0.0, 1.0), alpha], -1)
+
+
+def _plain_resized(path: pathlib.Path, values: np.ndarray, size: int | None) -> np.ndarray:
+    """(h, w, c) in [0, 1], brought to (size, size, c) float64.
+
+    Raises:
+        InputError: not square, naming `path`.
+    """
+    if size is None or values.shape[:2] == (size, size):
+        return values
+    if values.shape[0] != values.shape[1]:
+        raise InputError(
+            f"{path}: {values.shape[1]} x {values.shape[0]} pixels; --size wants squares"
+        )
+    shrinks = len(values) > size
     how = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
-    planes = [Image.fromarray(values[..., c].astype(np.float32)) for c in range(4)]
-    values = np.stack([np.asarray(p.resize((size, size), how), np.float64) for p in planes], -1)
-    values = np.clip(values, 0.0, 1.0)
-    values[..., :3] /= np.maximum(values[..., 3:], 1e-6)
-    return np.clip(values, 0.0, 1.0)
+    planes = [Image.fromarray(plane) for plane in np.moveaxis(values, -1, 0).astype(np.float32)]
+    resized = [np.asarray(plane.resize((size, size), how), np.float64) for plane in planes]
+    return np.clip(np.stack(resized, -1), 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Reading any picture file: pixels the right way up in sRGB, or one `ImageError`.
+"""Reading any image file: pixels in sRGB, upright or as stored, or one `InputError`.
 
 Files are hostile until decoded: the header is checked before any pixel is, only formats whose
 decoders are libraries are tried (no PostScript), and a picture larger than MAX_PIXELS is refused.
@@ -6,14 +6,18 @@ decoders are libraries are tried (no PostScript), and a picture larger than MAX_
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
 import pathlib
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from spinmeround_jax.files import InputError
 
 MAX_PIXELS = 64_000_000  # 256 MB once decoded; today's telephones make 12 to 50 million
 
@@ -28,9 +32,12 @@ _FORMATS = (
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _MEGA = 1_000_000
 
-
-class ImageError(ValueError):
-    """A picture cannot be used; the message names the file and says what to do."""
+ORIENTATION = 274  # EXIF's tag: how stored pixels are turned to be upright
+# EXIF orientation -> (2, 2) matrix from upright to stored directions, x right and y down.
+TO_STORED = {
+    1: ((1, 0), (0, 1)), 2: ((-1, 0), (0, 1)), 3: ((-1, 0), (0, -1)), 4: ((1, 0), (0, -1)),
+    5: ((0, 1), (1, 0)), 6: ((0, 1), (-1, 0)), 7: ((0, -1), (-1, 0)), 8: ((0, -1), (1, 0)),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,44 +53,90 @@ class Picture:
         return float((self.pixels[..., 3] < 128).mean()) > 0.005
 
 
-def read(path: pathlib.Path) -> Picture:
-    """The picture in a file: of an animation the first frame, turned as its EXIF data says.
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """size: width and height of the stored pixels. orientation: EXIF's, a key of TO_STORED."""
+
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height once the orientation is applied."""
+        return self.size[::-1] if self.orientation >= 5 else self.size
+
+
+def read(path: pathlib.Path, upright: bool = True) -> Picture:
+    """The image in a file; of an animation the first frame.
 
     Greyscale, palette, CMYK and 16-bit pictures become 8-bit RGBA; colour profiles are applied.
 
+    Args:
+        upright: turn the pixels as the EXIF data says. Calibrated cameras describe the stored pixels.
+
     Raises:
-        ImageError: no such file, empty, not a picture, cut short, too large, HEIC without its
+        InputError: no such file, empty, not a picture, cut short, too large, HEIC without its
             reader, or a kind of pixels that has no colours.
     """
-    if path.is_dir():
-        raise ImageError(f"{path}: a folder, not a picture")
-    if not path.is_file():
-        reason = "not a regular file" if path.exists() else "no such file; check the path"
-        if path.is_symlink():
-            reason = f"a link to {os.readlink(path)}, where there is no file; mend the link"
-        raise ImageError(f"{path}: {reason}")
-    if path.stat().st_size == 0:
-        raise ImageError(f"{path}: an empty file; copy or download it again")
-    _register_heif(path)
+    with _opened(path) as image:
+        return _decode(path, image, upright)
+
+
+def read_header(path: pathlib.Path) -> Header:
+    """Size and orientation, without decoding pixels.
+
+    Raises:
+        InputError: no such file, empty, not a picture, too large, or HEIC without its reader.
+    """
+    with _opened(path) as image:
+        # A PNG may hold EXIF data behind its pixels, which Pillow would decode to get there.
+        known = image.format != "PNG" or "exif" in image.info
+        orientation = image.getexif().get(ORIENTATION, 1) if known else 1
+        return Header(image.size, orientation if orientation in TO_STORED else 1)
+
+
+def to_stored(points: np.ndarray, header: Header) -> np.ndarray:
+    """(n, 2) positions in the upright image -> positions in the stored pixels."""
+    turn = np.array(TO_STORED[header.orientation], np.float64)
+    middle = np.array(header.upright_size) / 2.0
+    return (points - middle) @ turn.T + np.array(header.size) / 2.0
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
+    """The file's image, not decoded yet; whatever goes wrong with it becomes an InputError."""
     try:
+        if path.is_dir():
+            raise InputError(f"{path}: a folder, not a picture")
+        if not path.is_file():
+            reason = "not a regular file" if path.exists() else "no such file; check the path"
+            if path.is_symlink():
+                reason = f"a link to {os.readlink(path)}, where there is no file; mend the link"
+            raise InputError(f"{path}: {reason}")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: an empty file; copy or download it again")
+        _register_heif(path)
         with warnings.catch_warnings():
             # MAX_PIXELS is our limit; files with odd metadata are read without comment.
             warnings.simplefilter("ignore")
             Image.init()  # all decoders of this Pillow, and those registered with it
             known = [kind for kind in _FORMATS if kind in Image.OPEN]
             with Image.open(path, formats=known) as image:
-                return _decode(path, image)
-    except ImageError:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise InputError(f"{path}: {width} x {height} pixels; {_too_large()}")
+                yield image
+    except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(
+        raise InputError(
             f"{path}: not a readable image (of {', '.join(_FORMATS)}); save it again as PNG or JPEG"
         ) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {_too_large()}") from error
+        raise InputError(f"{path}: {_too_large()}") from error
     except Exception as error:  # Pillow's decoders raise many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(
+        raise InputError(
             f"{path}: not a readable image, perhaps cut short; copy it again ({reason})"
         ) from error
 
@@ -93,16 +146,13 @@ def is_picture_name(path: pathlib.Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def _decode(path: pathlib.Path, image: Image.Image) -> Picture:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{path}: {width} x {height} pixels; {_too_large()}")
+def _decode(path: pathlib.Path, image: Image.Image, upright: bool) -> Picture:
     notes = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a JPEG with a depth map or a second lens
         notes.append(f"{frames} frames or pages; only the first is used")
     image.load()
-    turned = ImageOps.exif_transpose(image)
+    turned = ImageOps.exif_transpose(image) if upright else image
     if turned.mode.startswith(("I", "F")):
         turned = _eight_bits(path, turned)
     else:
@@ -116,7 +166,7 @@ def _eight_bits(path: pathlib.Path, image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float32)
     top = 1.0 if image.mode == "F" else 65535.0
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
-        raise ImageError(
+        raise InputError(
             f"{path}: pixel values outside 0 to {top:g} have no colour; save it with 8 bits a channel"
         )
     return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8))
@@ -146,7 +196,7 @@ def _register_heif(path: pathlib.Path) -> None:
     try:
         import pillow_heif
     except ModuleNotFoundError as error:
-        raise ImageError(
+        raise InputError(
             f"{path}: a HEIC picture; pip install pillow-heif, or save it as JPEG"
         ) from error
     pillow_heif.register_heif_opener()

@@ -16,6 +16,7 @@ import pathlib
 import numpy as np
 
 from spinmeround_jax import schema
+from spinmeround_jax.files import InputError
 
 MODEL_FILE = pathlib.Path(__file__).parent / "landmark_model.npz"
 CHAINS = (
@@ -29,8 +30,8 @@ for _row, _points in enumerate((range(36, 42), range(42, 48), (30,), (48,), (54,
     FIVE_OF_68[_row, list(_points)] = 1.0 / len(_points)
 
 
-class LandmarksError(ValueError):
-    """A file of landmarks cannot be used; the message names it and says what to do."""
+class FaceError(InputError):
+    """The image shows no face or head that can be used; the message says why."""
 
 
 def five_of(landmarks: np.ndarray) -> np.ndarray:
@@ -93,15 +94,15 @@ def read_landmarks(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Landmarks by hand: {"photo.jpg": [[x, y], ... 5 or 68 points]} -> (5 or 68, 2) by file name.
 
     Raises:
-        LandmarksError: no such file, or not of that form.
+        InputError: no such file, or not of that form.
     """
     form = '{"photo.jpg": [[x, y], ...]} with 5 or 68 points'
     try:
         entries = schema.read(path, schema.mapping(schema.array(_POINT, 5, 68)))
     except (OSError, ValueError) as error:
-        raise LandmarksError(f"{path}: expected {form} ({error})") from error
+        raise InputError(f"{path}: expected {form} ({error})") from error
     if not entries or any(len(points) not in (5, 68) for points in entries.values()):
-        raise LandmarksError(f"{path}: expected {form}")
+        raise InputError(f"{path}: expected {form}")
     return {name: np.array(points, np.float64) for name, points in entries.items()}
 
 

@@ -1,12 +1,12 @@
 """Reading what a user gives: square portraits on a plain background, with identities beside them.
 
     alice.png          the portrait; transparent parts become white
-    alice.npy          its ArcFace embedding, float (512,); or
-    alice.json         {"id_embedding": [512 numbers]}
+    alice.npy          its identity, float (512,), by the recogniser that the weights know; or
+    alice.json         {"id_embedding": [512 numbers]}, or {"no_identity": "why there is none"}
     alice.truth.png    optional, for rendered heads: known views in a row, their normals in a second
                        row; alice.json then holds "truth": [{"yaw": 45, "pitch": 0}, ...]
 
-Every problem is a `PortraitError` that names the file and says what to do.
+Every problem is an `InputError` that names the file and says what to do.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from spinmeround_jax import files, schema
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import images
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -27,10 +28,6 @@ TRUTH_SUFFIX = ".truth.png"
 VIEW_SET = "views.json"
 ID_SIZE = 512
 MAX_IDENTITY_BYTES = 1 << 20
-
-
-class PortraitError(ValueError):
-    """An input cannot be used; the message names the file and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +56,7 @@ def find(paths: list[pathlib.Path]) -> list[pathlib.Path]:
     Of subfolders only those that are view sets themselves are looked at.
 
     Raises:
-        PortraitError: when a folder holds none, or two of them have the same name.
+        InputError: when a folder holds none, or two of them have the same name.
     """
     found: list[pathlib.Path] = []
     for path in paths:
@@ -68,7 +65,7 @@ def find(paths: list[pathlib.Path]) -> list[pathlib.Path]:
             continue
         inside = sorted(p for p in path.iterdir() if _is_portrait(p) or is_view_set(p))
         if not inside:
-            raise PortraitError(
+            raise InputError(
                 f"{path}: no portraits in this folder; put {', '.join(IMAGE_SUFFIXES)} files there, "
                 f"or folders with a {VIEW_SET}"
             )
@@ -78,7 +75,7 @@ def find(paths: list[pathlib.Path]) -> list[pathlib.Path]:
     for path in found:
         other = names.setdefault(name_of(path), path)
         if other != path:
-            raise PortraitError(
+            raise InputError(
                 f"{path}: would be written to the same folder as {other}; rename one of them"
             )
     return found
@@ -111,10 +108,10 @@ def read(path: pathlib.Path, size: int) -> Portrait:
         size: pixels the model wants; larger squares are averaged down to it.
 
     Raises:
-        PortraitError: see the module.
+        InputError: see the module.
     """
     image = read_image(path, size)
-    return Portrait(path.stem, path, image, read_identity(path), _read_truth(path, size))
+    return Portrait(path.stem, path, image, read_identity(path), read_truth(path, size))
 
 
 def read_image(path: pathlib.Path, size: int) -> np.ndarray:
@@ -122,11 +119,9 @@ def read_image(path: pathlib.Path, size: int) -> np.ndarray:
     rgba = _open(path)
     height, width = rgba.shape[:2]
     if height != width:
-        raise PortraitError(
-            f"{path}: {width} x {height} pixels; crop it to a square around the head"
-        )
+        raise InputError(f"{path}: {width} x {height} pixels; crop it to a square around the head")
     if height < size:
-        raise PortraitError(
+        raise InputError(
             f"{path}: {width} x {height} pixels are too few; this model needs {size} x {size}"
         )
     rgb = rgba[..., :3] * rgba[..., 3:] + 1.0 - rgba[..., 3:]
@@ -148,9 +143,9 @@ def read_identity(path: pathlib.Path) -> np.ndarray:
         if candidate.is_file() and (path.suffix.lower() in IMAGE_SUFFIXES or candidate == path):
             return _read_identity_file(candidate)
     if not path.exists():
-        raise PortraitError(f"{path}: no such file; check the path")
-    raise PortraitError(
-        f"{path}: no identity beside it; put the ArcFace embedding (512 numbers) in "
+        raise InputError(f"{path}: no such file; check the path")
+    raise InputError(
+        f"{path}: no identity beside it; put its vector (512 numbers) in "
         f'{path.stem}.npy, or in {path.stem}.json as {{"id_embedding": [...]}}'
     )
 
@@ -163,6 +158,19 @@ def files_of(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
 def has_identity(path: pathlib.Path) -> bool:
     """Whether there is an identity beside a portrait (perhaps a bad one); if not, it is a photo."""
     return any(path.with_suffix(suffix).is_file() for suffix in (".npy", ".json"))
+
+
+def no_identity(path: pathlib.Path) -> str | None:
+    """Why a portrait has no identity, where `photo` wrote that down instead of one."""
+    if path.with_suffix(".npy").is_file():
+        return None
+    try:
+        about = schema.read(
+            path.with_suffix(".json"), schema.record({"no_identity": schema.text()})
+        )
+    except (OSError, ValueError):  # no JSON, or none of ours
+        return None
+    return about["no_identity"] or None
 
 
 def read_recognition(path: pathlib.Path) -> str | None:
@@ -180,7 +188,7 @@ _RECOGNITION = schema.record({"recognition": schema.record({"sha256": schema.tex
 
 
 def _read_identity_file(path: pathlib.Path) -> np.ndarray:
-    wanted = f"expected an ArcFace embedding of {ID_SIZE} finite numbers, not all zero"
+    wanted = f"expected an identity of {ID_SIZE} finite numbers, not all zero"
     try:
         if path.suffix == ".npy":
             content = io.BytesIO(files.read_bytes(path, MAX_IDENTITY_BYTES))
@@ -190,7 +198,7 @@ def _read_identity_file(path: pathlib.Path) -> np.ndarray:
                 path, schema.record({}, {"no_identity": schema.nullable(schema.text())})
             )
             if about.get("no_identity"):  # by spinmeround_jax.photo
-                raise PortraitError(f"{path}: no identity in it: {about['no_identity']}")
+                raise InputError(f"{path}: no identity in it: {about['no_identity']}")
             values = np.array(_IDENTITY(about, "")["id_embedding"], np.float64)
         if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
             raise ValueError("not an array of floating-point numbers")
@@ -199,17 +207,22 @@ def _read_identity_file(path: pathlib.Path) -> np.ndarray:
         norm = float(np.linalg.norm(values.astype(np.float64)))
         if not np.isfinite(norm) or norm < 1e-6:
             raise ValueError(f"its length is {norm:g}")
-    except PortraitError:
+    except InputError:
         raise
     except Exception as error:  # numpy, zip and JSON each have their own
-        raise PortraitError(f"{path}: {wanted} ({_reason(error)})") from error
+        raise InputError(f"{path}: {wanted} ({_reason(error)})") from error
     return (values / norm).astype(np.float32)
 
 
 _IDENTITY = schema.record({"id_embedding": schema.array(schema.number(), ID_SIZE, ID_SIZE)})
 
 
-def _read_truth(path: pathlib.Path, size: int) -> Truth | None:
+def read_truth(path: pathlib.Path, size: int) -> Truth | None:
+    """Known views of a rendered head, if they are beside its portrait.
+
+    Raises:
+        InputError: see the module.
+    """
     sheet_path, json_path = path.with_suffix(TRUTH_SUFFIX), path.with_suffix(".json")
     if not sheet_path.is_file():
         return None
@@ -217,12 +230,12 @@ def _read_truth(path: pathlib.Path, size: int) -> Truth | None:
     try:
         views = schema.read(json_path, _TRUTH)["truth"]
     except (OSError, ValueError) as error:
-        raise PortraitError(f"{wanted} ({_reason(error)})") from error
+        raise InputError(f"{wanted} ({_reason(error)})") from error
     angles = np.array([(view["yaw"], view.get("pitch", 0.0)) for view in views], np.float32)
     sheet = np.rint(255.0 * _open(sheet_path)[..., :3]).astype(np.uint8)
     tile, rest = divmod(sheet.shape[1], len(angles))
     if rest or sheet.shape[0] not in (tile, 2 * tile):
-        raise PortraitError(
+        raise InputError(
             f"{sheet_path}: {sheet.shape[1]} x {sheet.shape[0]} pixels are not one or two rows of "
             f"{len(angles)} square views"
         )
@@ -239,11 +252,8 @@ _TRUTH = schema.record(
 def _open(path: pathlib.Path) -> np.ndarray:
     """(h, w, 4) float32 in [0, 1], straight alpha."""
     if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise PortraitError(f"{path}: not one of {', '.join(IMAGE_SUFFIXES)}; convert it")
-    try:
-        return images.read(path).pixels.astype(np.float32) / 255.0
-    except images.ImageError as error:
-        raise PortraitError(str(error)) from error
+        raise InputError(f"{path}: not one of {', '.join(IMAGE_SUFFIXES)}; convert it")
+    return images.read(path).pixels.astype(np.float32) / 255.0
 
 
 def _reason(error: Exception) -> str:

@@ -25,25 +25,23 @@ from PIL.PngImagePlugin import PngInfo
 
 from spinmeround_jax import cameras, schema
 from spinmeround_jax.diffusion.pipeline import Heads
-from spinmeround_jax.files import new_folder, recover
+from spinmeround_jax.files import InputError, new_folder, recover
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.portraits import Truth
+from spinmeround_jax.results import transforms
 
+PHOTO = "photo.jpg"
 SETTINGS = "settings.json"
 PAGE = "index.html"  # stands among the heads, so none can have its name
 GENERATOR = "spinmeround_jax.sample"
 TURN_SECONDS = 4.0
 
 
-class OutputError(ValueError):
-    """A result cannot be written; the message names the folder and what to do."""
-
-
 def is_finished(folder: pathlib.Path, wanted: Mapping[str, Any]) -> bool:
     """Whether `folder` is a complete result of ours, made with these settings.
 
     Raises:
-        OutputError: it is one with others, naming them, or not ours.
+        InputError: it is one with others, naming them, or not ours.
     """
     recover(folder)
     if not folder.exists():
@@ -51,7 +49,7 @@ def is_finished(folder: pathlib.Path, wanted: Mapping[str, Any]) -> bool:
     check_ours(folder)
     found = read_settings(folder) or {}
     if changes := schema.differences({k: v for k, v in found.items() if k in wanted}, wanted):
-        raise OutputError(
+        raise InputError(
             f"{folder}: is finished, made with other settings (there -> here: "
             f"{'; '.join(changes[:5])}{'; ...' if len(changes) > 5 else ''}); --overwrite replaces "
             "it, or choose another --out"
@@ -60,11 +58,11 @@ def is_finished(folder: pathlib.Path, wanted: Mapping[str, Any]) -> bool:
 
 
 def check_ours(folder: pathlib.Path) -> None:
-    """Raises OutputError where `folder` is there and not a result of ours to replace."""
+    """Raises InputError where `folder` is there and not a result of ours to replace."""
     if folder.name == PAGE:
-        raise OutputError(f"{folder}: is the name of the page; rename the input")
+        raise InputError(f"{folder}: is the name of the page; rename the input")
     if (folder.exists() or folder.is_symlink()) and read_settings(folder) is None:
-        raise OutputError(
+        raise InputError(
             f"{folder}: in the way, not written by this program; move it, or choose another --out"
         )
 
@@ -94,6 +92,7 @@ def write_head(
     normals_space: str = "world",
     truth: Truth | None = None,
     likeness: Likeness | None = None,
+    photo: Image.Image | None = None,
 ) -> None:
     """Write one head (see `select`) to `folder`, replacing an earlier result.
 
@@ -101,17 +100,18 @@ def write_head(
 
     Args:
         normals_space: "world", or "camera" to rotate each normal map into its own camera.
+        photo: how a photo became the input (`photo.preview`), for the page.
 
     Raises:
-        OutputError: pixels that are not finite, or `folder` is not ours to replace.
+        InputError: pixels that are not finite, or `folder` is not ours to replace.
     """
     pictures = (head.images, head.normals, head.anchor_images, head.anchor_normals)
     if not all(np.isfinite(picture).all() for picture in pictures):
-        raise OutputError(f"{folder}: the model made values that are not finite; nothing written")
+        raise InputError(f"{folder}: the model made values that are not finite; nothing written")
     check_ours(folder)
     with new_folder(folder) as partial:
         _write_pictures(partial, head, normals_space, truth)
-        _write_json(partial / "transforms.json", transforms(head, normals_space))
+        transforms.write(partial / transforms.NAME, _views(head), normals_space=normals_space)
         angles = {
             "observed_angles": head.observed_angles.tolist(),
             "anchor_angles": head.anchor_angles.tolist(),
@@ -119,6 +119,8 @@ def write_head(
             "truth_angles": truth.angles.tolist() if truth else None,
         }
         about = {"generator": GENERATOR, "normals_space": normals_space, **settings, **angles}
+        if photo:
+            photo.save(partial / PHOTO, quality=90)
         if likeness:
             _write_likeness(partial / "likeness.csv", head.trajectory, likeness)
             about["likeness"] = {
@@ -140,35 +142,17 @@ def observed_name(index: int) -> str:
     return f"input_{index + 1}" if index else "input"
 
 
-def transforms(head: Heads, normals_space: str) -> dict[str, Any]:
-    """Nerfstudio's transforms.json: OpenGL camera-to-world matrices, intrinsics in pixels."""
+def _views(head: Heads) -> list[transforms.View]:
+    """The views of the trajectory with their cameras."""
     height, width = head.images.shape[1:3]
-    poses = cameras.camera_to_world(cameras.orbit(*head.trajectory.T))
+    focal = cameras.FOCAL * width
+    camera = transforms.Intrinsics((focal, focal), (width / 2, height / 2), (width, height))
     names = [view_name(i, angles) for i, angles in enumerate(head.trajectory)]
-    return {
-        "camera_model": "OPENCV",
-        "fl_x": cameras.FOCAL * width,
-        "fl_y": cameras.FOCAL * width,
-        "cx": width / 2,
-        "cy": height / 2,
-        "w": width,
-        "h": height,
-        "normals_space": normals_space,
-        "frames": [
-            {
-                "file_path": f"views/{name}",
-                "normals_file_path": f"normals/{name}",
-                "transform_matrix": pose.tolist(),
-            }
-            for name, pose in zip(names, poses, strict=True)
-        ],
-    }
-
-
-def to_camera_space(normals: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """(n, h, w, 3) world-space normals to the camera space of (n, 2) angles."""
-    rotations = cameras.orbit(angles[:, 0], angles[:, 1])[:, :3, :3]
-    return np.einsum("nij,nhwj->nhwi", rotations, normals)
+    poses = cameras.orbit(*head.trajectory.T)
+    return [
+        transforms.View(f"views/{name}", pose, camera, f"normals/{name}")
+        for name, pose in zip(names, poses, strict=True)
+    ]
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:
@@ -180,7 +164,9 @@ def _write_pictures(
     folder: pathlib.Path, head: Heads, normals_space: str, truth: Truth | None
 ) -> None:
     def spaced(normals: np.ndarray, angles: np.ndarray) -> np.ndarray:
-        return to_camera_space(normals, angles) if normals_space == "camera" else normals
+        if normals_space == "world":
+            return normals
+        return cameras.normals_to_camera(normals, cameras.orbit(*angles.T))
 
     about = {"normals_space": normals_space}
     observed_normals = spaced(head.observed_normals, head.observed_angles)

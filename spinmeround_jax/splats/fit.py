@@ -22,6 +22,7 @@ import numpy as np
 import optax
 
 from spinmeround_jax import files, metrics
+from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import hull
 from spinmeround_jax.splats.gaussians import Gaussians, from_surface
 from spinmeround_jax.splats.rasterise import CAPACITY, render
@@ -34,10 +35,6 @@ MAX_FAULTS = 20  # steps in a row without a finite gradient
 CHECKPOINT_EVERY = 200  # steps
 _MAX_CHECKPOINT_BYTES = 1 << 32
 RELOCATE_EVERY, RELOCATE_FROM, RELOCATE_UNTIL = 100, 0.1, 0.8  # steps; shares of the fit
-
-
-class FitError(ValueError):
-    """The fit cannot go on; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +80,11 @@ class _State:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _View:
+    """Of any floating-point type; one view at a time is on the device."""
+
     image: jax.Array  # (h, w, 3) in [0, 1]
     mask: jax.Array  # (h, w)
-    normals: jax.Array  # (h, w, 3), zeros if unknown
+    normals: jax.Array  # (h, w, 3), all 0 if unknown
     world_to_camera: jax.Array  # (4, 4)
 
 
@@ -133,7 +132,8 @@ def _losses(drawn: dict[str, jax.Array], view: _View, settings: FitSettings) -> 
     if settings.mask:
         loss += settings.mask * jnp.mean(abs(drawn["alpha"] - view.mask))
     if settings.normals:
-        loss += settings.normals * jnp.mean(abs(drawn["normals"] - view.normals))
+        known = jnp.any(view.normals != 0.0)
+        loss += settings.normals * known * jnp.mean(abs(drawn["normals"] - view.normals))
     return loss
 
 
@@ -174,6 +174,7 @@ def _make_step(
     adam = optax.scale_by_adam(eps=1e-15)
 
     def loss_of(gaussians: Gaussians, view: _View) -> tuple[jax.Array, dict[str, jax.Array]]:
+        view = jax.tree.map(lambda x: x.astype(jnp.float32), view)  # kept in half precision
         drawn = draw(
             gaussians,
             view.world_to_camera,
@@ -234,8 +235,7 @@ def fit(
         finite), "overflow" (most Gaussians left out in one step by tiles that were full).
 
     Raises:
-        FitError: gradients stay not finite.
-        SceneError: the masks have no hull.
+        InputError: gradients stay not finite, or the masks have no hull.
     """
     _check(scene, settings)
     pixel = pixel_size(scene)
@@ -247,16 +247,12 @@ def fit(
         except Exception as error:  # the file can hold anything
             _logger.warning("%s: begun anew, not resumed (%s)", checkpoint, error)
     resumed_at = int(state.step)
-    views = [
-        _View(*(jnp.asarray(x) for x in arrays))
-        for arrays in zip(
-            scene.images,
-            scene.masks,
-            np.zeros_like(scene.images) if scene.normals is None else scene.normals,
-            scene.world_to_camera,
-            strict=True,
-        )
-    ]
+    unknown = np.zeros((*scene.size, 3), scene.images.dtype)
+
+    def view(i: int) -> _View:
+        normals = unknown if scene.normals is None else scene.normals[i]
+        return _View(scene.images[i], scene.masks[i], normals, scene.world_to_camera[i])
+
     if scene.normals is None:
         settings = dataclasses.replace(settings, normals=0.0)
     plain = (tuple(map(float, x)) for x in (scene.focal, scene.centre, scene.background))
@@ -264,7 +260,7 @@ def fit(
     recent: list[dict[str, jax.Array]] = []
     faults, overflow = 0, 0
     for n in range(resumed_at, settings.steps):
-        state, told = step(state, views[_view_of(n, len(views), settings.seed)])
+        state, told = step(state, view(_view_of(n, len(scene), settings.seed)))
         recent.append(told)
         if len(recent) == 20 or n + 1 == settings.steps:
             values = {k: np.array([float(t[k]) for t in recent]) for k in told}
@@ -272,7 +268,7 @@ def fit(
             faults += int((values["faults"] > 0).sum())
             overflow = max(overflow, int(values["overflow"].max()))
             if values["faults"][-1] >= MAX_FAULTS:
-                raise FitError(
+                raise InputError(
                     f"the gradient has not been finite for {MAX_FAULTS} steps; lower --rate, or look "
                     "for wrong cameras among the views"
                 )
@@ -299,11 +295,11 @@ def _check(scene: Scene, settings: FitSettings) -> None:
     smallest = metrics.LPIPS_SMALLEST if settings.lpips else metrics.SSIM_WINDOW
     if min(scene.size) < smallest:
         height, width = scene.size
-        raise FitError(
+        raise InputError(
             f"pictures of {width}x{height} pixels; this loss needs {smallest}: --lpips 0, or larger pictures"
         )
     if settings.steps < 1 or settings.count < 1:
-        raise FitError("at least one step and one Gaussian are needed")
+        raise InputError("at least one step and one Gaussian are needed")
 
 
 def _begin(scene: Scene, settings: FitSettings) -> _State:

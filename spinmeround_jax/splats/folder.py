@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spinmeround_jax import cameras
-from spinmeround_jax.files import new_folder
+from spinmeround_jax.files import InputError, new_folder
+from spinmeround_jax.results import transforms
 from spinmeround_jax.results.head_folder import to_pixels
 from spinmeround_jax.splats import mesh, scene, viewer, views
 from spinmeround_jax.splats.gaussians import Gaussians
@@ -50,18 +50,23 @@ def write_folder(
             (partial / kind).mkdir()
             for name, pixels in zip(names, to_pixels(pictures), strict=True):
                 Image.fromarray(pixels).save(partial / kind / name)
-        write_json(partial / "transforms.json", transforms(given, names))
+        transforms.write(
+            partial / transforms.NAME,
+            transforms_views(given, names),
+            normals_space="world",
+            applied_transform=given.applied_transform[:3].tolist(),
+        )
         turn = views.draw_views(gaussians, given, views.orbit(given, TURN_VIEWS))
         write_turntable(partial / "turntable.webp", turn)
         report["left_out"] = {}
         try:
             write_viewer(partial / "viewer.html", gaussians, given, folder.name)
-        except viewer.ViewerError as error:
+        except InputError as error:
             report["left_out"]["viewer.html"] = str(error)
         try:
             if with_mesh:
                 write_meshes(partial, given, drawn)
-        except mesh.MeshError as error:
+        except InputError as error:
             report["left_out"]["mesh.glb, mesh.ply"] = str(error)
         write_json(partial / REPORT, report)
 
@@ -73,29 +78,15 @@ def file_name(index: int, given: str) -> str:
     return f"{stem}.png" if stem.startswith(number) else f"{number}_{stem}.png"
 
 
-def transforms(given: Scene, names: list[str]) -> dict[str, Any]:
-    """transforms.json of the drawn views."""
+def transforms_views(given: Scene, names: list[str]) -> list[transforms.View]:
+    """The drawn views with the given cameras, in the scene's world."""
     height, width = given.size
-    poses = cameras.camera_to_world(given.world_to_camera)
-    return {
-        "camera_model": "OPENCV",
-        "fl_x": float(given.focal[0]),
-        "fl_y": float(given.focal[1]),
-        "cx": float(given.centre[0]),
-        "cy": float(given.centre[1]),
-        "w": width,
-        "h": height,
-        "normals_space": "world",
-        "ply_file_path": "splats.ply",
-        "frames": [
-            {
-                "file_path": f"views/{name}",
-                "normals_file_path": f"normals/{name}",
-                "transform_matrix": pose.tolist(),
-            }
-            for name, pose in zip(names, poses, strict=True)
-        ],
-    }
+    focal, centre = (tuple(map(float, pair)) for pair in (given.focal, given.centre))
+    camera = transforms.Intrinsics(focal, centre, (width, height))
+    return [
+        transforms.View(f"views/{name}", pose, camera, f"normals/{name}")
+        for name, pose in zip(names, given.world_to_camera, strict=True)
+    ]
 
 
 def write_viewer(path: pathlib.Path, gaussians: Gaussians, given: Scene, title: str) -> None:
@@ -110,7 +101,9 @@ def write_viewer(path: pathlib.Path, gaussians: Gaussians, given: Scene, title: 
 
 def write_meshes(folder: pathlib.Path, given: Scene, drawn: views.Drawn) -> None:
     """The surface from the Gaussians' depth, and the given normals where there are any."""
-    normals = drawn.normals if given.normals is None else given.normals
+    normals = drawn.normals
+    if given.normals is not None:
+        normals = np.where(given.has_normals[:, None, None, None], given.normals, normals)
     surface = mesh.extract(
         drawn.images, drawn.alpha, drawn.depth, normals, given.world_to_camera, given.focal, given.centre
     )  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from spinmeround_jax.splats.scene import Scene, SceneError, camera_positions, middle_and_radius
+from spinmeround_jax.files import InputError
+from spinmeround_jax.splats.scene import Scene, camera_positions, middle_and_radius
 
 RESOLUTION = 80  # voxels along the cube's edge
 AGREEMENT = (
@@ -23,7 +24,7 @@ def surface(
         [0, 1], the mean of the views that face the point; distance of neighbouring points.
 
     Raises:
-        SceneError: the masks have no hull.
+        InputError: the masks have no hull.
     """
     middle, radius = middle_and_radius(scene)
     inside, edge = _carve(scene, middle, radius)
@@ -37,7 +38,7 @@ def surface(
     )  # fmt: skip
     shell = np.argwhere(inside & ~core)
     if len(shell) < 8:
-        raise SceneError(
+        raise InputError(
             "the masks have no common inside; are the cameras those of the pictures, is the background plain?"
         )
     normals = _outward(inside)[tuple(shell.T)]

@@ -1,43 +1,48 @@
-"""Views with cameras to fit: transforms.json (nerfstudio's convention) and the pictures it names."""
+"""Views with cameras to fit: nerfstudio's transforms.json and the images it names, in a world with y up."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import pathlib
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from spinmeround_jax import cameras
+from spinmeround_jax.files import InputError
+from spinmeround_jax.photo.images import TO_STORED
+from spinmeround_jax.results import transforms
+from spinmeround_jax.results.transforms import Frame, Intrinsics
 
 MIN_VIEWS = 8
 MAX_VIEWS = 2000
-MAX_SIZE = 2048  # px; a bomb is refused before it is decoded
+MAX_SIZE = 2048  # px; larger images are refused before they are decoded
 MIN_SIZE = 16
 MAX_GAP = 180.0  # degrees without a camera beyond which half of the head is unseen
 WHITE_TOLERANCE = 8.0 / 255.0
-MASK_SOURCES = ("alpha", "normals", "background")
-
-
-class SceneError(ValueError):
-    """The views cannot be used; the message names the file and says what to do."""
+FAR = 100.0  # distances from the cameras: a scene further from the origin is moved there, float32 is coarse
+SNAP = 5.0  # degrees: an estimated up this near to an axis of the world is that axis
+AXES = {
+    sign + axis: (-1.0 if sign else 1.0) * np.eye(3)[i]
+    for i, axis in enumerate("xyz")
+    for sign in ("", "-")
+}
+UPS = ("auto", *AXES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """v views of one thing, h x w pixels.
+    """v views of one thing, h x w pixels, in a world with y up.
 
-    images: (v, h, w, 3) float32 in [0, 1], on `background`.
-    masks: (v, h, w) float32 in [0, 1], what is not background.
-    normals: (v, h, w, 3) float32 in the world, length 1 or shorter at edges, 0 on the background; or None.
+    images: (v, h, w, 3) float16 in [0, 1], on `background`.
+    masks: (v, h, w) float16 in [0, 1], what is not background.
+    normals: (v, h, w, 3) float16 in the world, length 1 or shorter at edges, 0 on the background, and all
+        0 in a view without; None if all are without.
     world_to_camera: (v, 4, 4) float32, OpenGL cameras (`cameras.py`).
     focal, centre: (2,) pixels, x and y, of all views.
     background: (3,) in [0, 1].
-    names: of the pictures.
-    masks_from: "alpha", "normals" or "background", where the masks come from.
+    names: of the images.
+    masks_from: of each view "mask", "alpha", "normals" or "background": where its mask comes from.
+    up: what was up in the world of the file, and who says so.
+    applied_transform: (4, 4) float64 from the original data's coordinates to this world.
     """
 
     images: np.ndarray
@@ -48,7 +53,9 @@ class Scene:
     centre: np.ndarray
     background: np.ndarray
     names: tuple[str, ...]
-    masks_from: str
+    masks_from: tuple[str, ...]
+    up: str = "y"
+    applied_transform: np.ndarray = dataclasses.field(default_factory=lambda: np.eye(4))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,6 +64,13 @@ class Scene:
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.images.shape[1:3]
+
+    @property
+    def has_normals(self) -> np.ndarray:
+        """(v,) bool."""
+        if self.normals is None:
+            return np.zeros(len(self), bool)
+        return (self.normals != 0.0).any(axis=(1, 2, 3))
 
     def take(self, views: np.ndarray) -> Scene:
         """The views with these numbers."""
@@ -67,6 +81,7 @@ class Scene:
             normals=None if self.normals is None else self.normals[views],
             world_to_camera=self.world_to_camera[views],
             names=tuple(self.names[i] for i in views),
+            masks_from=tuple(self.masks_from[i] for i in views),
         )
 
 
@@ -74,23 +89,31 @@ def middle_and_radius(scene: Scene) -> tuple[np.ndarray, float]:
     """(3,) point nearest to all optical axes, and the radius around it that the pictures show.
 
     Raises:
-        SceneError: the cameras do not look at one place.
+        InputError: the cameras do not look at one place.
     """
-    rotation = scene.world_to_camera[:, :3, :3].astype(np.float64)
-    positions = camera_positions(scene.world_to_camera)
+    middle, distance = _middle_and_distance(scene.world_to_camera)
+    height, width = scene.size
+    half = np.array([width, height]) / (2 * scene.focal)
+    return middle, float(distance * np.linalg.norm(half))
+
+
+def _middle_and_distance(world_to_camera: np.ndarray) -> tuple[np.ndarray, float]:
+    """(3,) point nearest to all optical axes, and the median depth of it."""
+    rotation = world_to_camera[:, :3, :3].astype(np.float64)
+    positions = camera_positions(world_to_camera)
+    near = positions.mean(0)  # what is summed below stays small in a world far from its origin
     forward = -rotation[:, 2]
     across = np.eye(3) - forward[:, :, None] * forward[:, None, :]
     middle, _, rank, _ = np.linalg.lstsq(
-        across.sum(0), np.einsum("vij,vj->i", across, positions), rcond=1e-6
+        across.sum(0), np.einsum("vij,vj->i", across, positions - near), rcond=1e-6
     )
+    middle = middle + near
     depth = np.einsum("vj,vj->v", forward, middle - positions)
     if rank < 3 or (depth <= 0).any():
-        raise SceneError(
+        raise InputError(
             "the cameras do not look at one place from around it; reconstruction needs views of one thing"
         )
-    height, width = scene.size
-    half = np.array([width, height]) / (2 * scene.focal)
-    return middle, float(np.median(depth) * np.linalg.norm(half))
+    return middle, float(np.median(depth))
 
 
 def camera_positions(world_to_camera: np.ndarray) -> np.ndarray:
@@ -107,220 +130,195 @@ def check(scene: Scene, where: str, one_sided: bool = False) -> None:
         one_sided: accept cameras on one side only.
 
     Raises:
-        SceneError: too few views, cameras on one side, empty masks.
+        InputError: too few views, cameras on one side, empty masks.
     """
     if len(scene) < MIN_VIEWS:
-        raise SceneError(f"{where}: {len(scene)} views; reconstruction needs at least {MIN_VIEWS}")
+        raise InputError(f"{where}: {len(scene)} views; reconstruction needs at least {MIN_VIEWS}")
     empty = [
         name for name, mask in zip(scene.names, scene.masks, strict=True) if mask.mean() < 1e-3
     ]
     if empty:
-        raise SceneError(f"{where}: nothing but background in {empty[0]}; take the view out")
+        raise InputError(f"{where}: nothing but background in {empty[0]}; take the view out")
     try:
         middle, _ = middle_and_radius(scene)
-    except SceneError as error:
-        raise SceneError(f"{where}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     offset = camera_positions(scene.world_to_camera) - middle
     yaw = np.sort(np.rad2deg(np.arctan2(offset[:, 0], offset[:, 2])))
     gap = np.max(np.diff(np.concatenate([yaw, yaw[:1] + 360.0])))
     if gap >= MAX_GAP and not one_sided:
-        raise SceneError(
+        raise InputError(
             f"{where}: no camera within {gap:.0f} degrees of azimuth, so one side is never seen; add "
             "views from there, or allow it with --one-sided"
         )
 
 
-def load(path: str | pathlib.Path, background: np.ndarray | None = None) -> Scene:
-    """Read transforms.json, or the folder that holds it, and the pictures.
+def load(path: str | pathlib.Path, background: np.ndarray | None = None, up: str = "auto") -> Scene:
+    """Read transforms.json, or the folder that holds it, and the images; the world is turned to y up.
 
-    Masks come from the pictures' alpha, else from the normals (0 on the background), else from the
-    pixels that differ from the background.
+    A view's mask comes from its mask file or alpha (`transforms.read_mask`), else from its normals (0 on the
+    background), else from the pixels that differ from the background.
 
     Args:
-        background: (3,) in [0, 1], of pictures without alpha, and on which those with are laid; white.
+        background: (3,) in [0, 1], of images without alpha, and on which those with are laid; white.
+        up: one of UPS, an axis of the file's world; "auto" is what the file says, else how the cameras
+            are held.
 
     Raises:
-        SceneError: naming the file, for anything that does not fit.
-        OSError: a file cannot be read.
+        InputError: naming the file, for anything that does not fit.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        path = path / "transforms.json"
-    about = _read_json(path)
+    given = transforms.read(pathlib.Path(path))
+    intrinsics = _shared_intrinsics(given)
+    turned, told = _up_rotation(given, up)
+    poses = np.stack([frame.world_to_camera for frame in given.frames])
+    poses, applied = _moved(poses, turned)
     background = np.ones(3) if background is None else np.asarray(background, np.float64)
-    frames = about.get("frames")
-    if not isinstance(frames, list) or not frames or not all(isinstance(f, dict) for f in frames):
-        raise SceneError(f"{path}: no list of frames; expected nerfstudio's transforms.json")
-    if len(frames) > MAX_VIEWS:
-        raise SceneError(f"{path}: {len(frames)} frames; this takes at most {MAX_VIEWS}")
-    frames = [{**about, **frame} for frame in frames]
-    files = [_inside(path, frame.get("file_path")) for frame in frames]
-    if len(set(files)) != len(files):
-        raise SceneError(f"{path}: names a picture twice")
-    pictures = [_read_picture(file) for file in files]
-    for file, picture in zip(files, pictures, strict=True):
-        if picture.shape[:2] != pictures[0].shape[:2]:
-            raise SceneError(
-                f"{file}: {_size(picture)} pixels, {files[0].name} {_size(pictures[0])}; "
-                "all views must be of one size"
-            )
-    height, width = pictures[0].shape[:2]
-    intrinsics = np.array([_intrinsics(frame, height, width, path) for frame in frames])
-    if np.ptp(intrinsics, axis=0).max() > 1e-3 * width:
-        raise SceneError(f"{path}: cameras of different intrinsics; this takes views of one camera")
-    poses = np.stack([_pose(frame, path) for frame in frames])
-    normals = _read_normals(path, frames, poses, (height, width))
-
-    rgba = np.stack(pictures).astype(np.float32) / 255.0
-    opaque = rgba[..., 3].min() >= 1.0
-    images = rgba[..., :3] * rgba[..., 3:] + background * (1.0 - rgba[..., 3:])
-    if not opaque:
-        masks, source = rgba[..., 3], "alpha"
-    elif normals is not None:
-        masks, source = (np.linalg.norm(normals, axis=-1) > 0.5), "normals"
-    else:
-        masks, source = (abs(images - background) > WHITE_TOLERANCE).any(-1), "background"
+    width, height = intrinsics.size
+    shape = (len(given.frames), height, width)
+    # Half precision: 14 bytes a pixel instead of 28, off by a sixteenth of a level of 8 bits.
+    images, masks = np.empty((*shape, 3), np.float16), np.empty(shape, np.float16)
+    has_normals = any(frame.normals is not None for frame in given.frames)
+    normals = np.zeros((*shape, 3), np.float16) if has_normals else None
+    sources = []
+    for i, frame in enumerate(given.frames):
+        picture = transforms.read_image(frame.image, frame.orientation)
+        alpha = picture.pixels[..., 3:].astype(np.float32) / 255.0
+        image = picture.pixels[..., :3] * (alpha / 255.0) + background * (1.0 - alpha)
+        images[i] = image
+        mask = transforms.read_mask(picture, frame.mask, frame.orientation)
+        world = transforms.read_normals(frame)
+        if world is not None:
+            world = world @ turned.T.astype(np.float32)
+            normals[i] = world
+        if mask is not None:
+            masks[i] = mask
+            sources.append("alpha" if frame.mask is None else "mask")
+        elif world is not None:
+            masks[i] = np.linalg.norm(world, axis=-1) > 0.5
+            sources.append("normals")
+        else:
+            masks[i] = (abs(image - background) > WHITE_TOLERANCE).any(-1)
+            sources.append("background")
     return Scene(
-        images=images.astype(np.float32),
-        masks=masks.astype(np.float32),
+        images=images,
+        masks=masks,
         normals=normals,
-        world_to_camera=poses,
-        focal=intrinsics[0, :2],
-        centre=intrinsics[0, 2:],
+        world_to_camera=poses.astype(np.float32),
+        focal=np.array(intrinsics.focal),
+        centre=np.array(intrinsics.centre),
         background=background.astype(np.float32),
-        names=tuple(str(frame["file_path"]) for frame in frames),
-        masks_from=source,
+        names=tuple(frame.file_path for frame in given.frames),
+        masks_from=tuple(sources),
+        up=told,
+        applied_transform=applied @ given.applied_transform,
     )
 
 
-def without_grey(normals: np.ndarray) -> np.ndarray:
-    """(..., 3) normals, at most 1 long, and 0 where they are shorter than 1/2: the background.
+def _shared_intrinsics(given: transforms.Transforms) -> Intrinsics:
+    """The one camera of all views.
 
-    What is decoded from latents is grey there within a few levels, but never exactly.
+    Raises:
+        InputError: too many views, sizes out of range, several cameras, distortion.
     """
-    length = np.linalg.norm(normals, axis=-1, keepdims=True)
-    return np.where(length > 0.5, normals / np.maximum(length, 1.0), 0.0)
+    path, first = given.path, given.frames[0]
+    if len(given.frames) > MAX_VIEWS:
+        raise InputError(f"{path}: {len(given.frames)} frames; this takes at most {MAX_VIEWS}")
+    given.refuse_distortion()
+    for frame in given.frames:
+        width, height = frame.intrinsics.size
+        if not MIN_SIZE <= min(width, height) or max(width, height) > MAX_SIZE:
+            raise InputError(
+                f"{frame.image}: {width}x{height} pixels; this takes {MIN_SIZE} to {MAX_SIZE}"
+            )
+        if frame.intrinsics.size != first.intrinsics.size:
+            raise InputError(
+                f"{frame.image}: {width}x{height} pixels, {first.image.name} "
+                f"{first.intrinsics.size[0]}x{first.intrinsics.size[1]}; all views must be of one size"
+            )
+    numbers = np.array([frame.intrinsics.focal + frame.intrinsics.centre for frame in given.frames])
+    if np.ptp(numbers, axis=0).max() > 1e-3 * first.intrinsics.size[0]:
+        raise InputError(f"{path}: cameras of different intrinsics; this takes views of one camera")
+    return first.intrinsics
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_text())
-    except OSError:
-        raise
-    except Exception as error:  # the file can hold anything
-        raise SceneError(f"{path}: not JSON ({error})") from error
-    if not isinstance(about, dict):
-        raise SceneError(f"{path}: expected an object; see nerfstudio's transforms.json")
-    return about
+# --------------------------------------------------------------------------------------------------
+# Which way is up
 
 
-def _inside(path: pathlib.Path, name: Any) -> pathlib.Path:
-    """The file `name` beside `path`; SceneError if it lies elsewhere."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise SceneError(f"{path}: a frame without file_path")
-    folder = path.parent.resolve()
-    file = (folder / name).resolve()
-    if not file.is_relative_to(folder):
-        raise SceneError(
-            f"{path}: {name!r} is outside of {folder}; pictures must lie beside the file"
+def _up_rotation(given: transforms.Transforms, up: str) -> tuple[np.ndarray, str]:
+    """(3, 3) rotation of the file's world that brings its up to y, and what to tell about it."""
+    if up != "auto":
+        return rotation_to_y(AXES[up]), f"{up}, as given"
+    if given.up is not None:
+        return rotation_to_y(given.up), f"{_axis_name(given.up)}, as {given.path.name} says"
+    found = estimate_up(given.frames)
+    if found is None:
+        raise InputError(
+            f"{given.path}: which way is up cannot be seen from the cameras; give it, for example --up z"
         )
-    return file
+    nearest = max(AXES.values(), key=lambda axis: axis @ found)
+    if nearest @ found > np.cos(np.deg2rad(SNAP)):
+        found = nearest
+    return rotation_to_y(found), f"{_axis_name(found)}, as the cameras are held"
 
 
-def _read_picture(file: pathlib.Path) -> np.ndarray:
-    """(h, w, 4) uint8."""
-    try:
-        with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
-            if not MIN_SIZE <= min(image.size) or max(image.size) > MAX_SIZE:
-                raise SceneError(
-                    f"{file}: {image.width}x{image.height} pixels; this takes {MIN_SIZE} to {MAX_SIZE}"
-                )
-            return np.array(image.convert("RGBA"))
-    except (SceneError, FileNotFoundError):
-        raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, ...
-        raise SceneError(f"{file}: not a PNG, JPEG or WebP picture ({error})") from error
+def estimate_up(frames: tuple[Frame, ...]) -> np.ndarray | None:
+    """(3,) unit vector of the direction in the world that is upward in the images, None if there is none.
 
-
-def _size(picture: np.ndarray) -> str:
-    return f"{picture.shape[1]}x{picture.shape[0]}"
-
-
-def _number(frame: dict[str, Any], name: str, path: pathlib.Path) -> float:
-    value = frame.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise SceneError(f"{path}: {name} is {value!r}; expected a number")
-    return float(value)
-
-
-def _intrinsics(
-    frame: dict[str, Any], height: int, width: int, path: pathlib.Path
-) -> tuple[float, float, float, float]:
-    """Focal lengths and principal point in pixels of the picture as stored."""
-    lens = frame.get("camera_model", "OPENCV")
-    bent = [k for k in ("k1", "k2", "k3", "k4", "p1", "p2") if frame.get(k) not in (None, 0, 0.0)]
-    if lens not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE") or bent:
-        raise SceneError(
-            f"{path}: a lens with distortion ({', '.join([str(lens), *bent])}); undistort the pictures"
-        )
-    if "fl_x" in frame:
-        focal_x = _number(frame, "fl_x", path)
-    elif "camera_angle_x" in frame:
-        focal_x = 0.5 * width / math.tan(0.5 * _number(frame, "camera_angle_x", path))
+    People hold cameras level: up is the direction that is most nearly at a right angle to the horizontal
+    axes of all images. Where all of them look the same way, or past one another, only the mean of the
+    images' own up is left.
+    """
+    # Rows of a camera's rotation are the image's right and up in the world; an image that is stored
+    # turned has its upright right and up among its stored ones (y down).
+    turns = np.array([TO_STORED[frame.orientation] for frame in frames], np.float64)
+    rows = np.stack([frame.world_to_camera[:2, :3] for frame in frames]) * [[1.0], [-1.0]]
+    right, down = np.moveaxis(np.einsum("vij,vik->vjk", turns, rows), 1, 0)
+    mean = -down.mean(0)
+    spread, directions = np.linalg.eigh(right.T @ right / len(frames))
+    if spread[1] > 0.03:  # the rights span a plane, sin(10 degrees)^2 or more
+        found = directions[:, 0]
     else:
-        raise SceneError(f"{path}: neither fl_x nor camera_angle_x; the focal length is needed")
-    focal_y = _number(frame, "fl_y", path) if "fl_y" in frame else focal_x
-    stored = (
-        _number(frame, "w", path) if "w" in frame else width,
-        _number(frame, "h", path) if "h" in frame else height,
-    )
-    if stored != (width, height):
-        raise SceneError(
-            f"{path}: says {stored[0]:g}x{stored[1]:g} pixels, the pictures have {width}x{height}"
-        )
-    if not (width / 100 < focal_x < 100 * width and width / 100 < focal_y < 100 * width):
-        raise SceneError(f"{path}: focal length {focal_x:g}, {focal_y:g} pixels cannot be right")
-    centre_x = _number(frame, "cx", path) if "cx" in frame else width / 2
-    centre_y = _number(frame, "cy", path) if "cy" in frame else height / 2
-    return focal_x, focal_y, centre_x, centre_y
-
-
-def _pose(frame: dict[str, Any], path: pathlib.Path) -> np.ndarray:
-    """(4, 4) float32 world to camera of a frame's camera-to-world matrix."""
-    where = f"{path}: transform_matrix of {frame['file_path']!r}"
-    try:
-        matrix = np.array(frame["transform_matrix"], np.float64)
-    except (KeyError, TypeError, ValueError) as error:
-        raise SceneError(f"{where} is missing or not numbers") from error
-    if matrix.shape not in ((4, 4), (3, 4)) or not np.isfinite(matrix).all():
-        raise SceneError(f"{where} is not 4 x 4 finite numbers")
-    rotation = matrix[:3, :3]
-    if abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
-        raise SceneError(f"{where} is not a rotation and a translation")
-    rigid = np.eye(4)
-    rigid[:3] = matrix[:3]
-    return cameras.camera_to_world(rigid.astype(np.float32))  # the inverse of either is the other
-
-
-def _read_normals(
-    path: pathlib.Path, frames: list[dict[str, Any]], poses: np.ndarray, size: tuple[int, int]
-) -> np.ndarray | None:
-    """(v, h, w, 3) in the world, None unless all frames name a normal map."""
-    names = [frame.get("normals_file_path") for frame in frames]
-    if all(name is None for name in names):
+        found = mean - directions[:, 2] * (directions[:, 2] @ mean)
+    length = np.linalg.norm(found)
+    if length < 0.1 or abs(found @ mean) < 0.1 * length:
         return None
-    space = frames[0].get("normals_space", "world")
-    if space not in ("world", "camera"):
-        raise SceneError(f"{path}: normals_space {space!r}; expected world or camera")
-    maps = []
-    for name in names:
-        file = _inside(path, name)
-        pixels = _read_picture(file)[..., :3]
-        if pixels.shape[:2] != size:
-            raise SceneError(f"{file}: {_size(pixels)} pixels, the views {size[1]}x{size[0]}")
-        normals = (pixels.astype(np.float32) - 128.0) / 127.0
-        maps.append(without_grey(normals))
-    normals = np.stack(maps).astype(np.float32)
-    if space == "camera":
-        normals = np.einsum("vji,vhwj->vhwi", poses[:, :3, :3], normals)
-    return normals
+    return np.sign(found @ mean) * found / length
+
+
+def rotation_to_y(up: np.ndarray) -> np.ndarray:
+    """(3, 3) the smallest rotation from a unit vector to y; half a turn is about x."""
+    target = np.array(transforms.UP)
+    cosine = float(up @ target)
+    if cosine > 1.0 - 1e-12:
+        return np.eye(3)
+    if cosine < -1.0 + 1e-12:
+        return np.diag([1.0, -1.0, -1.0])
+    x, y, z = np.cross(up, target)
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + cross + cross @ cross / (1.0 + cosine)
+
+
+def _axis_name(up: np.ndarray) -> str:
+    for name, axis in AXES.items():
+        if np.allclose(axis, up, atol=1e-6):
+            return name
+    return "(" + ", ".join(f"{x:.3f}" for x in up) + ")"
+
+
+def _moved(poses: np.ndarray, turned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(v, 4, 4) cameras in the turned world, its middle at the origin if it was far; and the (4, 4) motion."""
+    motion = np.eye(4)
+    motion[:3, :3] = turned
+    try:
+        middle, distance = _middle_and_distance(poses)
+    except InputError:
+        pass  # `check` tells
+    else:
+        if np.linalg.norm(middle) > FAR * distance:
+            motion[:3, 3] = -turned @ middle
+    poses = poses.copy()
+    back = -turned.T @ motion[:3, 3]  # the new origin in the old world
+    poses[:, :3, 3] += poses[:, :3, :3] @ back
+    poses[:, :3, :3] = poses[:, :3, :3] @ turned.T
+    return poses, motion

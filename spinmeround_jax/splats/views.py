@@ -76,9 +76,10 @@ def orbit(scene: Scene, views: int, pitch: float = 0.0) -> np.ndarray:
 def measure(drawn: Drawn, scene: Scene) -> dict[str, np.ndarray]:
     """PSNR (dB), SSIM, LPIPS (AlexNet), and degrees between normals inside the masks, (v,) each.
 
-    LPIPS is left out of pictures too small for it, normals where the scene has none.
+    LPIPS is left out of pictures too small for it; normals are left out of a scene without, and NaN in views
+    without.
     """
-    images, truth = 2.0 * drawn.images - 1.0, 2.0 * scene.images - 1.0
+    images, truth = 2.0 * drawn.images - 1.0, 2.0 * scene.images.astype(np.float32) - 1.0
     values = {"psnr": metrics.psnr(images, truth), "ssim": metrics.ssim(images, truth)}
     if min(scene.size) >= metrics.LPIPS_SMALLEST:
         distance = jax.jit(metrics.lpips("alexnet"))
@@ -88,5 +89,7 @@ def measure(drawn: Drawn, scene: Scene) -> dict[str, np.ndarray]:
         ]
         values["lpips"] = np.concatenate(parts)
     if scene.normals is not None:
-        values["normals"] = metrics.angular_error(drawn.normals, scene.normals, scene.masks > 0.5)
+        truth = scene.normals.astype(np.float32)
+        angles = metrics.angular_error(drawn.normals, truth, scene.masks > 0.5)
+        values["normals"] = np.where(scene.has_normals, angles, np.nan)
     return values

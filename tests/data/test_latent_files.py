@@ -5,9 +5,8 @@ import pytest
 
 from benchmarks.loader import write_random_latents
 from spinmeround_jax.data import latent_files
-from spinmeround_jax.data.records import RecordError
 from spinmeround_jax.data.subjects import SubjectSource
-from spinmeround_jax.files import as_path
+from spinmeround_jax.files import InputError, as_path
 from tests.support.synthetic_shards import write_dataset
 
 
@@ -56,7 +55,7 @@ def test_a_file_cut_after_it_was_opened_is_named(folder):
     path = latent_files.paths(folder / "latents", indexes[1].path)[0]
     path.write_bytes(path.read_bytes()[:500])
     moments = np.empty((1, 2, *source.description.moments_shape[2:]), np.float32)
-    with pytest.raises(RecordError, match=rf"{path.name}: became shorter"):
+    with pytest.raises(InputError, match=rf"{path.name}: became shorter"):
         source.read(indexes[1], 1, [6], 1, moments)
 
 
@@ -72,7 +71,7 @@ def test_no_flipped_bit_is_used(folder):
             path.write_bytes(damaged)
             try:
                 found = read(folder / "latents", indexes)
-            except RecordError as error:
+            except InputError as error:
                 assert path.name in str(error) or "moments.npy" in str(error)
             else:  # of another subject, or in what nobody reads
                 for want, got in zip(sound, found, strict=True):
@@ -86,7 +85,7 @@ def test_a_flipped_bit_of_a_view_is_named(folder):
     stored = np.load(path, mmap_mode="r+")
     stored[1, 3, latent_files.NORMALS, 0, 0, 0] += 1
     stored.flush()
-    with pytest.raises(RecordError, match=r"moments.npy: wrong checksum at \[1, 3, 0\]; delete"):
+    with pytest.raises(InputError, match=r"moments.npy: wrong checksum at \[1, 3, 0\]; delete"):
         read(folder / "latents", indexes)
 
 

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import captures, factory
+from data_prep import captures
 from data_prep.calibrated import readers
 from data_prep.calibrated import views as capture_views
-from data_prep.calibrated.readers import CaptureError, Photo
+from data_prep.calibrated.readers import Photo
 from data_prep.parametric.head import build_head
 from data_prep.parametric.landmarks import world_landmarks
 from data_prep.parametric.people import sample_person
 from data_prep.rendering import render
 from spinmeround_jax import cameras
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import portraits
 from spinmeround_jax.photo.assets import AssetError
 from tests.support import head_field
@@ -144,7 +145,7 @@ def test_nerfstudios_layout(tmp_path, scene, points):
     path.write_text(json.dumps({**about, "frames": frames}))
     same(readers.read(tmp_path / "anna"), photos)
     path.write_text(json.dumps({**about, "camera_model": "OPENCV_FISHEYE", "frames": frames}))
-    with pytest.raises(CaptureError, match=r"OPENCV_FISHEYE.*undistort"):
+    with pytest.raises(InputError, match=r"OPENCV_FISHEYE.*undistort"):
         readers.read(tmp_path / "anna")
 
 
@@ -189,7 +190,7 @@ def test_colmaps_layout(tmp_path, suffix):
     same(found, photos)
     assert found[0].mask == folder / "masks" / "0.jpg.png" and found[1].mask is None
     (model / f"cameras.{suffix}").write_bytes(b"1 WHAT 3")
-    with pytest.raises(CaptureError, match="not a readable COLMAP model"):
+    with pytest.raises(InputError, match="not a readable COLMAP model"):
         readers.read(folder)
 
 
@@ -213,9 +214,9 @@ def test_nersembles_layout(tmp_path):
     np.testing.assert_allclose(first.focal, [4000, 4005])
     np.testing.assert_allclose(first.centre, [550.25, 800.25])
     assert readers.read(tmp_path / "017")[0].path == first.path
-    with pytest.raises(CaptureError, match="no sequence FREE"):
+    with pytest.raises(InputError, match="no sequence FREE"):
         readers.read(tmp_path / "017", "FREE")
-    with pytest.raises(CaptureError, match="no pictures of frame 3"):
+    with pytest.raises(InputError, match="no pictures of frame 3"):
         readers.read(tmp_path / "017", "EXP-1-head", 3)
 
 
@@ -240,7 +241,7 @@ def test_wrong_cameras_are_named(tmp_path, scene, points, change):
     entries = json.loads(path.read_text())
     change(entries[1])
     path.write_text(json.dumps(entries))
-    with pytest.raises(CaptureError, match=r"\.(json|png): |outside|missing"):
+    with pytest.raises(InputError, match=r"\.(json|png): |outside|missing"):
         readers.read(tmp_path / "anna")
 
 
@@ -248,7 +249,7 @@ def test_wrong_cameras_are_named(tmp_path, scene, points, change):
 @pytest.mark.parametrize("name", ["cameras.json", "transforms.json", "camera_params.json"])
 def test_files_that_are_none_are_named(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    with pytest.raises(CaptureError, match=name.replace(".", r"\.")):
+    with pytest.raises(InputError, match=name.replace(".", r"\.")):
         readers.read(tmp_path)
 
 
@@ -286,18 +287,18 @@ def test_landmarks_of_photos_meet_in_space(points):
     wrong = seen[1] + 30.0  # a detector's blunder in one photo
     found = capture_views.triangulate(photos, [seen[0], wrong, *seen[2:]])
     np.testing.assert_allclose(found, to_world(points), atol=1e-4)
-    with pytest.raises(CaptureError, match="found in 1 of its photos"):
+    with pytest.raises(InputError, match="found in 1 of its photos"):
         capture_views.triangulate(photos[:1], seen[:1])
-    with pytest.raises(CaptureError, match="from one place"):
+    with pytest.raises(InputError, match="from one place"):
         capture_views.triangulate(photos[:1] * 2, seen[:1] * 2)
-    with pytest.raises(CaptureError, match="do not meet"):
+    with pytest.raises(InputError, match="do not meet"):
         capture_views.triangulate(photos[:2], [seen[0], seen[1][::-1] + [0.0, 60.0]])
 
 
 def test_photos_without_a_mask_need_a_word(scene, tmp_path):
     photo = photo_at(0, 0, path=tmp_path / "a.jpg", mask=None)
     Image.fromarray(shoot(scene, photo)[..., :3]).save(photo.path)
-    with pytest.raises(CaptureError, match=r"a\.jpg: no mask"):
+    with pytest.raises(InputError, match=r"a\.jpg: no mask"):
         capture_views.canonical_view(photo, WHERE, OPTIONS)
     kept = capture_views.Options(SIZE, True, None, None)
     assert capture_views.canonical_view(photo, WHERE, kept).rgba[20:40, 20:44, 3].min() == 255
@@ -307,7 +308,7 @@ def test_photos_without_a_mask_need_a_word(scene, tmp_path):
     exact = render.render_view(scene, cameras.orbit(0), SIZE, 3).rgba[..., 3]
     assert np.abs(view.rgba[..., 3].astype(int) - exact)[8:46, 14:50].mean() < 8
     Image.new("L", (3, 3)).save(mask.mask)
-    with pytest.raises(CaptureError, match=r"mask\.png: 3 x 3 pixels"):
+    with pytest.raises(InputError, match=r"mask\.png: 3 x 3 pixels"):
         capture_views.canonical_view(mask, WHERE, OPTIONS)
 
 
@@ -382,7 +383,7 @@ def test_without_landmarks_the_models_find_the_head(tmp_path, scene, points):
 
 
 def test_what_is_missing_is_told_at_once(tmp_path, scene, points):
-    with pytest.raises(factory.FactoryError, match="no captures in it"):
+    with pytest.raises(InputError, match="no captures in it"):
         captures.find(tmp_path)
     write_ours(tmp_path / "anna", scene, points)
     (tmp_path / "anna" / "identity.npy").unlink()

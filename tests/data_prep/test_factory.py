@@ -18,7 +18,7 @@ pytest.importorskip("google_crc32c", reason="writing shards needs '.[train]'")
 from data_prep import factory
 from spinmeround_jax.data import shards
 from spinmeround_jax.data.manifest import read_manifest
-from spinmeround_jax.files import as_path
+from spinmeround_jax.files import InputError, as_path
 from tests.support.factory_source import Synthetic
 from tests.support.paths import ROOT
 
@@ -161,7 +161,7 @@ def test_a_shard_whose_subjects_are_rejected_later_disappears(tmp_path):
 
 
 def test_nothing_left_is_an_error(tmp_path):
-    with pytest.raises(factory.FactoryError, match="every subject was rejected"):
+    with pytest.raises(InputError, match="every subject was rejected"):
         factory.write_dataset(Synthetic(1, bad=(0, 1)), tmp_path, 2)
     assert not (tmp_path / "manifest.json").exists()
 
@@ -175,7 +175,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(factory.FactoryError, match=r"no space left.* same command continues"):
+        with pytest.raises(factory.InputError, match=r"no space left.* same command continues"):
             factory.write_dataset(source, new, 3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -211,12 +211,12 @@ def test_a_fault_in_the_source_names_the_subject(tmp_path, workers):
 
 
 def test_unreadable_input_names_the_file(tmp_path):
-    with pytest.raises(factory.FactoryError, match=r"person-3\.obj: Permission denied"):
+    with pytest.raises(InputError, match=r"person-3\.obj: Permission denied"):
         factory.write_dataset(Broken(how="unreadable"), tmp_path, 2)
 
 
 def test_a_killed_worker_ends_the_run_with_advice(tmp_path):
-    with pytest.raises(factory.FactoryError, match=r"worker process was killed.* The same command"):
+    with pytest.raises(InputError, match=r"worker process was killed.* The same command"):
         factory.write_dataset(Broken(how="kill"), tmp_path, 2, workers=2)
     assert not (tmp_path / "manifest.json").exists()
     factory.write_dataset(Synthetic(), tmp_path, 2)
@@ -225,12 +225,12 @@ def test_a_killed_worker_ends_the_run_with_advice(tmp_path):
 
 def test_settings_that_differ_are_refused(tmp_path):
     factory.write_dataset(Synthetic(3), tmp_path, 2)
-    with pytest.raises(factory.FactoryError, match=r"other settings.*'count': \(3, 4\)"):
+    with pytest.raises(InputError, match=r"other settings.*'count': \(3, 4\)"):
         factory.write_dataset(Synthetic(4), tmp_path, 2)
-    with pytest.raises(factory.FactoryError, match="shard_subjects"):
+    with pytest.raises(InputError, match="shard_subjects"):
         factory.write_dataset(Synthetic(3), tmp_path, 3)
     (tmp_path / factory.SETTINGS).write_text('{"of": "another source"}')
-    with pytest.raises(factory.FactoryError, match=r"'of': \('another source', None\)"):
+    with pytest.raises(InputError, match=r"'of': \('another source', None\)"):
         factory.write_dataset(Synthetic(3), tmp_path, 2)
 
 
@@ -243,14 +243,14 @@ def test_a_damaged_list_of_rejects_is_named(tmp_path, content):
         factory.write_dataset(Synthetic(3), tmp_path, 2)
         assert names_in(tmp_path) == everyone(3)
         return
-    with pytest.raises(factory.FactoryError, match=r"rejected\.jsonl: damaged.*delete it"):
+    with pytest.raises(InputError, match=r"rejected\.jsonl: damaged.*delete it"):
         factory.write_dataset(Synthetic(3), tmp_path, 2)
 
 
 def test_one_name_twice_is_refused():
     source = dataclasses.replace(Synthetic(2))
     object.__setattr__(source, "subjects", lambda: {"train": ["a", "b"], "held_out": ["b"]})
-    with pytest.raises(factory.FactoryError, match="two subjects are named 'b'"):
+    with pytest.raises(InputError, match="two subjects are named 'b'"):
         factory.plan(source, pathlib.Path("x"), 2)
 
 

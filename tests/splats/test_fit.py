@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from spinmeround_jax import metrics
+from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import fit as fitting
 from spinmeround_jax.splats import nvidia, rasterise, relocation, views
-from spinmeround_jax.splats.fit import FitError, FitSettings, fit
+from spinmeround_jax.splats.fit import FitSettings, fit
 from tests.support.splat_scenes import random_gaussians
 from tests.support.splat_views import ellipsoid, ring
 
@@ -98,12 +99,12 @@ def test_views_that_are_not_finite(scene):
     assert counts["faults"] == 2
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gaussians))
     normals[:] = np.nan
-    with pytest.raises(FitError, match="has not been finite for 20 steps"):
+    with pytest.raises(InputError, match="has not been finite for 20 steps"):
         fit(dataclasses.replace(scene, normals=normals), settings)
 
 
 def test_too_small_for_the_loss(scene):
-    with pytest.raises(FitError, match="24x24 pixels; this loss needs 32"):
+    with pytest.raises(InputError, match="24x24 pixels; this loss needs 32"):
         fit(scene, dataclasses.replace(SMALL, lpips=0.1))
 
 

@@ -41,7 +41,7 @@ def ellipsoid(poses: np.ndarray, size: int, normals: bool = True) -> Scene:
         centre=np.full(2, size / 2),
         background=np.ones(3, np.float32),
         names=tuple(f"{i}.png" for i in range(len(poses))),
-        masks_from="alpha",
+        masks_from=("alpha",) * len(poses),
     )
 
 
