@@ -78,9 +78,9 @@ def message(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def end(code: int) -> None:
+def end(code: int, interrupted: bool = False) -> None:
     """End the process; once interrupted without waiting for what still compiles in threads."""
-    if code == 130:
+    if interrupted or code == 130:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -419,7 +419,7 @@ def main(argv: list[str]) -> None:
             return _STOPPED_EXIT_CODE.value
         except KeyboardInterrupt:
             print("stopped outside of the training loop. The same command resumes.", flush=True)
-            return _STOPPED_EXIT_CODE.value
+            cli.end(_STOPPED_EXIT_CODE.value, interrupted=True)
         return 0
 
     cli.end(cli.guarded(run, "the same command resumes"))

@@ -192,6 +192,8 @@ def _read_identity_file(path: pathlib.Path) -> np.ndarray:
     try:
         if path.suffix == ".npy":
             content = io.BytesIO(files.read_bytes(path, MAX_IDENTITY_BYTES))
+            if not content.getvalue().startswith(b"\x93NUMPY"):  # numpy would advise to unpickle it
+                raise ValueError("not a .npy file")
             values = np.load(content, allow_pickle=False)
         else:
             about = schema.read(
@@ -210,7 +212,9 @@ def _read_identity_file(path: pathlib.Path) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # numpy, zip and JSON each have their own
-        raise InputError(f"{path}: {wanted} ({_reason(error)})") from error
+        raise InputError(
+            f"{path}: {wanted} ({_reason(error).removeprefix(f'{path}: ')})"
+        ) from error
     return (values / norm).astype(np.float32)
 
 
