@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import pathlib
@@ -26,12 +25,10 @@ from spinmeround_jax import cli
 from spinmeround_jax.data import shards
 from spinmeround_jax.data.manifest import shard_name, write_manifest
 from spinmeround_jax.data.records import ViewRecord
-from spinmeround_jax.files import InputError, write_atomically
+from spinmeround_jax.files import InputError, explain, lock, write_atomically
 
 SETTINGS = "render_settings.json"
 REJECTED = "rejected.jsonl"
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Source(Protocol):
@@ -126,10 +123,13 @@ def write_shard(
     """Writes one shard from the next results; it appears under its name only when complete.
 
     The list of rejected subjects comes first, so that a shard that is there has its list.
+
+    Raises:
+        BlockingIOError: another process writes it.
     """
     reasons: dict[str, str] = {}
     writer = None
-    with contextlib.ExitStack() as stack:
+    with lock(job.path.with_suffix("")), contextlib.ExitStack() as stack:
         for name in job.subjects:
             result = next(results)
             if isinstance(result, SubjectRejected):
@@ -263,10 +263,8 @@ def write_dataset(
             "continues where this one stopped; fewer --workers need less memory."
         ) from error
     except OSError as error:
-        what = "no room left" if error.errno in _FULL else (error.strerror or repr(error))
         raise InputError(
-            f"{error.filename or out}: {what}. Finished shards are kept; mend that, and the same "
-            "command continues where this one stopped."
+            f"{explain(error, out)}. Finished shards are kept; the same command continues there."
         ) from error
     total = sum(len(job.subjects) for job in jobs)
     print(f"{total - len(reasons)} subjects in {len(jobs)} shards: {out}")

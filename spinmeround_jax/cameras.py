@@ -9,13 +9,14 @@ elevation (positive: the camera moves up).
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from spinmeround_jax import schema
 
 RADIUS = 2.7
 # EG3D's 18.837 degrees are the diagonal field of view; in image widths (3.14159 and 1.414 as released).
@@ -202,18 +203,14 @@ def load_trajectory(path: str | pathlib.Path) -> np.ndarray:
     """
     form = 'expected a JSON list such as [{"yaw": 30, "pitch": 10}]'
     try:
-        entries = json.loads(pathlib.Path(path).read_text())
-        trajectory = np.array(
-            [(float(entry["yaw"]), float(entry.get("pitch", 0.0))) for entry in entries], np.float32
-        )
-    except OSError:
-        raise
-    except Exception as error:  # the file can hold anything
-        raise ValueError(f"{path}: {form} ({error!r})") from error
-    if (
-        trajectory.ndim != 2
-        or not np.isfinite(trajectory).all()
-        or (abs(trajectory[:, 1]) > 90).any()
-    ):
-        raise ValueError(f"{path}: {form}, with at least one view, finite angles and |pitch| <= 90")
-    return trajectory
+        entries = schema.read(path, _TRAJECTORY)
+    except ValueError as error:
+        raise ValueError(f"{path}: {form} ({error})") from error
+    return np.array([(entry["yaw"], entry.get("pitch", 0.0)) for entry in entries], np.float32)
+
+
+_TRAJECTORY = schema.array(
+    schema.record({"yaw": schema.number(-1e6, 1e6)}, {"pitch": schema.number(-90, 90)}),
+    shortest=1,
+    longest=10_000,
+)

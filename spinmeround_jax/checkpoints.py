@@ -7,6 +7,7 @@ folder holds `model.json` (what the networks are, and where they come from), `we
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,7 +15,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -87,19 +88,24 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, loader: Loader) -> None:
-        """Copy the state now, write it in the background; a step already on disk is left alone."""
+        """Copy the state now, write it in the background; a step already on disk is left alone.
+
+        Raises:
+            InputError: this one or the one before could not be written; see `wait`.
+        """
         if step == self.latest():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                config=ocp.args.JsonSave(self._config),
-                # The first process's: all have returned as many batches, and JSON is written once.
-                loader=ocp.args.JsonSave({"state": _to_json(loader.get_state())}),
-            ),
-            force=True,
-        )
+        with self._told():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    config=ocp.args.JsonSave(self._config),
+                    # The first process's: all have returned as many batches, JSON is written once.
+                    loader=ocp.args.JsonSave({"state": _to_json(loader.get_state())}),
+                ),
+                force=True,
+            )
 
     def restore(self, abstract_state: Any, loader: Loader) -> Any:
         """The newest state, placed as `abstract_state` says; `loader` is moved to where it stood.
@@ -142,11 +148,34 @@ class Checkpoints:
         return restored["state"]
 
     def wait(self) -> None:
-        """Return when everything saved is on disk."""
-        self._manager.wait_until_finished()
+        """Return when everything saved is on disk.
+
+        Raises:
+            InputError: it could not be written, and which earlier one is kept.
+        """
+        with self._told():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with self._told():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of Orbax, tensorstore or the system, from threads of theirs
+            reason = " ".join(str(error).split())
+            if "No space left" in reason or "quota" in reason.lower():
+                reason = "no space left on device, free some"
+            try:
+                kept = f"The newest that is kept is of step {self.latest()}"
+            except Exception:
+                kept = "Those of before are kept"
+            raise InputError(
+                f"{self.directory}: a checkpoint could not be written: {reason[:500]}. {kept}; the "
+                "same command resumes from there"
+            ) from error
 
 
 _UNREADABLE = (
@@ -157,23 +186,11 @@ _UNREADABLE = (
 
 def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Fields outside FREE_FIELDS whose values differ, as "name: saved -> current"."""
-    before, after = _flat(saved), _flat(json.loads(json.dumps(current)))
     return [
-        f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-        and not any(name == free or name.startswith(free + ".") for free in FREE_FIELDS)
+        change
+        for change in schema.differences(saved, current)
+        if not any(change.startswith((f"{free}:", f"{free}.")) for free in FREE_FIELDS)
     ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _to_json(state: Any) -> Any:

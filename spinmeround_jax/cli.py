@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import math
 import os
 import pathlib
@@ -70,10 +69,8 @@ def guarded(run: Callable[[], int | None], stopped: str) -> int:
 def message(error: BaseException) -> str:
     """One line about `error`, without the numbers of the operating system."""
     text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-        if error.errno == errno.ENOSPC:
-            text += "; free some space, then give the same command again"
+    if isinstance(error, OSError):
+        text = files.explain(error)
     elif isinstance(error, BrokenProcessPool):
         text = "a worker process was killed, perhaps for want of memory; try fewer --workers"
     elif isinstance(error, ModuleNotFoundError):
@@ -81,9 +78,9 @@ def message(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def end(code: int) -> None:
+def end(code: int, interrupted: bool = False) -> None:
     """End the process; once interrupted without waiting for what still compiles in threads."""
-    if code == 130:
+    if interrupted or code == 130:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

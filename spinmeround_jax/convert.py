@@ -21,7 +21,7 @@ from flax import nnx
 from tqdm import tqdm
 
 import spinmeround_jax
-from spinmeround_jax import checkpoints, cli, models
+from spinmeround_jax import checkpoints, cli, files, models
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import FULL_SIZE, ModelConfig
@@ -271,23 +271,13 @@ def new_folder(out: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
         UsageError: something is in the way.
     """
     out = out.absolute()
-    partial, old = (out.parent / f".{out.name}.{state}" for state in ("partial", "old"))
-    if old.exists() and not out.exists():
-        old.rename(out)  # a run was killed while it put the new model in the place of this one
+    files.recover(out)
     if out.exists() or out.is_symlink():
         check_replaceable(out, overwrite)
     if not os.access(_existing(out), os.W_OK | os.X_OK) or not _existing(out).is_dir():
         raise UsageError(f"--out {out}: no folder can be made in {_existing(out)}")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        yield partial
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with files.new_folder(out) as folder:
+        yield folder
 
 
 def _existing(out: pathlib.Path) -> pathlib.Path:

@@ -112,7 +112,7 @@ def open_regular(path: pathlib.Path, max_bytes: int | None = None) -> BinaryIO:
     if max_bytes is not None and size > max_bytes:
         file.close()
         raise OSError(
-            errno.EFBIG, f"{size:,} bytes, more than the {max_bytes:,} that are read", str(path)
+            errno.EINVAL, f"{size:,} bytes, more than the {max_bytes:,} that are read", str(path)
         )
     return file
 
@@ -141,7 +141,8 @@ def explain(error: OSError, folder: pathlib.Path | None = None) -> str:
     """
     if error.errno not in _FULL:
         place = error.filename or folder
-        return f"{place}: {error.strerror}" if place and error.strerror else str(error)
+        reason = error.strerror or str(error)
+        return f"{place}: {reason}" if place and error.strerror else reason
     place = error.filename or folder
     # Worker processes pass arrays through shared memory, whose errors name no file.
     for other in () if error.filename else (pathlib.Path("/dev/shm"), tempfile.gettempdir()):
@@ -149,8 +150,8 @@ def explain(error: OSError, folder: pathlib.Path | None = None) -> str:
             if shutil.disk_usage(other).free < 16 << 20:
                 place = f"{other} (temporary memory of this machine)"
     return (
-        f"{place or 'disk'}: no space left ({error.strerror}). What was finished is kept; free some "
-        "space and give the same command again"
+        f"{place or 'disk'}: no space left. What was finished is kept; free some space and give the "
+        "same command again"
     )
 
 
@@ -227,7 +228,7 @@ def _leftovers(path: pathlib.Path) -> list[pathlib.Path]:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+\.unfinished|replaced)")
     try:
         names = os.listdir(path.parent)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [path.with_name(name) for name in sorted(names) if pattern.fullmatch(name)]
 
@@ -249,6 +250,19 @@ def _remove(path: pathlib.Path) -> None:
 
 def _unfinished(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+
+
+def seal(content: bytes) -> bytes:
+    """`content` with its SHA-256 at the end, for files that are made again when damaged."""
+    return content + hashlib.sha256(content).digest()
+
+
+def unseal(content: bytes) -> bytes:
+    """The content of what was `seal`ed; ValueError where it is not as it was."""
+    content, digest = content[:-32], content[-32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("wrong checksum")
+    return content
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -360,14 +374,8 @@ def name_inside(name: str) -> str:
     """`name`, if it can be that of a file or folder in a folder of results.
 
     Raises:
-        ValueError: it is empty, begins with a dot (as "..", and our temporary names), leads elsewhere,
-            or is no text.
+        InputError: it is empty, begins with a dot (as "..", and our temporary names), or leads elsewhere.
     """
-    if not name or name.startswith(".") or set(name) & {"/", os.sep, "\0"} or not is_text(name):
-        raise ValueError(f"{name!a} cannot be the name of a folder of results; rename the input")
+    if not name or name.startswith(".") or set(name) & {"/", os.sep, "\0"}:
+        raise InputError(f"{name!a} cannot be the name of a folder of results; rename the input")
     return name
-
-
-def is_text(name: str) -> bool:
-    """Whether it is valid Unicode; on Linux names of files can be any bytes, kept as surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import json
 import logging
 import pathlib
 import shlex
@@ -18,11 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 import spinmeround_jax
-from spinmeround_jax import cli
+from spinmeround_jax import cli, files, schema
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import nvidia, scene, views
-from spinmeround_jax.splats.fit import FitSettings, fit
+from spinmeround_jax.splats.fit import FitSettings, fit, views_sha256
 from spinmeround_jax.splats.folder import GENERATOR, REPORT, write_folder
 from spinmeround_jax.splats.gaussians import MAX_DEGREE
 from spinmeround_jax.splats.scene import Scene
@@ -151,6 +150,7 @@ def name_inputs(inputs: list[pathlib.Path]) -> dict[str, pathlib.Path]:
                 f"{file}: not there; give folders that sample wrote, or transforms.json"
             )
         name = file.resolve().parent.name or "root"
+        files.name_inside(name)
         if name in named:
             raise UsageError(f"{file}: {named[name]} would have the same folder {name!r} in --out")
         named[name] = file
@@ -177,30 +177,31 @@ def split(given: Scene, every: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reconstruct(
-    file: pathlib.Path, folder: pathlib.Path, args: argparse.Namespace, command: str
+    given: Scene, file: pathlib.Path, folder: pathlib.Path, args: argparse.Namespace, command: str
 ) -> dict[str, Any]:
-    """Fit one transforms.json and write `folder`; returns the report.
+    """Fit the scene of a transforms.json and write `folder`; returns the report.
 
     Raises:
         InputError: the views cannot be used, or the fit fails; nothing is written.
+        BlockingIOError: another process makes this folder.
     """
     started = time.monotonic()
-    given = scene.load(file, parse_background(args.background), args.up)
     fitted, held = split(given, args.hold_out)
     to_fit = given.take(fitted)
     scene.check(to_fit, str(file), args.one_sided)
     settings = settings_for(args, given.size)
     draw = nvidia.choose(args.rasteriser)
     checkpoint = folder.with_name(f".{folder.name}.fit.npz")
-    if args.overwrite:
-        checkpoint.unlink(missing_ok=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(desc=folder.name, total=settings.steps, unit="step", dynamic_ncols=True) as bar:
+    bar = tqdm(desc=folder.name, total=settings.steps, unit="step", dynamic_ncols=True)
 
-        def progress(step: int, loss: float, psnr: float) -> None:
-            bar.set_postfix_str(f"loss {loss:.4f}, {psnr:.1f} dB", refresh=False)
-            bar.update(step - bar.n)
+    def progress(step: int, loss: float, psnr: float) -> None:
+        bar.set_postfix_str(f"loss {loss:.4f}, {psnr:.1f} dB", refresh=False)
+        bar.update(step - bar.n)
 
+    with bar, files.lock(checkpoint.with_suffix("")):
+        if args.overwrite:
+            checkpoint.unlink(missing_ok=True)
         gaussians, told = fit(to_fit, settings, checkpoint, progress, draw)
     drawn = views.draw_views(gaussians, given, draw=draw)
     distances = views.measure(drawn, given)
@@ -208,7 +209,7 @@ def reconstruct(
         "generator": GENERATOR,
         "command": command,
         "input": str(file),
-        "request": request(args),
+        "request": request(args, given),
         "settings": dataclasses.asdict(settings),
         "image_size": list(given.size),
         "views": len(given),
@@ -236,25 +237,38 @@ def reconstruct(
     return report
 
 
-def request(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides the result, as given."""
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides the result beside the views, as given."""
     left_out = ("input", "out", "overwrite", "rasteriser")
     return {name: value for name, value in vars(args).items() if name not in left_out}
 
 
-def is_finished(
-    folder: pathlib.Path, file: pathlib.Path | None = None, args: argparse.Namespace | None = None
-) -> bool:
-    """Whether `folder` was written by this program; if given, from this file with these settings."""
+def request(args: argparse.Namespace, given: Scene) -> dict[str, Any]:
+    """All that decides the result: settings, and what the views hold, whatever their path."""
+    return {**settings_of(args), "views_sha256": views_sha256(given)}
+
+
+def read_report(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The report of a finished folder of this program, None where there is none."""
     try:
-        report = json.loads((folder / REPORT).read_text())
-        if report["generator"] != GENERATOR:
-            return False
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return False
-    if args is None:
-        return True
-    return report.get("request") == request(args) and report.get("input") == str(file)
+        return schema.read(folder / REPORT, _REPORT)
+    except (OSError, ValueError):
+        return None
+
+
+_REPORT = schema.record(
+    {"generator": schema.one_of(GENERATOR)}, {"request": schema.mapping(schema.anything)}
+)
+
+
+def check_same(folder: pathlib.Path, report: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises InputError, naming what differs, where a finished folder is not of this request."""
+    found = report.get("request", {})
+    if changes := schema.differences({name: found.get(name) for name in wanted}, wanted):
+        raise InputError(
+            f"{folder}: is finished, made with other settings or views (there -> here: "
+            f"{'; '.join(changes)}); --overwrite replaces it, or choose another --out"
+        )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -268,24 +282,31 @@ def run(args: argparse.Namespace, command: str) -> int:
         InputError: before anything is done.
     """
     named = name_inputs(args.input)
-    parse_background(args.background)
-    failed = 0
+    background = parse_background(args.background)
     for name in named:
         folder = args.out / name
-        if folder.exists() and not is_finished(folder):
+        files.recover(folder)
+        report = read_report(folder)
+        if report is None and (folder.exists() or folder.is_symlink()):
             raise UsageError(
                 f"{folder}: in the way, not written by this program; move it, or choose another --out"
             )
+        if report and not args.overwrite:
+            check_same(folder, report, settings_of(args))
+    failed = 0
     for name, file in named.items():
         folder = args.out / name
-        if is_finished(folder, file, args) and not args.overwrite:
-            print(f"{folder}: done before")
-            continue
         try:
-            report = reconstruct(file, folder, args, command)
+            given = scene.load(file, background, args.up)
+            report = read_report(folder)
+            if report and not args.overwrite:
+                check_same(folder, report, request(args, given))
+                print(f"{folder}: done before")
+                continue
+            report = reconstruct(given, file, folder, args, command)
         except (InputError, ImportError, OSError) as error:
             failed += 1
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {cli.message(error)}", file=sys.stderr)
             continue
         kind = "held_out" if "held_out" in report["distances"] else "fitted"
         told = ", ".join(f"{key} {value:g}" for key, value in report["distances"][kind].items())

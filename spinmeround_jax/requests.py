@@ -11,8 +11,6 @@ and one or three pictures, the first at yaw 0, pitch 0 and with its identity bes
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,8 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from spinmeround_jax import schema
 from spinmeround_jax.diffusion.pipeline import OBSERVED_COUNTS
-from spinmeround_jax.files import InputError
+from spinmeround_jax.files import InputError, sha256
 from spinmeround_jax.photo import face_resnet, portraits, preview
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.prepare import Models, NoFace, Options, prepare
@@ -96,8 +95,7 @@ class Plan:
 def _sha256(path: pathlib.Path) -> str | None:
     """None where there is no such file, or none that can be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError:
         return None
 
@@ -164,12 +162,13 @@ def from_inputs(paths: Sequence[pathlib.Path], seed: int, size: int, photos: Pho
                 else {"no_identity": photos.no_identity}
             )
             files = portraits.files_of(path)
-            plans.append(Plan(path.stem, FRONT, seed, files, load, options))
+            plans.append(Plan(portraits.name_of(path), FRONT, seed, files, load, options))
             continue
+        name = portraits.name_of(path)
         try:
-            plans.append(_plan_views(path.name, *read_view_set(path), seed, size, photos))
+            plans.append(_plan_views(name, *read_view_set(path), seed, size, photos))
         except InputError as error:  # of this input: the others go on
-            plans.append(Plan(path.name, FRONT, seed, (), partial(_fail, error)))
+            plans.append(Plan(name, FRONT, seed, (), partial(_fail, error)))
     return plans
 
 
@@ -194,19 +193,24 @@ def read_view_set(folder: pathlib.Path) -> tuple[list[pathlib.Path], Angles]:
     """
     path = folder / portraits.VIEW_SET
     try:
-        views = json.loads(path.read_text(encoding="utf-8"))
+        views = schema.read(path, _VIEWS)
         files = [view["file"] for view in views]
         if any(pathlib.PurePath(file).name != file for file in files):
             raise ValueError('a "file" must be in the same folder')
-        angles = tuple((float(view["yaw"]), float(view.get("pitch", 0.0))) for view in views)
+        angles = tuple((view["yaw"], view.get("pitch", 0.0)) for view in views)
         check_angles(angles)
-    except Exception as error:  # whatever stands there
+    except (OSError, ValueError) as error:
         wanted = '[{"file": "front.png", "yaw": 0, "pitch": 0}, ...]'
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise InputError(f"{path}: expected {wanted}, {_COUNTS} ({reason})") from error
+        raise InputError(f"{path}: expected {wanted}, {_COUNTS} ({error})") from error
     return [folder / file for file in files], angles
 
 
+_VIEWS = schema.array(
+    schema.record(
+        {"file": schema.text(longest=255), "yaw": schema.number()},
+        {"pitch": schema.number(-90, 90)},
+    )
+)
 _COUNTS = "1 or 3 views, the first at yaw 0, pitch 0"
 
 

@@ -22,7 +22,7 @@ from spinmeround_jax.cli import UsageError
 from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.diffusion.pipeline import Heads, Pipeline, sampling_defaults
 from spinmeround_jax.diffusion.view_groups import SAME_VIEW, angular_distance
-from spinmeround_jax.files import InputError
+from spinmeround_jax.files import InputError, name_inside
 from spinmeround_jax.models import Model
 from spinmeround_jax.photo import assets, face_resnet, likeness
 from spinmeround_jax.photo.assets import AssetError
@@ -164,12 +164,13 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     # What decides the pictures: a head that was made with the same is left alone.
     same = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
     same |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
-    wanted = [
-        p
-        for p in plans
-        if args.overwrite
-        or not head_folder.is_finished(args.out / p.name, {**same, "request": p.request()})
-    ]
+    wanted = []
+    for p in plans:
+        name_inside(p.name)
+        head_folder.check_ours(args.out / p.name)
+        finished = {**same, "request": p.request()}
+        if args.overwrite or not head_folder.is_finished(args.out / p.name, finished):
+            wanted.append(p)
 
     failed, unread = 0, []
     if wanted:

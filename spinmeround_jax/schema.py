@@ -78,6 +78,27 @@ def _check_depth(value: Any) -> None:
         ]
 
 
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What JSON objects differ in, as "name.of.entry: there -> here"."""
+    before, after = _flat(there), _flat(json.loads(json.dumps(here)))
+    missing = object()
+    return [
+        f"{name}: {_shown(before.get(name))} -> {_shown(after.get(name))}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name, missing) != after.get(name, missing)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 # --------------------------------------------------------------------------------------------------
 # Kinds
 

@@ -28,6 +28,7 @@ import logging
 import pathlib
 import platform
 import shlex
+import signal
 import sys
 from typing import Any
 
@@ -403,7 +404,10 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of its work
+    # Orbax tells every step of its work, and errors once for each of its threads: they are raised, too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Outside of the loop, which finishes its step; with several processes JAX's handler replaces it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def run() -> int:
         try:
@@ -413,6 +417,9 @@ def main(argv: list[str]) -> None:
         except loop.Preempted as message:
             print(f"{message}. The same command resumes.", flush=True)
             return _STOPPED_EXIT_CODE.value
+        except KeyboardInterrupt:
+            print("stopped outside of the training loop. The same command resumes.", flush=True)
+            cli.end(_STOPPED_EXIT_CODE.value, interrupted=True)
         return 0
 
     cli.end(cli.guarded(run, "the same command resumes"))

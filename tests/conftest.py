@@ -1,5 +1,4 @@
 import os
-import resource
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -37,11 +36,3 @@ def quick_compilation(tmp_path_factory):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
-
-
-@pytest.fixture
-def small_files():
-    """`small_files(bytes)`: writing more to one file fails from then on, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -300,7 +300,7 @@ def test_an_interrupted_conversion_leaves_the_old_model(tmp_path, source, monkey
 def test_what_a_killed_conversion_left_is_cleared(tmp_path, source):
     out = tmp_path / "model"
     assert run("--released", source, "--out", out) == 0
-    partial, old = tmp_path / ".model.partial", tmp_path / ".model.old"
+    partial, old = tmp_path / ".model.1.unfinished", tmp_path / ".model.replaced"
     partial.mkdir()
     (partial / "weights").write_text("half")
     out.rename(old)  # killed between the two renames

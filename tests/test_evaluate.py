@@ -4,16 +4,20 @@ import csv
 import dataclasses
 import json
 import os
+import re
 
 import numpy as np
 import pytest
 
+from data_prep import validate
 from spinmeround_jax import cameras, checkpoints, evaluate
+from spinmeround_jax.data import shards
 from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.diffusion.pipeline import RELEASED, Pipeline
 from spinmeround_jax.evaluation import heads as protocol
-from spinmeround_jax.evaluation import measures, parts
+from spinmeround_jax.evaluation import measures, parts, results
 from tests.support import synthetic_shards
+from tests.support.synthetic_shards import write_dataset
 from tests.support.tiny_model import random_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -149,6 +153,50 @@ def test_a_part_is_for_what_made_it_alone(tmp_path):
     np.testing.assert_array_equal(kept.get({"row": "a"})["x"], made["x"])
     assert kept.get({"row": "b"}) is None
     assert parts.Parts(tmp_path, {"data": 2}).get({"row": "a"}) is None
+
+
+def test_damaged_parts_are_made_again(tmp_path, capsys):
+    kept = parts.Parts(tmp_path, {"data": 1})
+
+    def make():
+        return {"x": np.arange(300.0)}
+
+    kept.make({"row": "a"}, make)
+    (path,) = tmp_path.iterdir()
+    sound, rng = path.read_bytes(), np.random.default_rng(0)
+    damages = [b"", b"PK", sound[:-1], sound[: len(sound) // 2], sound + b"x"]
+    for _ in range(200):
+        damaged = bytearray(sound)
+        damaged[rng.integers(len(sound))] ^= 1 << rng.integers(8)
+        damages.append(bytes(damaged))
+    for content in damages:
+        path.write_bytes(content)
+        assert kept.get({"row": "a"}) is None
+        assert "damaged, made again" in capsys.readouterr().err
+    np.testing.assert_array_equal(kept.make({"row": "a"}, make)["x"], make()["x"])
+    assert path.read_bytes() == sound
+
+
+def test_what_others_write_into_a_data_set_changes_no_stamp(tmp_path):
+    (shard,) = write_dataset(tmp_path, subjects=1, shards=1)
+    before = parts.stamp_of(tmp_path)
+    validate.validate(tmp_path, tmp_path / "validation", workers=1, pictures=0)
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "latents.json").write_text("{}")
+    shards.rebuild_index(shard)
+    assert parts.stamp_of(tmp_path) == before
+    os.utime(shard, ns=(1, 1))
+    assert parts.stamp_of(tmp_path) != before
+
+
+def test_names_are_no_markup(tmp_path):
+    name = "<img src=x onerror=alert(1)>|[a](b)"
+    score = measures.Score(name, "model", {"psnr": np.ones((2, 1))})
+    result = results.Result(
+        "heads", "", ["a", "b"], ["45°"], None, [score], lambda s: [], lambda s: [], {}, ()
+    )
+    (row,) = results.table(result).splitlines()[2:]
+    assert not re.search(r"(?<!\\)[<>\[]", row) and row.count("|") - row.count("\\|") == 3
 
 
 def test_changed_weights_have_another_hash(model, tmp_path):

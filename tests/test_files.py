@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from spinmeround_jax import files
+from tests.support.full_disk import full_disk
 
 FOLDER = pathlib.Path(files.__file__).parent  # imported from there, the module needs no package
 BEGIN = f"import os, pathlib, sys\nsys.path.insert(0, {str(FOLDER)!r})\nimport files\n"
@@ -152,14 +153,14 @@ def test_only_one_holds_the_lock_and_waiting_writers_take_turns(tmp_path):
 # Full disks, odd files, names
 
 
-def test_full_disk_is_one_line_and_keeps_the_old(tmp_path, small_files):
+def test_full_disk_is_one_line_and_keeps_the_old(tmp_path):
     files.write_atomically(tmp_path / "file", b"old")
-    small_files(1000)
-    with pytest.raises(OSError, match="file") as caught:
+    with pytest.raises(OSError, match="file") as caught, full_disk(1000):
         files.write_atomically(tmp_path / "file", b"x" * 5000)
     assert "no space left" in files.explain(caught.value)
-    with pytest.raises(OSError, match="head"), files.new_folder(tmp_path / "head") as partial:
-        (partial / "view.png").write_bytes(b"x" * 5000)
+    with pytest.raises(OSError, match="head"), full_disk(1000):
+        with files.new_folder(tmp_path / "head") as partial:
+            (partial / "view.png").write_bytes(b"x" * 5000)
     assert names(tmp_path) == {"file"} and (tmp_path / "file").read_bytes() == b"old"
 
 
@@ -181,7 +182,20 @@ def test_sha256(tmp_path):
             files.sha256(odd)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".hidden", "a\0b", "a\udc80"])
+def test_seals():
+    sealed = files.seal(b"content")
+    assert files.unseal(sealed) == b"content"
+    for bit in range(8 * len(sealed)):
+        damaged = bytearray(sealed)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="checksum"):
+            files.unseal(bytes(damaged))
+    for length in range(len(sealed)):
+        with pytest.raises(ValueError, match="checksum"):
+            files.unseal(sealed[:length])
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".hidden", "a\0b"])
 def test_names_that_lead_elsewhere(name):
     with pytest.raises(ValueError, match="rename the input"):
         files.name_inside(name)

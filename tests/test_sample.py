@@ -129,12 +129,54 @@ def test_a_folder_of_portraits(command, tmp_path):
     assert "1 written, 0 skipped" in text
     assert (out / "alice" / "views" / names[1]).read_bytes() == before
     assert (out / "index.html").read_text().count("<article>") == 2
-    for change in ("--seed", "portrait"):
-        if change == "portrait":
-            portrait(inputs / "alice.png", seed=9)
-        _, text, _ = command("--input", inputs, *chosen, "--seed", 4)
-        expected = {"--seed": "2 written, 0 skipped", "portrait": "1 written, 1 skipped"}
-        assert expected[change] in text
+
+    # Other settings, or another portrait, are refused before anything is made.
+    before = {file: (out / file).read_bytes() for file in files(out)}
+    for options, named in (
+        ([*chosen, "--seed", 4], "request.seed: 3 -> 4"),
+        ([*chosen, "--seed", 3, "--steps", 2], "sampling.steps: 3 -> 2"),
+        (["--views", 4, "--seed", 3], "trajectory"),
+        ([*chosen, "--seed", 3, "--normals", "camera"], "normals_space: 'world' -> 'camera'"),
+    ):
+        code, _, error = command("--input", inputs, *options)
+        assert code == 1
+        assert named in error and "--overwrite" in error and "Traceback" not in error
+    portrait(inputs / "alice.png", seed=9)
+    code, _, error = command("--input", inputs, *chosen, "--seed", 3)
+    assert code == 1 and "alice: is finished" in error and "request.files" in error
+    assert {file: (out / file).read_bytes() for file in files(out)} == before
+    code, text, _ = command("--input", inputs / "alice.png", *chosen, "--seed", 3, "--overwrite")
+    assert code == 0 and "1 written, 0 skipped" in text
+
+
+@pytest.mark.parametrize("given", [".", "..", "inner/..", "{}/."])
+def test_a_set_of_views_given_as_this_folder_has_its_name(command, tmp_path, monkeypatch, given):
+    people = tmp_path / "anna"
+    (people / "inner").mkdir(parents=True)
+    portrait(people / "front.png")
+    (people / "views.json").write_text('[{"file": "front.png", "yaw": 0}]')
+    monkeypatch.chdir(people / "inner" if given == ".." else people)
+    code, _, _ = command("--input", given.format(people), "--yaw-pitch", "20,0")
+    assert code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"anna", "index.html"}
+
+
+@pytest.mark.parametrize("name", ["..png", ".png", ".hidden.png"])
+def test_names_that_are_none(command, tmp_path, name):
+    path = portrait(tmp_path / "a.png").rename(tmp_path / name)
+    code, _, error = command("--input", path, "--yaw-pitch", "20,0")
+    assert code == 1 and "rename the input" in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_that_a_kill_left_without_a_name(command, tmp_path):
+    path = portrait(tmp_path / "a.png")
+    assert command("--input", path, "--yaw-pitch", "20,0")[0] == 0
+    (tmp_path / "out" / "a").rename(tmp_path / "out" / ".a.replaced")
+    (tmp_path / "out" / ".a.77.unfinished").mkdir()
+    code, text, _ = command("--input", path, "--yaw-pitch", "20,0")
+    assert code == 0 and "0 written, 1 skipped" in text
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "index.html"}
 
 
 def test_the_input_is_among_the_views(command, tmp_path):
@@ -206,8 +248,8 @@ def test_a_folder_that_mixes_portraits_and_sets_of_views(command, tmp_path):
     assert "0 written, 1 skipped" in text
     described[1]["yaw"] = 50
     (inputs / "three" / "views.json").write_text(json.dumps(described))
-    code, text, _ = command("--input", inputs / "three", "--yaw-pitch", "20,0")
-    assert "1 written, 0 skipped" in text
+    code, _, error = command("--input", inputs / "three", "--yaw-pitch", "20,0")
+    assert code == 1 and "request.observed_angles" in error
 
 
 @pytest.mark.parametrize(
@@ -216,8 +258,8 @@ def test_a_folder_that_mixes_portraits_and_sets_of_views(command, tmp_path):
         ("[", "expected"),
         ("{}", "1 or 3 views"),
         ("[]", "got 0"),
-        ('[{"yaw": 0}]', "no 'file'"),
-        ('[{"file": "a.png"}]', "no 'yaw'"),
+        ('[{"yaw": 0}]', "'file' missing"),
+        ('[{"file": "a.png"}]', "'yaw' missing"),
         ('[{"file": "a.png", "yaw": 0}, {"file": "b.png", "yaw": 9}]', "got 2"),
         ('[{"file": "a.png", "yaw": 10}]', "first view is the reference"),
         ('[{"file": "../a.png", "yaw": 0}]', "in the same folder"),
@@ -249,7 +291,7 @@ def test_a_bad_set_of_views_does_not_stop_the_others(command, tmp_path, describe
         ([], "one of the arguments"),
         (["--input", "nothing-there", "--unconditional", "1"], "not allowed with"),
         (["--unconditional", "0"], "at least 1"),
-        (["--unconditional", "1", "--seed", "-1"], "expected 0"),
+        (["--unconditional", "1", "--seed", "-1"], "at least 0"),
         (["--unconditional", "1", "--yaw-pitch", "30"], '"YAW,PITCH'),
         (["--unconditional", "1", "--yaw-pitch", "30,nan"], '"YAW,PITCH'),
         (["--unconditional", "1", "--yaw-pitch", "30,95"], '"YAW,PITCH'),
@@ -356,7 +398,7 @@ def test_bad_identities(tmp_path, suffix, content):
         path.write_bytes(content)
     else:
         np.save(path, content, allow_pickle=True)
-    with pytest.raises(InputError, match=rf"a\.{suffix}: expected an ArcFace"):
+    with pytest.raises(InputError, match=rf"a\.{suffix}: expected an identity"):
         portraits.read_identity(tmp_path / "a.png")
 
 
@@ -369,6 +411,7 @@ def test_what_is_not_ours_stays(command, tmp_path):
     assert "not written by this program" in error
     assert (tmp_path / "out" / "a" / "letter.txt").read_text() == "dear"
     (tmp_path / "out" / "index.html").write_text("my home page")
+    (tmp_path / "out" / "a").rename(tmp_path / "letters")
     code, _, error = command("--input", path, "--yaw-pitch", "0,0")
     assert "index.html: not written by this program" in error
     assert (tmp_path / "out" / "index.html").read_text() == "my home page"

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import pathlib
+import re
 
 import pytest
 
@@ -144,3 +145,11 @@ def test_heavy_packages_stay_where_they_belong(path):
     for module in imports(path):
         package = module.split(".")[0]
         assert name_of(path) in HEAVY.get(package, {name_of(path)}), f"{package} in {name_of(path)}"
+
+
+def test_hashed_requirements_are_the_constraints():
+    def pins(name: str) -> set[str]:
+        lines = (ROOT / name).read_text().replace("backports.", "backports-")
+        return set(re.findall(r"^([\w.-]+==[^\s;]+)", lines, re.MULTILINE))
+
+    assert pins("requirements-hashed.txt") == pins("constraints.txt") != set()

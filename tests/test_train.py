@@ -112,6 +112,7 @@ def test_sigterm_exits_cleanly_and_the_same_command_resumes(directory, tmp_path)
         "--config.model.unet.attention_levels=()", "--config.model.unet.joint_levels=()",
         "--config.optimizer.batch_size=2", "--config.stages[0].steps=40",
         "--config.stages[1].steps=40", "--config.log_every=5",
+        "--config.autoencoder_training.crop=16",
     ]  # fmt: skip
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for line in run.stdout:

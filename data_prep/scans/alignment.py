@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from data_prep.identity import largest_face
 from data_prep.rendering.render import on_white
 from data_prep.scans import textured
 from data_prep.scans.parts import Part, Scan
-from spinmeround_jax import cameras
+from spinmeround_jax import cameras, schema
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import landmarks
 from spinmeround_jax.photo.prepare import Models
@@ -62,7 +62,7 @@ def read_landmarks(path: pathlib.Path, scan: Scan) -> np.ndarray:
         "as many numbers of vertices, in the order of the mesh's file, counted from 0"
     )
     try:
-        values = np.array(json.loads(path.read_text()), np.float64)
+        values = np.array(schema.read(path, _LANDMARKS), np.float64)
     except Exception as error:  # the file can hold anything
         raise InputError(f"{wanted} ({error})") from error
     if values.shape in ((5,), (68,)):
@@ -78,6 +78,14 @@ def read_landmarks(path: pathlib.Path, scan: Scan) -> np.ndarray:
     if values.shape not in ((5, 3), (68, 3)) or not np.isfinite(values).all():
         raise InputError(wanted)
     return values
+
+
+def _point_or_vertex(value: Any, where: str) -> Any:
+    kind = schema.array(schema.number(), 3, 3) if isinstance(value, list) else schema.integer(0)
+    return kind(value, where)
+
+
+_LANDMARKS = schema.array(_point_or_vertex, 5, 68)
 
 
 def from_landmarks(points: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:

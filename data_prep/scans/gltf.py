@@ -7,7 +7,6 @@ and 3.9.2). Light, metal and emission beside a base colour are not drawn.
 from __future__ import annotations
 
 import base64
-import json
 import pathlib
 import struct
 import urllib.parse
@@ -17,6 +16,7 @@ import numpy as np
 
 from data_prep.scans import companions
 from data_prep.scans.parts import Look, Scan, Surface, assemble, read_texture
+from spinmeround_jax import schema
 from spinmeround_jax.files import InputError
 
 _DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -38,7 +38,7 @@ class _File:
         chunk = None
         if content[:4] == b"glTF":
             content, chunk = _chunks(content)
-        self.tree: dict[str, Any] = json.loads(content.decode("utf-8-sig"))
+        self.tree: dict[str, Any] = schema.parse(content, schema.record({}), str(path))
         if str(self.tree["asset"]["version"]).split(".")[0] != "2":
             raise InputError(f"{path}: glTF {self.tree['asset']['version']}; only 2.0 is read")
         for name in self.tree.get("extensionsRequired", []):

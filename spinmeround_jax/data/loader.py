@@ -7,6 +7,7 @@ was interrupted, and the processes of a multi-host run together see what one wou
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import multiprocessing
@@ -14,7 +15,8 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import grain
@@ -221,8 +223,10 @@ class Loader(grain.DatasetIterator[Batch]):
         if self.step >= len(self):
             self._stop()
             raise StopIteration
+        starts = self._iterator is None and self._workers > 0
         try:
-            element = next(self._start())
+            with _inherited_block() if starts else contextlib.nullcontext():
+                element = next(self._start())
         except StopIteration as error:  # must not pass for the end of the run
             self._stop()
             raise RuntimeError(f"the loader ended at step {self.step} of {len(self)}") from error
@@ -287,6 +291,17 @@ class Loader(grain.DatasetIterator[Batch]):
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+
+
+@contextlib.contextmanager
+def _inherited_block() -> Iterator[None]:
+    """Processes started within are not ended by SIGTERM or SIGINT; see `_begin_worker`, which is later."""
+    resource_tracker.ensure_running()  # it would unblock them when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _default_profiling_flag() -> None:

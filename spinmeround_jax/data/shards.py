@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -30,10 +31,12 @@ from spinmeround_jax.files import (
     is_local,
     publish,
     read_at_random,
+    read_bytes,
     read_ranges,
     write_atomically,
 )
 
+_MAX_INDEX_BYTES = 1 << 30
 _logger = logging.getLogger(__name__)
 
 
@@ -102,6 +105,8 @@ class ShardIndex:
     offsets: np.ndarray  # (S, V) int64, byte where the record's frame starts
     lengths: np.ndarray  # (S, V) int64, bytes of the record's data, frame not counted
     world_to_camera: np.ndarray  # (S, V, 4, 4) float32
+    shard_bytes: int = 0  # as its writer saw it, as the next; 0 and "" of one that was scanned
+    sha256: str = ""
 
     def read_views(self, row: int, views: Sequence[int]) -> list[ViewRecord]:
         """The records of some views of the subject in `row`; opens the shard once.
@@ -205,14 +210,10 @@ def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Shards written before hashes were kept have none.
     """
-    path = as_path(path)
-    if _load_sidecar(path) is None:
+    index = _load_sidecar(as_path(path))
+    if index is None:
         return {}
-    with np.load(io.BytesIO(index_path(path).read_bytes()), allow_pickle=False) as arrays:
-        found = {"bytes": int(arrays["shard_bytes"])}
-        if "sha256" in arrays:
-            found["sha256"] = str(arrays["sha256"])
-    return found
+    return {"bytes": index.shard_bytes} | ({"sha256": index.sha256} if index.sha256 else {})
 
 
 def is_complete(path: str | os.PathLike[str]) -> bool:
@@ -224,11 +225,12 @@ def is_complete(path: str | os.PathLike[str]) -> bool:
 def _load_sidecar(path: pathlib.Path) -> ShardIndex | None:
     """The sidecar, or None where it is missing, unreadable or was made for another file."""
     try:
-        content = io.BytesIO(index_path(path).read_bytes())
+        content = io.BytesIO(read_bytes(index_path(path), _MAX_INDEX_BYTES))
         with np.load(content, allow_pickle=False) as arrays:
             if arrays["schema_version"] != records.SCHEMA_VERSION:
                 return None
-            if arrays["shard_bytes"] != path.stat().st_size:
+            size = path.stat().st_size
+            if arrays["shard_bytes"] != size:
                 return None
             index = ShardIndex(
                 path,
@@ -236,6 +238,8 @@ def _load_sidecar(path: pathlib.Path) -> ShardIndex | None:
                 arrays["offsets"],
                 arrays["lengths"],
                 arrays["world_to_camera"],
+                size,
+                str(arrays["sha256"]) if "sha256" in arrays else "",
             )
         return index if _is_sound(index) else None
     except Exception:  # the file can hold anything, and the shard tells the same
@@ -253,6 +257,7 @@ def _is_sound(index: ShardIndex) -> bool:
         and index.world_to_camera.shape == (*shape, 4, 4)
         and index.offsets.dtype == index.lengths.dtype == np.int64
         and index.world_to_camera.dtype == np.float32
+        and re.fullmatch("[0-9a-f]{64}|", index.sha256) is not None
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from spinmeround_jax import cli
+from spinmeround_jax import cli, schema
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, images, preview
@@ -94,7 +94,7 @@ def find_photos(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(p for p in path.iterdir() if p.is_file() and images.is_picture_name(p))
+        inside = sorted(p for p in path.iterdir() if not p.is_dir() and images.is_picture_name(p))
         if not inside:
             raise UsageError(f"{path}: no pictures in this folder ({', '.join(images.SUFFIXES)})")
         found += inside
@@ -115,10 +115,10 @@ def is_finished(folder: pathlib.Path, name: str) -> bool:
 
 def _is_ours(record: pathlib.Path) -> bool:
     try:
-        about = json.loads(record.read_text())
+        schema.read(record, schema.record({"generator": schema.one_of(GENERATOR)}))
     except (OSError, ValueError):
         return False
-    return isinstance(about, dict) and about.get("generator") == GENERATOR
+    return True
 
 
 def write(folder: pathlib.Path, prepared: Prepared, with_preview: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import pathlib
 import warnings
 from collections.abc import Iterator
@@ -108,7 +109,10 @@ def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
         if path.is_dir():
             raise InputError(f"{path}: a folder, not a picture")
         if not path.is_file():
-            raise InputError(f"{path}: no such file; check the path")
+            reason = "not a regular file" if path.exists() else "no such file; check the path"
+            if path.is_symlink():
+                reason = f"a link to {os.readlink(path)}, where there is no file; mend the link"
+            raise InputError(f"{path}: {reason}")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: an empty file; copy or download it again")
         _register_heif(path)

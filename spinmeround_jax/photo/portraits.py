@@ -12,12 +12,14 @@ Every problem is an `InputError` that names the file and says what to do.
 from __future__ import annotations
 
 import dataclasses
-import json
+import io
+import os
 import pathlib
 
 import numpy as np
 from PIL import Image
 
+from spinmeround_jax import files, schema
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import images
 
@@ -25,6 +27,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TRUTH_SUFFIX = ".truth.png"
 VIEW_SET = "views.json"
 ID_SIZE = 512
+MAX_IDENTITY_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +73,18 @@ def find(paths: list[pathlib.Path]) -> list[pathlib.Path]:
     found = list(dict.fromkeys(found))
     names: dict[str, pathlib.Path] = {}
     for path in found:
-        other = names.setdefault(path.name if path.is_dir() else path.stem, path)
+        other = names.setdefault(name_of(path), path)
         if other != path:
             raise InputError(
                 f"{path}: would be written to the same folder as {other}; rename one of them"
             )
     return found
+
+
+def name_of(path: pathlib.Path) -> str:
+    """Of the folder that an input's result is written to; of "." the folder's own name."""
+    path = pathlib.Path(os.path.abspath(path))
+    return path.name if path.is_dir() else path.stem
 
 
 def is_view_set(path: pathlib.Path) -> bool:
@@ -88,7 +97,7 @@ def _is_portrait(path: pathlib.Path) -> bool:
         images.is_picture_name(path)
         and not path.name.startswith(".")
         and not path.name.lower().endswith(TRUTH_SUFFIX)
-        and path.is_file()
+        and not path.is_dir()  # a broken link is to be told of
     )
 
 
@@ -156,10 +165,12 @@ def no_identity(path: pathlib.Path) -> str | None:
     if path.with_suffix(".npy").is_file():
         return None
     try:
-        reason = json.loads(path.with_suffix(".json").read_text())["no_identity"]
-    except Exception:  # no JSON, or none of ours
+        about = schema.read(
+            path.with_suffix(".json"), schema.record({"no_identity": schema.text()})
+        )
+    except (OSError, ValueError):  # no JSON, or none of ours
         return None
-    return reason if isinstance(reason, str) and reason else None
+    return about["no_identity"] or None
 
 
 def read_recognition(path: pathlib.Path) -> str | None:
@@ -167,22 +178,30 @@ def read_recognition(path: pathlib.Path) -> str | None:
     if path.with_suffix(".npy").is_file():
         return None  # the identity is read from there, and it does not say
     try:
-        recognition = json.loads(path.with_suffix(".json").read_text())["recognition"]["sha256"]
-    except Exception:  # no JSON, or none of ours
+        about = schema.read(path.with_suffix(".json"), _RECOGNITION)
+    except (OSError, ValueError):  # no JSON, or none of ours
         return None
-    return recognition if isinstance(recognition, str) else None
+    return about["recognition"]["sha256"]
+
+
+_RECOGNITION = schema.record({"recognition": schema.record({"sha256": schema.text()})})
 
 
 def _read_identity_file(path: pathlib.Path) -> np.ndarray:
     wanted = f"expected an identity of {ID_SIZE} finite numbers, not all zero"
     try:
         if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
+            content = io.BytesIO(files.read_bytes(path, MAX_IDENTITY_BYTES))
+            if not content.getvalue().startswith(b"\x93NUMPY"):  # numpy would advise to unpickle it
+                raise ValueError("not a .npy file")
+            values = np.load(content, allow_pickle=False)
         else:
-            about = json.loads(path.read_text())
-            if isinstance(about, dict) and about.get("no_identity"):  # by spinmeround_jax.photo
+            about = schema.read(
+                path, schema.record({}, {"no_identity": schema.nullable(schema.text())})
+            )
+            if about.get("no_identity"):  # by spinmeround_jax.photo
                 raise InputError(f"{path}: no identity in it: {about['no_identity']}")
-            values = np.array(about["id_embedding"], np.float64)
+            values = np.array(_IDENTITY(about, "")["id_embedding"], np.float64)
         if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
             raise ValueError("not an array of floating-point numbers")
         if values.shape != (ID_SIZE,):
@@ -193,8 +212,13 @@ def _read_identity_file(path: pathlib.Path) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # numpy, zip and JSON each have their own
-        raise InputError(f"{path}: {wanted} ({_reason(error)})") from error
+        raise InputError(
+            f"{path}: {wanted} ({_reason(error).removeprefix(f'{path}: ')})"
+        ) from error
     return (values / norm).astype(np.float32)
+
+
+_IDENTITY = schema.record({"id_embedding": schema.array(schema.number(), ID_SIZE, ID_SIZE)})
 
 
 def read_truth(path: pathlib.Path, size: int) -> Truth | None:
@@ -208,12 +232,10 @@ def read_truth(path: pathlib.Path, size: int) -> Truth | None:
         return None
     wanted = f'{sheet_path}: the angles of its views belong in {json_path.name} as "truth": [...]'
     try:
-        views = json.loads(json_path.read_text())["truth"]
-        angles = np.array([(view["yaw"], view.get("pitch", 0.0)) for view in views], np.float32)
-        if not angles.size or not np.isfinite(angles).all():
-            raise ValueError("no views, or angles that are not finite")
-    except Exception as error:
+        views = schema.read(json_path, _TRUTH)["truth"]
+    except (OSError, ValueError) as error:
         raise InputError(f"{wanted} ({_reason(error)})") from error
+    angles = np.array([(view["yaw"], view.get("pitch", 0.0)) for view in views], np.float32)
     sheet = np.rint(255.0 * _open(sheet_path)[..., :3]).astype(np.uint8)
     tile, rest = divmod(sheet.shape[1], len(angles))
     if rest or sheet.shape[0] not in (tile, 2 * tile):
@@ -223,6 +245,12 @@ def read_truth(path: pathlib.Path, size: int) -> Truth | None:
         )
     tiles = sheet.reshape(-1, tile, len(angles), tile, 3).swapaxes(1, 2)
     return Truth(angles, tiles[0], tiles[1] if len(tiles) == 2 else None)
+
+
+_ANGLE = schema.number(-1e6, 1e6)  # degrees
+_TRUTH = schema.record(
+    {"truth": schema.array(schema.record({"yaw": _ANGLE}, {"pitch": _ANGLE}), 1, 1000)}
+)
 
 
 def _open(path: pathlib.Path) -> np.ndarray:

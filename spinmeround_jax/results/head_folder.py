@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from spinmeround_jax import cameras
+from spinmeround_jax import cameras, schema
 from spinmeround_jax.diffusion.pipeline import Heads
-from spinmeround_jax.files import InputError, new_folder
+from spinmeround_jax.files import InputError, new_folder, recover
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.portraits import Truth
 from spinmeround_jax.results import transforms
@@ -37,26 +37,45 @@ GENERATOR = "spinmeround_jax.sample"
 TURN_SECONDS = 4.0
 
 
-def is_finished(folder: pathlib.Path, wanted: Mapping[str, Any] | None = None) -> bool:
-    """Whether `folder` is a complete result of ours, and with these settings if any are given."""
-    found = read_settings(folder)
-    if found is None or wanted is None:
-        return found is not None
-    return all(found.get(name) == value for name, value in _as_json(wanted).items())
+def is_finished(folder: pathlib.Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether `folder` is a complete result of ours, made with these settings.
+
+    Raises:
+        InputError: it is one with others, naming them, or not ours.
+    """
+    recover(folder)
+    if not folder.exists():
+        return False
+    check_ours(folder)
+    found = read_settings(folder) or {}
+    if changes := schema.differences({k: v for k, v in found.items() if k in wanted}, wanted):
+        raise InputError(
+            f"{folder}: is finished, made with other settings (there -> here: "
+            f"{'; '.join(changes[:5])}{'; ...' if len(changes) > 5 else ''}); --overwrite replaces "
+            "it, or choose another --out"
+        )
+    return True
 
 
-def _as_json(values: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(values))
+def check_ours(folder: pathlib.Path) -> None:
+    """Raises InputError where `folder` is there and not a result of ours to replace."""
+    if folder.name == PAGE:
+        raise InputError(f"{folder}: is the name of the page; rename the input")
+    if (folder.exists() or folder.is_symlink()) and read_settings(folder) is None:
+        raise InputError(
+            f"{folder}: in the way, not written by this program; move it, or choose another --out"
+        )
 
 
 def read_settings(folder: pathlib.Path) -> dict[str, Any] | None:
     """`settings.json` of a folder written here, None where there is none."""
     try:
-        settings = json.loads((folder / SETTINGS).read_text())
-    except (OSError, ValueError, RecursionError):
+        return schema.read(folder / SETTINGS, _SETTINGS)
+    except (OSError, ValueError):
         return None
-    ours = isinstance(settings, dict) and settings.get("generator") == GENERATOR
-    return settings if ours else None
+
+
+_SETTINGS = schema.record({"generator": schema.one_of(GENERATOR)})
 
 
 def select(heads: Heads, index: int) -> Heads:
@@ -89,12 +108,7 @@ def write_head(
     pictures = (head.images, head.normals, head.anchor_images, head.anchor_normals)
     if not all(np.isfinite(picture).all() for picture in pictures):
         raise InputError(f"{folder}: the model made values that are not finite; nothing written")
-    if folder.name == PAGE:
-        raise InputError(f"{folder}: is the name of the page; rename the input")
-    if folder.exists() and not is_finished(folder):
-        raise InputError(
-            f"{folder}: in the way, not written by this program; move it, or choose another --out"
-        )
+    check_ours(folder)
     with new_folder(folder) as partial:
         _write_pictures(partial, head, normals_space, truth)
         transforms.write(partial / transforms.NAME, _views(head), normals_space=normals_space)

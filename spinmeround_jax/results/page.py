@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from spinmeround_jax.diffusion.view_groups import SAME_VIEW, angular_distance
-from spinmeround_jax.files import InputError
+from spinmeround_jax.files import InputError, write_atomically
 from spinmeround_jax.results import head_folder
 from spinmeround_jax.results.page_style import CSS, SCRIPT
 
@@ -50,11 +50,9 @@ def write_page(out: pathlib.Path) -> pathlib.Path:
             continue
         articles.append(article)
         rules += [sheet.rule() for sheet in sheets]
-    partial = out / f".{head_folder.PAGE}.partial"
     # Names of files need not be text: what cannot be encoded becomes a question mark.
     document = _document(articles, rules, left_out)
-    partial.write_text(document, encoding="utf-8", errors="replace")
-    partial.replace(path)
+    write_atomically(path, document.encode(errors="replace"))
     return path
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from spinmeround_jax import schema
-from spinmeround_jax.files import InputError
+from spinmeround_jax.files import InputError, explain
 from spinmeround_jax.photo import images
 
 NAME = "transforms.json"
@@ -137,7 +137,7 @@ def read_json(path: pathlib.Path, kind: schema.Kind) -> Any:
     try:
         return schema.read(path, kind)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise InputError(explain(error)) from error
     except ValueError as error:
         raise InputError(str(error)) from error
 

@@ -7,6 +7,7 @@ from benchmarks.loader import write_random_latents
 from spinmeround_jax.data import latent_files
 from spinmeround_jax.data.subjects import SubjectSource
 from spinmeround_jax.files import InputError, as_path
+from tests.support.full_disk import full_disk
 from tests.support.synthetic_shards import write_dataset
 
 
@@ -101,8 +102,7 @@ def test_latents_without_checksums_still_open(folder):
         np.testing.assert_array_equal(got, want)
 
 
-def test_a_full_disk_is_an_error_and_no_bus_error(folder, small_files):
-    small_files(600)
-    with pytest.raises(OSError, match=r"moments\.npy"):
+def test_a_full_disk_is_an_error_and_no_bus_error(folder):
+    with pytest.raises(OSError, match=r"moments\.npy"), full_disk(600):
         write_random_latents(folder / "data", "train", folder / "more", backgrounds=1)
     assert {path.name for path in (folder / "more").iterdir()} == {"latents.json"}

@@ -4,6 +4,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
+import time
 
 import jax
 import numpy as np
@@ -215,13 +217,23 @@ def test_worker_processes_change_nothing(directory, tmp_path):
     """
     whole = list(loader(directory))
     first = loader(directory, workers=2, prefetch=2)
+
+    def disturb(seconds=0.0):
+        """From the first moment of the workers, and for `seconds`."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until or not multiprocessing.active_children():
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGTERM)
+                os.kill(worker.pid, signal.SIGINT)
+            time.sleep(0.01)
+
+    disturbing = threading.Thread(target=disturb, args=(2.0,))
+    disturbing.start()
     assert_same(next(first), whole[0])
     assert_same(next(first), whole[1])  # both work
+    disturbing.join()
     workers = multiprocessing.active_children()
     assert len(workers) == 2
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGTERM)
-        os.kill(worker.pid, signal.SIGINT)
     for want in whole[2:6]:  # more than were made ahead
         assert_same(next(first), want)
     state = first.get_state()

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
@@ -16,10 +15,12 @@ import pytest
 pytest.importorskip("google_crc32c", reason="writing shards needs '.[train]'")
 
 from data_prep import factory
+from spinmeround_jax import cli
 from spinmeround_jax.data import shards
 from spinmeround_jax.data.manifest import read_manifest
 from spinmeround_jax.files import InputError, as_path
 from tests.support.factory_source import Synthetic
+from tests.support.full_disk import full_disk
 from tests.support.paths import ROOT
 
 
@@ -104,6 +105,24 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path):
     assert all((killed / name).stat().st_mtime_ns == stamp for name, stamp in kept.items())
 
 
+def test_a_second_process_on_the_same_folder_is_told_of_the_first(tmp_path):
+    source, both = Synthetic(9, bad=(4,)), tmp_path / "both"
+    assert factory.write_dataset(source, tmp_path / "alone", 2)
+    first = subprocess.Popen(
+        command(both, "--workers", "1", "--seconds", "0.3"),
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: list(both.glob(".train-*.lock")))
+        with pytest.raises(InputError, match=rf"process {first.pid} on .* is writing here"):
+            factory.write_dataset(source, both, 2)
+        assert first.wait(120) == 0, first.stderr.read()
+    finally:
+        first.kill()
+        first.communicate()
+    assert contents(both) == contents(tmp_path / "alone")
+
+
 def test_machines_share_the_work(tmp_path, capsys):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     source = Synthetic(9, bad=(4,))
@@ -172,13 +191,9 @@ def test_a_full_disk_loses_nothing_that_was_finished(tmp_path):
     factory.write_dataset(source, whole, 3)
     # The first shard, with one subject, still fits; the next, with three, does not.
     limit = (whole / "train-00000-of-00002.tfrecord").stat().st_size + 64
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        with pytest.raises(InputError, match=r"no room left.* same command continues"):
+    with pytest.raises(InputError, match=r"no space left.* same command continues"):
+        with full_disk(limit):
             factory.write_dataset(source, new, 3)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     left = {path.name for path in new.iterdir()} - {factory.SETTINGS}
     assert len(left) == 3 and all(name.startswith("train-00000-of") for name in left)
     factory.write_dataset(source, new, 3)
@@ -271,8 +286,8 @@ def test_a_bucket_is_written_and_resumed(tmp_path):
 @pytest.mark.parametrize("text", ["", "1", "2/2", "-1/2", "a/b", "1/0"])
 def test_shares_are_checked(text):
     with pytest.raises(Exception, match="expected I/N"):
-        factory.share(text)
-    assert factory.share("1/4") == (1, 4)
+        cli.part(text)
+    assert cli.part("1/4") == (1, 4)
 
 
 def test_an_interrupted_shard_is_written_from_its_beginning(tmp_path):
