@@ -1,10 +1,10 @@
-"""What each input is worth: the shipped model trained on for a while without it.
+"""What each input is worth: the small model trained on for a while without it.
 
-Data:      python -m data_prep.render_heads --out data/heads64 --subjects 480 --held-out 40 --samples 2
+Data:      as configs/quickstart.py, whose run comes first
 Command:   python -m spinmeround_jax.train --config=configs/ablation.py:no_identity
            and :no_image, :no_normals, and :full, which is trained on for as long with everything
 Hardware:  2 CPU cores
-Expected:  3 minutes each; README.md has the table.
+Expected:  README.md has the table.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ def get_config(which: str = "full") -> ConfigDict:
         raise ValueError(f"configs/ablation.py:{which}: give full, {', '.join(WITHOUT)}")
     config = quickstart.get_config()
     config.name = f"ablation_{which}"
-    config.init_from = "weights/quickstart"
+    config.init_from = "runs/quickstart/model"
     config.autoencoder_training.steps = 0
     config.ablation = ConfigDict({name: name == which for name in WITHOUT})
     config.optimizer.learning_rate = 3e-4

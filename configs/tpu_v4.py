@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     config.model.rays = "released"
     config.model.latent_mean = ()  # Stable Diffusion's latents as they are
     config.model.latent_std = ()
+    config.model.normals_frame = "camera"  # the release\'s are "world"
     config.model.unet = ConfigDict(
         dict(
             in_channels=153,
@@ -77,6 +78,7 @@ def get_config() -> ConfigDict:
             max_frontal_pitch=30.0,
             random_background=0.5,
             guidance_dropout=0.15,
+            identity_dropout=0.1,  # our choice: the portrait tells more than the vector
             relative_cameras=True,
             skip_corrupt=True,  # counted and logged; one bad record must not end weeks of training
             workers=8,
@@ -113,6 +115,8 @@ def get_config() -> ConfigDict:
     config.autoencoder_training = ConfigDict(
         dict(
             steps=0,  # Stable Diffusion's is used as it is; what follows is unused
+            directory="",
+            crop=512,
             lpips_weight=0.5,
             kl_weight=1e-6,
             optimizer=ConfigDict(
@@ -131,6 +135,7 @@ def get_config() -> ConfigDict:
         )
     )
 
+    config.held_out = ConfigDict(dict(every=10_000, heads=8, sigmas=(1.0, 10.0, 40.0)))
     config.ablation = ConfigDict(dict(no_identity=False, no_normals=False, no_image=False))
 
     config.sampling = ConfigDict(

@@ -10,7 +10,6 @@ The error of a landmark is its distance, in the crop of 512 pixels, from where t
 import argparse
 import dataclasses
 import pathlib
-import sys
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -21,7 +20,7 @@ from data_prep.parametric.people import sample_person
 from data_prep.parametric.subjects import build_scene
 from data_prep.render_heads import HELD_OUT_OFFSET, person_seed
 from data_prep.rendering import render
-from spinmeround_jax import cameras
+from spinmeround_jax import cameras, cli
 from spinmeround_jax.photo import align, pose
 from spinmeround_jax.photo.landmarks import CHAINS, FIVE_OF_68
 from spinmeround_jax.photo.pose import HeadPose, Square
@@ -189,19 +188,8 @@ def _tile(image: Image.Image, caption: str) -> Image.Image:
     return framed
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.alignment",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--people", type=int, default=200, help="held-out people (200)")
-    parser.add_argument("--figure", type=pathlib.Path, help="PNG to draw")
-    args = parser.parse_args(argv)
-    try:
-        assets.assets_dir()
-    except assets.AssetsMissing as error:
-        sys.exit(str(error))
+def run(args: argparse.Namespace) -> None:
+    assets.assets_dir()
     heads = draw_landmarks(DATA_SEED, range(HELD_OUT_OFFSET, HELD_OUT_OFFSET + args.people))
     print(table(heads))
     if args.figure:
@@ -210,5 +198,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{args.figure}: {args.figure.stat().st_size} bytes")
 
 
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.build_parser("data_prep.alignment", __doc__)
+    parser.add_argument("--people", type=int, default=200, help="held-out people (200)")
+    parser.add_argument("--figure", type=pathlib.Path, help="PNG to draw")
+    return cli.main(parser.parse_args, run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    cli.end(main())

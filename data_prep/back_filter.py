@@ -13,15 +13,15 @@ import argparse
 import dataclasses
 import math
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
 
+from spinmeround_jax import cli
 from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.manifest import read_manifest
-from spinmeround_jax.files import path_argument
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import pose
 from spinmeround_jax.photo.landmarks import load_model
 from spinmeround_jax.photo.prepare import Models
@@ -139,7 +139,7 @@ def separation(data: pathlib.Path, split: str = "train", most: int = 200) -> np.
     """(heads, 2) mirror_similarity of the back of rendered heads, and of another's face behind.
 
     Raises:
-        RecordError: no such data, or no view from behind in it.
+        InputError: no such data, or no view from behind in it.
     """
     reliefs: list[list[np.ndarray]] = []
     manifest = read_manifest(data)
@@ -159,7 +159,7 @@ def separation(data: pathlib.Path, split: str = "train", most: int = 200) -> np.
                 ]
             )
     if len(reliefs) < 2:
-        raise records.RecordError(f"{data}: fewer than two {split} heads with a view from behind")
+        raise InputError(f"{data}: fewer than two {split} heads with a view from behind")
     return np.array(
         [
             [mirror_similarity(front, back), mirror_similarity(front, reliefs[i - 1][0])]
@@ -168,19 +168,8 @@ def separation(data: pathlib.Path, split: str = "train", most: int = 200) -> np.
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.back_filter",
-        description="Measure how well the relief of a face behind is told from the back of a head.",
-    )
-    parser.add_argument(
-        "--data", type=path_argument, required=True, help="rendered heads, or gs://..."
-    )
-    args = parser.parse_args(argv)
-    try:
-        found = separation(args.data)
-    except (records.RecordError, OSError) as error:
-        sys.exit(f"error: {error}")
+def run(args: argparse.Namespace) -> None:
+    found = separation(args.data)
     limit = Thresholds().mirror
     for name, values in zip(("backs of heads", "another's face behind"), found.T, strict=True):
         low, middle, high = np.percentile(values, [1, 50, 99])
@@ -190,5 +179,14 @@ def main(argv: list[str] | None = None) -> None:
         )
 
 
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.build_parser(
+        "data_prep.back_filter",
+        "Measure how well the relief of a face behind is told from the back of a head.",
+    )
+    parser.add_argument("--data", type=cli.path, required=True, help="rendered heads, or gs://...")
+    return cli.main(parser.parse_args, run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    cli.end(main())

@@ -41,13 +41,11 @@ from data_prep.calibrated.views import (  # noqa: E402
     place,
     transforms_views,
 )
-from data_prep.rendering.contact_sheet import on_white  # noqa: E402
-from data_prep.scans import alignment  # noqa: E402
+from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.workers import SubjectRejected, made  # noqa: E402
+from spinmeround_jax import cli  # noqa: E402
 from spinmeround_jax.files import InputError, write_atomically  # noqa: E402
 from spinmeround_jax.photo import (  # noqa: E402
-    images,
-    landmarks,
     portraits,
 )
 from spinmeround_jax.photo.assets import AssetError  # noqa: E402
@@ -77,7 +75,7 @@ or more, and identity.npy, an ArcFace vector. A killed run goes on where it stop
 
 @functools.lru_cache(maxsize=1)
 def _models(folder: pathlib.Path | None) -> Models:
-    return Models(folder)
+    return Models(folder, front_end="insightface")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +97,9 @@ class Maker:
         try:
             views, embedding = read_capture(folder, self.options, _models(self.models))
             write_capture(self.out, name, views, embedding, self.options)
-        except (
-            InputError, alignment.AlignmentError, landmarks.LandmarksError,
-            images.ImageError, portraits.PortraitError,
-        ) as error:  # fmt: skip
+        except AssetError:
+            raise
+        except InputError as error:
             raise SubjectRejected(str(error)) from error
         return len(views)
 
@@ -168,14 +165,14 @@ def find(folder: pathlib.Path) -> list[str]:
     """Names of the captures in `folder`.
 
     Raises:
-        FactoryError: there are none.
+        InputError: there are none.
     """
     try:
         inside = sorted(p for p in folder.iterdir() if p.is_dir() and readers.kind_of(p))
     except OSError as error:
-        raise factory.FactoryError(f"{folder}: {error.strerror}") from error
+        raise InputError(f"{folder}: {error.strerror}") from error
     if not inside:
-        raise factory.FactoryError(
+        raise InputError(
             f"{folder}: no captures in it; each is a subfolder with cameras.json, transforms.json, "
             "a COLMAP model or NeRSemble's camera_params.json"
         )
@@ -186,7 +183,7 @@ def run(args: argparse.Namespace) -> int:
     """Makes all captures; returns the exit code.
 
     Raises:
-        FactoryError, AssetError.
+        InputError.
     """
     names = find(args.input)
     folders = [args.input / name for name in names]
@@ -211,12 +208,12 @@ def run(args: argparse.Namespace) -> int:
                     bar.update()
         _write_rejected(args.out, reasons)
     except BrokenProcessPool as error:
-        raise factory.FactoryError(
+        raise InputError(
             "A worker process was killed, perhaps because memory ran out; the same command goes on, "
             "fewer --workers need less memory"
         ) from error
     except OSError as error:
-        raise factory.FactoryError(
+        raise InputError(
             f"{error.filename or args.out}: {error.strerror or error!r}; mend that, and the same "
             "command goes on"
         ) from error
@@ -231,7 +228,7 @@ def _check_settings(out: pathlib.Path, options: Options) -> None:
     if not path.exists():
         write_atomically(path, wanted)
     elif path.read_bytes() != wanted:
-        raise factory.FactoryError(
+        raise InputError(
             f"{path}: {out} was begun with other settings or is damaged; give the same settings to "
             "continue, or another --out"
         )
@@ -246,36 +243,23 @@ def _write_rejected(out: pathlib.Path, reasons: Mapping[str, str]) -> None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.captures",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("data_prep.captures", __doc__, EXAMPLES)
     parser.add_argument("--input", type=pathlib.Path, required=True, help="folder of captures")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
-    parser.add_argument("--size", type=factory.positive, default=512, help="pixels, square (512)")
+    parser.add_argument("--size", type=cli.integer(1), default=512, help="pixels, square (512)")
     parser.add_argument("--sequence", help="of NeRSemble (the first that is there)")
     parser.add_argument("--frame", type=int, help="of NeRSemble (the first that is there)")
     parser.add_argument(
         "--keep-background", action="store_true", help="of photos without mask or transparency"
     )
     parser.add_argument("--models", type=pathlib.Path, help="folder of photo.fetch's models")
-    parser.add_argument("--workers", type=factory.positive, default=1, help="processes (1)")
+    parser.add_argument("--workers", type=cli.integer(1), default=1, help="processes (1)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    try:
-        return run(args)
-    except (AssetError, factory.FactoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+    return cli.main(parse_arguments, run, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

@@ -8,15 +8,15 @@ NAME.truth.png  the true views in a row, their normals in a second row
 import argparse
 import json
 import pathlib
-import sys
 
 import numpy as np
 from PIL import Image
 
 from data_prep.rendering import viewpoints
-from spinmeround_jax.data import records
+from spinmeround_jax import cli
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.data.subjects import HeldOut
-from spinmeround_jax.files import path_argument
+from spinmeround_jax.files import InputError
 
 EXAMPLES = """example, which made demo/portraits:
   python -m data_prep.export_portraits --data data/heads64 --subjects 0 8 28 36 --out demo/portraits
@@ -30,7 +30,7 @@ def export(portraits: HeldOut, number: int, out: pathlib.Path) -> pathlib.Path:
     (frontal,) = index.read_views(row, [viewpoints.ANCHOR_INDICES[0]])
     angles = np.stack([subject.yaw, subject.pitch], axis=-1)
     if abs(angles[0]).max() > 0.01:
-        sys.exit(
+        raise InputError(
             f"{index.path}: view 0 of {subject.subject} is not frontal; render with --views 8+"
         )
     out.mkdir(parents=True, exist_ok=True)
@@ -49,29 +49,24 @@ def export(portraits: HeldOut, number: int, out: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.export_portraits",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--data", type=path_argument, required=True, help="shards' folder, or gs://..."
-    )
+def run(args: argparse.Namespace) -> None:
+    portraits = HeldOut(args.data, args.split)
+    for number in args.subjects:
+        if not 0 <= number < len(portraits):
+            raise UsageError(
+                f"--subjects {number}: {args.data} has {len(portraits)} {args.split} subjects"
+            )
+        print(export(portraits, number, args.out))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.build_parser("data_prep.export_portraits", __doc__, EXAMPLES)
+    parser.add_argument("--data", type=cli.path, required=True, help="shards' folder, or gs://...")
     parser.add_argument("--split", default="held_out")
     parser.add_argument("--subjects", type=int, nargs="+", required=True, help="from 0")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="local folder to write")
-    args = parser.parse_args(argv)
-    try:
-        portraits = HeldOut(args.data, args.split)
-        for number in args.subjects:
-            if not 0 <= number < len(portraits):
-                sys.exit(f"{args.data} has {len(portraits)} {args.split} subjects, no {number}")
-            print(export(portraits, number, args.out))
-    except (records.RecordError, OSError) as error:
-        sys.exit(str(error))
+    return cli.main(parser.parse_args, run, argv)
 
 
 if __name__ == "__main__":
-    main()
+    cli.end(main())

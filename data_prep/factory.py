@@ -11,11 +11,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
@@ -23,19 +21,14 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from data_prep.workers import SubjectRejected, made
+from spinmeround_jax import cli
 from spinmeround_jax.data import shards
 from spinmeround_jax.data.manifest import shard_name, write_manifest
-from spinmeround_jax.data.records import RecordError, ViewRecord
-from spinmeround_jax.files import path_argument, write_atomically
+from spinmeround_jax.data.records import ViewRecord
+from spinmeround_jax.files import InputError, explain, lock, write_atomically
 
 SETTINGS = "render_settings.json"
 REJECTED = "rejected.jsonl"
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class FactoryError(ValueError):
-    """The work cannot be done or go on; the message says why and what to do."""
 
 
 class Source(Protocol):
@@ -76,7 +69,7 @@ def plan(source: Source, out: pathlib.Path, shard_subjects: int) -> list[Job]:
     """All shards of the data set in `out`.
 
     Raises:
-        FactoryError: a name is given twice, or there is no subject.
+        InputError: a name is given twice, or there is no subject.
     """
     jobs, seen = [], set()
     for split, names in source.subjects().items():
@@ -86,10 +79,10 @@ def plan(source: Source, out: pathlib.Path, shard_subjects: int) -> list[Job]:
             jobs.append(Job(split, out / shard_name(split, number, total), chosen))
         for name in names:
             if name in seen:
-                raise FactoryError(f"two subjects are named {name!r}; rename one of them")
+                raise InputError(f"two subjects are named {name!r}; rename one of them")
             seen.add(name)
     if not jobs:
-        raise FactoryError("there is no subject to make")
+        raise InputError("there is no subject to make")
     return jobs
 
 
@@ -97,7 +90,7 @@ def rejected(job: Job) -> dict[str, str]:
     """Name -> reason of the subjects of this shard that could not be made.
 
     Raises:
-        FactoryError: the file is damaged.
+        InputError: the file is damaged.
     """
     if not job.rejects_path.exists():
         return {}
@@ -105,7 +98,7 @@ def rejected(job: Job) -> dict[str, str]:
         lines = [json.loads(line) for line in job.rejects_path.read_text().splitlines()]
         return {str(line["subject"]): str(line["reason"]) for line in lines}
     except Exception as error:  # the file can hold anything
-        raise FactoryError(
+        raise InputError(
             f"{job.rejects_path}: damaged ({error!r}); delete it, and the same command makes "
             f"{job.path.name} again"
         ) from error
@@ -130,10 +123,13 @@ def write_shard(
     """Writes one shard from the next results; it appears under its name only when complete.
 
     The list of rejected subjects comes first, so that a shard that is there has its list.
+
+    Raises:
+        BlockingIOError: another process writes it.
     """
     reasons: dict[str, str] = {}
     writer = None
-    with contextlib.ExitStack() as stack:
+    with lock(job.path.with_suffix("")), contextlib.ExitStack() as stack:
         for name in job.subjects:
             result = next(results)
             if isinstance(result, SubjectRejected):
@@ -169,7 +165,7 @@ def check_settings(source: Source, out: pathlib.Path, shard_subjects: int) -> No
     """Refuses to mix two different data sets in one folder; writes the settings where none are.
 
     Raises:
-        FactoryError: the folder was begun with other settings, or tells of none that can be read.
+        InputError: the folder was begun with other settings, or tells of none that can be read.
     """
     wanted = {**source.settings(), "shard_subjects": shard_subjects}
     wanted = json.loads(json.dumps(wanted))  # as it will be read again: lists, not tuples
@@ -178,7 +174,7 @@ def check_settings(source: Source, out: pathlib.Path, shard_subjects: int) -> No
         try:
             found = dict(json.loads(path.read_text()))
         except Exception as error:  # the file can hold anything
-            raise FactoryError(
+            raise InputError(
                 f"{path}: damaged ({error!r}). Restore it, or choose another --out; delete it only "
                 "if all shards beside it were made with the settings given now."
             ) from error
@@ -189,7 +185,7 @@ def check_settings(source: Source, out: pathlib.Path, shard_subjects: int) -> No
                 for name in names
                 if found.get(name) != wanted.get(name)
             }
-            raise FactoryError(
+            raise InputError(
                 f"{out} was begun with other settings (there, here): {differing}.\n"
                 "Give the same settings to continue it, or another --out."
             )
@@ -203,7 +199,7 @@ def finish(source: Source, out: pathlib.Path, jobs: Sequence[Job]) -> dict[str, 
     All shards must be there.
 
     Raises:
-        FactoryError: every subject was rejected.
+        InputError: every subject was rejected.
     """
     splits: dict[str, list[dict[str, Any]]] = {split: [] for split in source.subjects()}
     reasons, entries = {}, []
@@ -219,7 +215,7 @@ def finish(source: Source, out: pathlib.Path, jobs: Sequence[Job]) -> dict[str, 
     else:
         (out / REJECTED).unlink(missing_ok=True)
     if not any(splits.values()):
-        raise FactoryError(f"every subject was rejected, see {out / REJECTED}; nothing to train on")
+        raise InputError(f"every subject was rejected, see {out / REJECTED}; nothing to train on")
     count = {"rejected": len(entries)} if entries else {}
     write_manifest(out, {**source.manifest(), **count, "splits": splits})
     return reasons
@@ -243,7 +239,7 @@ def write_dataset(
         Whether the whole data set is there.
 
     Raises:
-        FactoryError: what was done is kept, and the message says how to go on.
+        InputError: what was done is kept, and the message says how to go on.
     """
     jobs = plan(source, out, shard_subjects)
     try:
@@ -262,15 +258,13 @@ def write_dataset(
             return False
         reasons = finish(source, out, jobs)
     except BrokenProcessPool as error:
-        raise FactoryError(
+        raise InputError(
             "A worker process was killed, perhaps because memory ran out. The same command "
             "continues where this one stopped; fewer --workers need less memory."
         ) from error
     except OSError as error:
-        what = "no room left" if error.errno in _FULL else (error.strerror or repr(error))
-        raise FactoryError(
-            f"{error.filename or out}: {what}. Finished shards are kept; mend that, and the same "
-            "command continues where this one stopped."
+        raise InputError(
+            f"{explain(error, out)}. Finished shards are kept; the same command continues there."
         ) from error
     total = sum(len(job.subjects) for job in jobs)
     print(f"{total - len(reasons)} subjects in {len(jobs)} shards: {out}")
@@ -299,18 +293,18 @@ def add_arguments(
 ) -> None:
     """The options of `run`, the same for all sources."""
     parser.add_argument(
-        "--out", type=path_argument, required=True, help="folder to write, or a bucket's gs://..."
+        "--out", type=cli.path, required=True, help="folder to write, or a bucket's gs://..."
     )
     parser.add_argument(
-        "--workers", type=positive, default=workers or os.cpu_count(),
+        "--workers", type=cli.integer(1), default=workers or os.cpu_count(),
         help=f"processes ({workers or 'all cores'})",
     )  # fmt: skip
     parser.add_argument(
-        "--shard-subjects", type=positive, default=shard_subjects,
+        "--shard-subjects", type=cli.integer(1), default=shard_subjects,
         help=f"subjects per shard; a kill loses the one that was being written ({shard_subjects})",
     )  # fmt: skip
     parser.add_argument(
-        "--shard", type=share, default=(0, 1), metavar="I/N",
+        "--shard", type=cli.part, default=(0, 1), metavar="I/N",
         help="make the I-th of N shares of the data set, I from 0, on one of N machines (0/1, all)",
     )  # fmt: skip
     parser.add_argument(
@@ -319,29 +313,8 @@ def add_arguments(
     )  # fmt: skip
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def share(text: str) -> tuple[int, int]:
-    """'1/4' -> (1, 4)."""
-    first, _, count = text.partition("/")
-    if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 0 to N - 1")
-    return int(first), int(count)
-
-
 def run(source: Source, args: argparse.Namespace) -> bool:
-    """`write_dataset` as the options say; ends the process with a message where it fails."""
-    try:
-        return write_dataset(
-            source, args.out, args.shard_subjects, args.workers, args.shard, args.retry_rejected
-        )
-    except (FactoryError, RecordError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("stopped; the same command continues with the next shard", file=sys.stderr)
-        sys.exit(130)
+    """`write_dataset` as the options say."""
+    return write_dataset(
+        source, args.out, args.shard_subjects, args.workers, args.shard, args.retry_rejected
+    )

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import os
 import pathlib
-import sys
 from typing import Any
 
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -23,12 +22,13 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 from data_prep import factory, identity  # noqa: E402
 from data_prep.rendering import viewpoints  # noqa: E402
-from data_prep.rendering.contact_sheet import on_white  # noqa: E402
+from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.scans import alignment, textured  # noqa: E402
-from data_prep.scans.parts import MeshError, Scan  # noqa: E402
+from data_prep.scans.parts import Scan  # noqa: E402
 from data_prep.workers import SubjectRejected  # noqa: E402
-from spinmeround_jax import cameras  # noqa: E402
+from spinmeround_jax import cameras, cli  # noqa: E402
 from spinmeround_jax.data import records  # noqa: E402
+from spinmeround_jax.files import InputError  # noqa: E402
 from spinmeround_jax.photo import portraits  # noqa: E402
 from spinmeround_jax.photo.assets import AssetError  # noqa: E402
 from spinmeround_jax.photo.prepare import Models  # noqa: E402
@@ -54,7 +54,7 @@ def find(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     """Person -> meshes below `folder`, both in order of name. A subfolder is one person.
 
     Raises:
-        FactoryError: there are none.
+        InputError: there are none.
     """
     people: dict[str, list[pathlib.Path]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in textured.SUFFIXES):
@@ -62,7 +62,7 @@ def find(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
         person = inside.parts[0] if len(inside.parts) > 1 else inside.stem
         people.setdefault(person, []).append(path)
     if not people:
-        raise factory.FactoryError(
+        raise InputError(
             f"{folder}: no meshes in it ({', '.join(textured.SUFFIXES)}); check the path"
         )
     return people
@@ -115,14 +115,14 @@ class Meshes:
 
 @functools.lru_cache(maxsize=1)
 def _models(folder: pathlib.Path | None) -> Models:
-    return Models(folder)
+    return Models(folder, front_end="insightface")
 
 
 def place(path: pathlib.Path, scan: Scan, models: Models, up: str, front: str):
     """(scale, rotation, offset) that takes the mesh to the canonical frame.
 
     Raises:
-        AlignmentError, AssetError.
+        InputError.
     """
     beside = path.with_name(path.stem + LANDMARKS)
     if beside.exists():
@@ -151,7 +151,9 @@ def view_records(source: Meshes, models: Models, path: pathlib.Path) -> list[rec
         else:
             front = [on_white(views[number].rgba) for number in identity.frontal(angles)]
             embedding = identity.embed(models, front)
-    except (MeshError, alignment.AlignmentError, portraits.PortraitError) as error:
+    except AssetError:
+        raise
+    except InputError as error:
         raise SubjectRejected(str(error)) from error
     return [
         records.ViewRecord(
@@ -173,12 +175,12 @@ def build(args: argparse.Namespace) -> Meshes:
     """The source that the options tell of.
 
     Raises:
-        FactoryError: no meshes, or fewer people than are to be held out.
+        InputError: no meshes, or fewer people than are to be held out.
         AssetError: a mesh needs a model that is not there.
     """
     people = find(args.input)
     if not 0 <= args.held_out < len(people):
-        raise factory.FactoryError(
+        raise InputError(
             f"--held-out {args.held_out}: {args.input} has {len(people)} people; keep one for training"
         )
     # By the hash of the name, so that neighbours in the alphabet (a studio's day) are not together.
@@ -189,7 +191,7 @@ def build(args: argparse.Namespace) -> Meshes:
     for person, scans in people.items():
         split[person in chosen] += [path.relative_to(args.input).as_posix() for path in scans]
         paths += scans
-    models = Models(args.models)
+    models = Models(args.models, front_end="insightface")
     if not all(path.with_name(path.stem + LANDMARKS).exists() for path in paths):
         identity.check_detector(models)
     if not all(path.with_suffix(".npy").exists() for path in paths):
@@ -201,21 +203,14 @@ def build(args: argparse.Namespace) -> Meshes:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.meshes",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("data_prep.meshes", __doc__, EXAMPLES)
     parser.add_argument("--input", type=pathlib.Path, required=True, help="folder of meshes")
     parser.add_argument("--license", required=True, help="of the scans, written into the data")
     factory.add_arguments(parser)
     parser.add_argument("--held-out", type=int, default=0, help="people not trained on (0)")
-    parser.add_argument("--size", type=factory.positive, default=512, help="pixels, square (512)")
-    parser.add_argument("--views", type=factory.positive, default=viewpoints.COUNT, help="(125)")
-    parser.add_argument(
-        "--samples", type=factory.positive, default=3, help="rays per pixel side (3)"
-    )
+    parser.add_argument("--size", type=cli.integer(1), default=512, help="pixels, square (512)")
+    parser.add_argument("--views", type=cli.integer(1), default=viewpoints.COUNT, help="(125)")
+    parser.add_argument("--samples", type=cli.integer(1), default=3, help="rays per pixel side (3)")
     for name, default in (("up", "y"), ("front", "z")):
         parser.add_argument(
             f"--{name}", choices=list(alignment.AXES), default=default,
@@ -225,13 +220,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    try:
-        factory.run(build(args), args)
-    except (AssetError, factory.FactoryError) as error:
-        sys.exit(f"error: {error}")
+def run(args: argparse.Namespace) -> None:
+    factory.run(build(args), args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(parse_arguments, run, argv)
 
 
 if __name__ == "__main__":
-    main()
+    cli.end(main())

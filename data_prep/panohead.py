@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import pathlib
-import sys
 from typing import Any, Protocol
 
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -30,15 +29,14 @@ from data_prep.back_filter import (  # noqa: E402
     back_face_score,
     mirror_similarity,
 )
-from data_prep.factory import FactoryError  # noqa: E402
 from data_prep.generator import isosurface, screening  # noqa: E402
 from data_prep.rendering import render, viewpoints  # noqa: E402
-from data_prep.rendering.contact_sheet import on_white  # noqa: E402
 from data_prep.rendering.cutout import cut_out  # noqa: E402
+from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.workers import SubjectRejected  # noqa: E402
-from spinmeround_jax import cameras  # noqa: E402
+from spinmeround_jax import cameras, cli  # noqa: E402
 from spinmeround_jax.data import records  # noqa: E402
-from spinmeround_jax.photo.assets import AssetError  # noqa: E402
+from spinmeround_jax.files import InputError  # noqa: E402
 from spinmeround_jax.photo.prepare import Models  # noqa: E402
 
 FRAMING = "panohead"  # of photo.pose.FRAMINGS: its heads fill more of the image than ours
@@ -111,7 +109,7 @@ def _generator(network: Network, options: Options) -> Generator:
 
 @functools.lru_cache(maxsize=1)
 def _models(folder: pathlib.Path | None) -> Models:
-    return Models(folder)
+    return Models(folder, front_end="insightface")
 
 
 def subject_name(seed: int) -> str:
@@ -140,7 +138,7 @@ def surface_of(generator: Generator, seed: int, options: Options) -> isosurface.
     density, box = generator.density(seed, options.grid)
     try:
         return isosurface.extract(density, box, options.level, _CROP * box)
-    except isosurface.SurfaceError as error:
+    except InputError as error:
         raise SubjectRejected(str(error)) from error
 
 
@@ -287,12 +285,7 @@ def view_records(
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.panohead",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("data_prep.panohead", __doc__, EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True)
     screen = commands.add_parser("screen", help="score people and draw contact sheets")
     collect = commands.add_parser("collect", help="apply other thresholds to what was screened")
@@ -301,8 +294,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         command.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
         command.add_argument("--seeds", type=seeds, required=True, help="e.g. 0-9999 or 1,5,8-12")
         screening.add_threshold_arguments(command)
-    screen.add_argument("--workers", type=factory.positive, default=1, help="processes (1)")
-    screen.add_argument("--shard", type=factory.share, default=(0, 1), metavar="I/N")
+    screen.add_argument("--workers", type=cli.integer(1), default=1, help="processes (1)")
+    screen.add_argument("--shard", type=cli.part, default=(0, 1), metavar="I/N")
     screen.add_argument(
         "--no-faces", dest="faces", action="store_false", help="no face detector at the back"
     )
@@ -311,7 +304,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--screening", type=pathlib.Path, required=True, help="the folder of `screen`"
     )
     rendering.add_argument("--held-out", type=int, default=200, help="people not trained on (200)")
-    rendering.add_argument("--views", type=factory.positive, default=viewpoints.COUNT, help="(125)")
+    rendering.add_argument("--views", type=cli.integer(1), default=viewpoints.COUNT, help="(125)")
     for command in (screen, rendering):
         command.add_argument(
             "--checkout", type=pathlib.Path, required=True, help="of the PanoHead repository"
@@ -319,8 +312,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         command.add_argument("--network", type=pathlib.Path, required=True, help="its pickle")
         command.add_argument("--device", default="cuda", help="PyTorch's name of it (cuda)")
         command.add_argument("--models", type=pathlib.Path, help="folder of photo.fetch's models")
-        command.add_argument("--size", type=factory.positive, default=512, help="pixels (512)")
-        command.add_argument("--grid", type=factory.positive, default=256, help="per side (256)")
+        command.add_argument("--size", type=cli.integer(1), default=512, help="pixels (512)")
+        command.add_argument("--grid", type=cli.integer(1), default=256, help="per side (256)")
         command.add_argument("--level", type=float, default=10.0, help="density of the skin (10)")
         command.add_argument("--truncation", type=float, default=0.7, help="psi (0.7)")
     return parser.parse_args(argv)
@@ -340,57 +333,52 @@ def seeds(text: str) -> tuple[int, ...]:
 
 
 def _network(args: argparse.Namespace) -> Network:
-    from data_prep.generator import network as panohead_network
-
     try:
+        from data_prep.generator import network as panohead_network
+
         sha256 = panohead_network.sha256_of(args.network)
         panohead_network.load(args.checkout.resolve(), args.network)  # before any work is begun
-    except OSError as error:
-        raise FactoryError(f"{args.network}: cannot be opened ({error.strerror})") from error
-    except panohead_network.NetworkError as error:
-        raise FactoryError(str(error)) from error
-    return Network(args.checkout.resolve(), args.network.resolve(), sha256, args.device)
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    try:
-        if args.command == "collect":
-            _collect(args)
-            return
-        if args.command == "screen" and args.faces:
-            identity.check_detector(_models(args.models))
-        elif args.command == "render":
-            identity.check(_models(args.models))
-        options = Options(args.size, args.grid, args.level, args.truncation)
-        network = _network(args)
-        if args.command == "screen":
-            screen = Screen(network, options, args.models, args.faces)
-            settings = {
-                "network_sha256": network.sha256,
-                **dataclasses.asdict(options),
-                "faces": args.faces,
-            }
-            names = [subject_name(seed) for seed in args.seeds]
-            if screening.screen(screen.look, names, args.out, settings, args.workers, args.shard):
-                _collect(args)
-        else:
-            chosen = tuple(seed_of(name) for name in screening.accepted(args.screening))
-            if not 0 <= args.held_out < len(chosen):
-                raise FactoryError(
-                    f"--held-out {args.held_out}: {len(chosen)} people are left in {args.screening}"
-                )
-            source = PanoHeads(network, options, chosen, args.held_out, args.views, args.models)
-            factory.run(source, args)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        sys.exit("error: PanoHead needs PyTorch: pip install '.[panohead]'")
-    except (AssetError, FactoryError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+        raise InputError("PanoHead needs PyTorch: pip install '.[panohead]'") from error
+    except OSError as error:
+        raise InputError(f"{args.network}: cannot be opened ({error.strerror})") from error
+    return Network(args.checkout.resolve(), args.network.resolve(), sha256, args.device)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.command == "collect":
+        _collect(args)
+        return
+    if args.command == "screen" and args.faces:
+        identity.check_detector(_models(args.models))
+    elif args.command == "render":
+        identity.check(_models(args.models))
+    options = Options(args.size, args.grid, args.level, args.truncation)
+    network = _network(args)
+    if args.command == "screen":
+        screen = Screen(network, options, args.models, args.faces)
+        settings = {
+            "network_sha256": network.sha256,
+            **dataclasses.asdict(options),
+            "faces": args.faces,
+        }
+        names = [subject_name(seed) for seed in args.seeds]
+        if screening.screen(screen.look, names, args.out, settings, args.workers, args.shard):
+            _collect(args)
+        return
+    chosen = tuple(seed_of(name) for name in screening.accepted(args.screening))
+    if not 0 <= args.held_out < len(chosen):
+        raise InputError(
+            f"--held-out {args.held_out}: {len(chosen)} people are left in {args.screening}"
+        )
+    source = PanoHeads(network, options, chosen, args.held_out, args.views, args.models)
+    factory.run(source, args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(parse_arguments, run, argv)
 
 
 def _collect(args: argparse.Namespace) -> None:
@@ -399,4 +387,4 @@ def _collect(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.end(main())

@@ -11,7 +11,6 @@ import dataclasses
 import io
 import os
 import pathlib
-import sys
 from typing import Any
 
 # One core per worker: the small matrix products here only get slower with more threads.
@@ -20,24 +19,26 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from data_prep import factory  # noqa: E402
+from data_prep import factory, rendered_identity  # noqa: E402
 from data_prep.parametric import assets  # noqa: E402
-from data_prep.parametric.people import Person, id_embedding, sample_person  # noqa: E402
+from data_prep.parametric.people import Person, sample_person  # noqa: E402
 from data_prep.parametric.subjects import build_scene  # noqa: E402
 from data_prep.rendering import contact_sheet, render, viewpoints  # noqa: E402
-from spinmeround_jax import cameras  # noqa: E402
+from spinmeround_jax import cameras, cli  # noqa: E402
+from spinmeround_jax.cli import UsageError  # noqa: E402
 from spinmeround_jax.data import records  # noqa: E402
 from spinmeround_jax.files import write_atomically  # noqa: E402
 
+PEOPLE = 2  # how subjects are drawn and drawn from a number; 1 was before colours were independent
 HELD_OUT_OFFSET = 1_000_000  # held-out subjects are numbered from here: never a training subject
 
 EXAMPLES = """examples:
   # a small set to look at, about a minute
   python -m data_prep.render_heads --out /tmp/heads --subjects 4 --held-out 2 --views 16
 
-  # what configs/quickstart.py trains on (2 cores: about an hour)
-  python -m data_prep.render_heads --out data/heads64 --subjects 480 --held-out 40 --size 64 \\
-      --samples 2
+  # many people, each from 32 of the 125 viewpoints (one core: about 3 s each)
+  python -m data_prep.render_heads --out data/heads128 --subjects 2400 --held-out 40 --size 128 \\
+      --train-views 32
 
   # for 512-pixel training on a large machine
   python -m data_prep.render_heads --out data/heads512 --subjects 7000 --held-out 200 --size 512
@@ -69,7 +70,8 @@ def person_of(seed: int, name: str) -> Person:
 class ParametricHeads:
     """A factory.Source: `count` training and `held_out` other people of data set `seed`.
 
-    size: pixels. views: of viewpoints.viewpoints. samples: rays per pixel side.
+    size: pixels. views: of viewpoints.viewpoints. train_views: how many of them a training subject
+    has, see viewpoints.drawn; None is all. samples: rays per pixel side.
     """
 
     count: int
@@ -78,23 +80,24 @@ class ParametricHeads:
     seed: int
     views: int
     samples: int
+    train_views: int | None = None
 
     def subjects(self) -> dict[str, list[str]]:
         """Train and held-out subjects have different numbers, hence identities."""
         return {
             split: [subject_name(self.seed, number) for number in range(first, first + count)]
             for split, first, count in (
+                ("held_out", HELD_OUT_OFFSET, self.held_out),  # first: who trains needs them early
                 ("train", 0, self.count),
-                ("held_out", HELD_OUT_OFFSET, self.held_out),
             )
         }
 
     def records(self, subject: str) -> list[records.ViewRecord]:
         person = person_of(self.seed, subject)
         scene, _ = build_scene(person, self.size)
-        embedding = id_embedding(person)
+        identity = rendered_identity.embed(scene)
         out = []
-        for view, (yaw, pitch) in enumerate(viewpoints.viewpoints(self.views)):
+        for view, (yaw, pitch) in enumerate(self._viewpoints(subject)):
             pose = cameras.orbit(yaw, pitch)
             picture = render.render_view(scene, pose, self.size, self.samples)
             out.append(
@@ -105,12 +108,20 @@ class ParametricHeads:
                     world_to_camera=pose,
                     yaw=float(yaw),
                     pitch=float(pitch),
-                    id_embedding=embedding,
+                    id_embedding=identity,
                     source=f"data_prep.render_heads seed={self.seed} size={self.size}",
                     license=assets.LICENSE,
                 )
             )
         return out
+
+    def _viewpoints(self, subject: str) -> np.ndarray:
+        views = viewpoints.viewpoints(self.views)
+        number = int(subject.rpartition("-")[2])
+        if number >= HELD_OUT_OFFSET or self.train_views is None:
+            return views
+        rng = np.random.default_rng([4409, self.seed, number])
+        return views[viewpoints.drawn(views, self.train_views, rng)]
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -119,13 +130,19 @@ class ParametricHeads:
             "size": self.size,
             "seed": self.seed,
             "views": self.views,
+            "train_views": self.train_views or self.views,
             "samples": self.samples,
+            "people": PEOPLE,
+            "identity": rendered_identity.about(),
         }
 
     def manifest(self) -> dict[str, Any]:
+        held_out = {"split_views": {"held_out": self.views}} if self.train_views else {}
         return {
             "image_size": self.size,
-            "views": self.views,
+            "views": self.train_views or self.views,
+            **held_out,
+            "identity": rendered_identity.about(),
             "seed": self.seed,
             "source": "data_prep.render_heads: parametric people of the MakeHuman base mesh",
             "license": assets.LICENSE,
@@ -133,25 +150,27 @@ class ParametricHeads:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.render_heads",
-        description="Render parametric human heads (MakeHuman, CC0) to multi-view TFRecord shards.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = cli.build_parser(
+        "data_prep.render_heads",
+        "Render parametric human heads (MakeHuman, CC0) to multi-view TFRecord shards.",
+        EXAMPLES,
     )
     factory.add_arguments(parser)
     parser.add_argument(
-        "--subjects", type=factory.positive, default=600, help="training subjects (600)"
+        "--subjects", type=cli.integer(1), default=600, help="training subjects (600)"
     )
     parser.add_argument("--held-out", type=int, default=40, help="subjects never trained on (40)")
-    parser.add_argument("--size", type=factory.positive, default=64, help="pixels, square (64)")
+    parser.add_argument("--size", type=cli.integer(1), default=64, help="pixels, square (64)")
     parser.add_argument("--seed", type=int, default=0, help="which people are drawn (0)")
     parser.add_argument(
-        "--views", type=factory.positive, default=viewpoints.COUNT, help="views each (125)"
+        "--views", type=cli.integer(1), default=viewpoints.COUNT, help="views each (125)"
     )
     parser.add_argument(
-        "--samples", type=factory.positive, default=3, help="rays per pixel side (3)"
-    )
+        "--train-views", type=cli.integer(1), metavar="N",
+        help="training subjects are seen from N of the --views, drawn for each of them; anchors and "
+        "frontal views are always among them (all)",
+    )  # fmt: skip
+    parser.add_argument("--samples", type=cli.integer(1), default=4, help="rays per pixel side (4)")
     parser.add_argument(
         "--preview",
         default="contact_sheet.png",
@@ -159,21 +178,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     if min(args.held_out, args.seed) < 0 or args.subjects > HELD_OUT_OFFSET:
-        parser.error(
+        raise UsageError(
             f"--held-out and --seed must not be negative, --subjects at most {HELD_OUT_OFFSET}"
         )
+    if args.train_views is not None:
+        try:
+            viewpoints.drawn(
+                viewpoints.viewpoints(args.views), args.train_views, np.random.default_rng(0)
+            )
+        except ValueError as error:
+            raise UsageError(f"--train-views {args.train_views}: {error}") from error
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    try:
-        assets.assets_dir()
-    except assets.AssetsMissing as error:
-        sys.exit(str(error))
+def run(args: argparse.Namespace) -> None:
+    assets.assets_dir()
+    rendered_identity.face_finder()
     source = ParametricHeads(
-        args.subjects, args.held_out, args.size, args.seed, args.views, args.samples
-    )
+        args.subjects, args.held_out, args.size, args.seed, args.views, args.samples,
+        args.train_views,
+    )  # fmt: skip
     complete = factory.run(source, args)
     if args.preview and complete:
         names = source.subjects()["train"][: min(6, args.shard_subjects)]
@@ -185,5 +209,9 @@ def main(argv: list[str] | None = None) -> None:
         write_atomically(args.out / pathlib.Path(args.preview).name, buffer.getvalue())
 
 
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(parse_arguments, run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    cli.end(main())

@@ -20,8 +20,8 @@ import tensorflow_datasets as tfds
 
 from data_prep import tf_records
 from spinmeround_jax.data import records, shards
-from spinmeround_jax.data.manifest import read_manifest, shard_name
-from spinmeround_jax.files import as_path
+from spinmeround_jax.data.manifest import read_manifest, shard_name, views_of
+from spinmeround_jax.files import InputError, as_path
 
 
 class Picture(tfds.features.Image):
@@ -39,7 +39,7 @@ class SpinmeroundHeads(tfds.core.dataset_builder.FileReaderBuilder):
         data_dir: folder with manifest.json.
 
     Raises:
-        records.RecordError: it is no data set, or its shards are not numbered as TFDS needs it.
+        InputError: it is no data set, or its shards are not numbered as TFDS needs it.
     """
 
     VERSION = tfds.core.Version(f"{records.SCHEMA_VERSION}.0.0")
@@ -67,14 +67,14 @@ class SpinmeroundHeads(tfds.core.dataset_builder.FileReaderBuilder):
             for number, entry in enumerate(entries):
                 wanted = shard_name(name, number, len(entries))
                 if entry["file"] != wanted:
-                    raise records.RecordError(
+                    raise InputError(
                         f"{self._folder}: split {name!r} has {entry['file']} where TFDS expects "
                         f"{wanted}, as a shard lost all its subjects; use tf_records instead"
                     )
             splits.append(
                 tfds.core.SplitInfo(
                     name=name,
-                    shard_lengths=[e["subjects"] * self._manifest["views"] for e in entries],
+                    shard_lengths=[e["subjects"] * views_of(self._manifest, name) for e in entries],
                     num_bytes=sum(entry.get("bytes", 0) for entry in entries),
                     filename_template=template.replace(split=name),
                 )

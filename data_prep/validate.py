@@ -11,7 +11,6 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,11 @@ from data_prep.validation.checks import (
     check,
     subject_faults,
 )
+from spinmeround_jax import cli
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.data import shards
-from spinmeround_jax.data.manifest import read_manifest
-from spinmeround_jax.data.records import RecordError
-from spinmeround_jax.files import is_local, path_argument, write_atomically
+from spinmeround_jax.data.manifest import read_manifest, views_of
+from spinmeround_jax.files import InputError, is_local, write_atomically
 
 EXAMPLES = """examples:
   python -m data_prep.validate data/heads64
@@ -59,13 +59,13 @@ def tasks(
             found.append(Task(split, path, -1, size, entry.get("sha256", "")))
             try:
                 shape = shards.read_index(path).offsets.shape
-            except RecordError as error:
+            except InputError as error:
                 faults.append(str(error))
                 continue
-            if shape != (entry["subjects"], manifest["views"]):
+            if shape != (entry["subjects"], views_of(manifest, split)):
                 faults.append(
                     f"{path}: holds (subjects, views) {shape}, manifest.json says "
-                    f"{(entry['subjects'], manifest['views'])}; write shard and manifest again"
+                    f"{(entry['subjects'], views_of(manifest, split))}; write shard and manifest again"
                 )
             for row in range(shape[0]):
                 found.append(Task(split, path, row, size, pictures=begun < pictures))
@@ -73,7 +73,7 @@ def tasks(
     return found, faults
 
 
-def run(todo: Sequence[Task], workers: int) -> Iterator[Findings]:
+def findings(todo: Sequence[Task], workers: int) -> Iterator[Findings]:
     """Findings in order, by several processes where that helps."""
     if workers == 1 or len(todo) < 4:
         yield from map(check, todo)
@@ -124,14 +124,14 @@ def validate(
     """Checks the data set in `directory`, writes validation.json and .html to `out`, returns the former.
 
     Raises:
-        RecordError: there is no manifest.
+        InputError: there is no manifest.
     """
     manifest = read_manifest(directory)
     todo, faults = tasks(directory, manifest, pictures)
     findings = []
     total = sum(1 for task in todo if task.row >= 0)
     with tqdm(total=total, unit="subject", disable=None) as bar:
-        for found in run(todo, workers):
+        for found in findings(todo, workers):
             findings.append(found)
             faults += found.faults
             bar.update(found.task.row >= 0)
@@ -162,14 +162,9 @@ def validate(
     return report
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.validate",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("directory", type=path_argument, help="with manifest.json; or gs://...")
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.build_parser("data_prep.validate", __doc__, EXAMPLES)
+    parser.add_argument("directory", type=cli.path, help="with manifest.json; or gs://...")
     parser.add_argument("--out", type=pathlib.Path, help="local folder to write (DIR/validation)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (all cores)")
     parser.add_argument(
@@ -177,21 +172,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     if args.workers < 1 or args.pictures < 0:
-        parser.error("--workers must be at least 1, --pictures at least 0")
+        raise UsageError("--workers must be at least 1, --pictures at least 0")
     if args.out is None and not is_local(args.directory):
-        parser.error("give --out, a local folder, where the data is not on a local disk")
+        raise UsageError("give --out, a local folder, where the data is not on a local disk")
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit code."""
     out = args.out or args.directory / "validation"
-    try:
-        report = validate(args.directory, out, args.workers, args.pictures)
-    except (RecordError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenProcessPool:
-        print("error: a worker process was killed; try fewer --workers", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    report = validate(args.directory, out, args.workers, args.pictures)
     for fault in report["faults"][:20]:
         print(f"fault: {fault}", file=sys.stderr)
     for name, numbers in report["statistics"].items():
@@ -204,5 +194,9 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if report["faults"] else 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.main(parse_arguments, run, argv, "nothing was written")
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

@@ -9,13 +9,14 @@ elevation (positive: the camera moves up).
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from spinmeround_jax import schema
 
 RADIUS = 2.7
 # EG3D's 18.837 degrees are the diagonal field of view; in image widths (3.14159 and 1.414 as released).
@@ -28,6 +29,10 @@ RAYMAP_CHANNELS = 3 * (1 + 2 * ORIGIN_OCTAVES) + 3 * (1 + 2 * DIRECTION_OCTAVES)
 ANCHOR_YAWS = (45.0, 90.0, 135.0, 180.0, -135.0, -90.0, -45.0)
 
 Rays = Literal["true", "released"]
+
+Frame = Literal["camera", "world"]
+"""Where a model's normal maps live. "camera": each in its own view's camera, so that a map is a function
+of what the view shows, whichever view is the reference. "world": in the head's, as the release's."""
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -97,6 +102,21 @@ def camera_to_world(world_to_camera: np.ndarray) -> np.ndarray:
     pose[..., :3, 3] = -(rotation @ world_to_camera[..., :3, 3:])[..., 0]
     pose[..., 3, 3] = 1.0
     return pose
+
+
+def normals_to_camera(normals: np.ndarray, world_to_camera: np.ndarray) -> np.ndarray:
+    """(..., h, w, 3) normals from the frame of the (..., 4, 4) poses to each pose's own camera.
+
+    A linear map: lengths stay, so that 0 (the background, mid-grey) stays 0 and the shorter normals of
+    a soft silhouette stay as short.
+    """
+    rotation = np.asarray(world_to_camera, np.float32)[..., None, :3, :3]
+    return normals @ np.swapaxes(rotation, -1, -2)
+
+
+def normals_to_world(normals: np.ndarray, world_to_camera: np.ndarray) -> np.ndarray:
+    """The inverse of `normals_to_camera`."""
+    return normals @ np.asarray(world_to_camera, np.float32)[..., None, :3, :3]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -183,18 +203,14 @@ def load_trajectory(path: str | pathlib.Path) -> np.ndarray:
     """
     form = 'expected a JSON list such as [{"yaw": 30, "pitch": 10}]'
     try:
-        entries = json.loads(pathlib.Path(path).read_text())
-        trajectory = np.array(
-            [(float(entry["yaw"]), float(entry.get("pitch", 0.0))) for entry in entries], np.float32
-        )
-    except OSError:
-        raise
-    except Exception as error:  # the file can hold anything
-        raise ValueError(f"{path}: {form} ({error!r})") from error
-    if (
-        trajectory.ndim != 2
-        or not np.isfinite(trajectory).all()
-        or (abs(trajectory[:, 1]) > 90).any()
-    ):
-        raise ValueError(f"{path}: {form}, with at least one view, finite angles and |pitch| <= 90")
-    return trajectory
+        entries = schema.read(path, _TRAJECTORY)
+    except ValueError as error:
+        raise ValueError(f"{path}: {form} ({error})") from error
+    return np.array([(entry["yaw"], entry.get("pitch", 0.0)) for entry in entries], np.float32)
+
+
+_TRAJECTORY = schema.array(
+    schema.record({"yaw": schema.number(-1e6, 1e6)}, {"pitch": schema.number(-90, 90)}),
+    shortest=1,
+    longest=10_000,
+)

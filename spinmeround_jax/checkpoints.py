@@ -1,18 +1,21 @@
 """What a run leaves on disk, through Orbax: checkpoints to resume from, and finished models.
 
 A training checkpoint holds the whole `TrainState`, the loader's position and the config. A model
-folder holds `model.json` (what the networks are, and where they come from) and `weights/`. Nothing
-is pickled.
+folder holds `model.json` (what the networks are, and where they come from), `weights/`, and
+`SHA256SUMS` of all their files, as `sha256sum -c` reads it. Nothing is pickled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -21,11 +24,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from spinmeround_jax import models
+from spinmeround_jax import files, models, schema
 from spinmeround_jax.config import from_mapping
+from spinmeround_jax.files import InputError
 from spinmeround_jax.models import Autoencoder, AutoencoderConfig, Model, ModelConfig, parameters
 
 SCHEMA_VERSION = 1
+SUMS = "SHA256SUMS"
 
 Path = str | os.PathLike[str]
 
@@ -36,6 +41,7 @@ FREE_FIELDS = (
     "sample_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "held_out",
     "sampling",
     "mesh",
     "remat",
@@ -45,10 +51,6 @@ FREE_FIELDS = (
     "data.prefetch",
     "latents.directory",
 )
-
-
-class CheckpointError(ValueError):
-    """Something on disk cannot be used; the message names the file and what to do."""
 
 
 class Loader(Protocol):
@@ -86,19 +88,24 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, loader: Loader) -> None:
-        """Copy the state now, write it in the background; a step already on disk is left alone."""
+        """Copy the state now, write it in the background; a step already on disk is left alone.
+
+        Raises:
+            InputError: this one or the one before could not be written; see `wait`.
+        """
         if step == self.latest():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                config=ocp.args.JsonSave(self._config),
-                # The first process's: all have returned as many batches, and JSON is written once.
-                loader=ocp.args.JsonSave({"state": _to_json(loader.get_state())}),
-            ),
-            force=True,
-        )
+        with self._told():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    config=ocp.args.JsonSave(self._config),
+                    # The first process's: all have returned as many batches, JSON is written once.
+                    loader=ocp.args.JsonSave({"state": _to_json(loader.get_state())}),
+                ),
+                force=True,
+            )
 
     def restore(self, abstract_state: Any, loader: Loader) -> Any:
         """The newest state, placed as `abstract_state` says; `loader` is moved to where it stood.
@@ -107,7 +114,7 @@ class Checkpoints:
             abstract_state: ShapeDtypeStructs with shardings.
 
         Raises:
-            CheckpointError: the config differs, or the files cannot be read.
+            InputError: the config differs, or the files cannot be read.
         """
         step = self.latest()
         folder = self.directory / str(step)
@@ -116,9 +123,9 @@ class Checkpoints:
                 step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
             )
         except Exception as error:  # Orbax, tensorstore and JSON each have their own
-            raise CheckpointError(f"{folder}: {error}. {_UNREADABLE}") from error
+            raise InputError(f"{folder}: {error}. {_UNREADABLE}") from error
         if changes := config_changes(saved["config"], self._config):
-            raise CheckpointError(
+            raise InputError(
                 f"{folder} was written with another config: {'; '.join(changes)}. Set these back, "
                 "or start a new run with another --workdir"
             )
@@ -131,16 +138,44 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
-            raise CheckpointError(f"{folder}: {error}. {_UNREADABLE}") from error
-        loader.set_state(_from_json(restored["loader"]["state"]))
+            raise InputError(f"{folder}: {error}. {_UNREADABLE}") from error
+        position = _from_json(restored["loader"]["state"])
+        if isinstance(position, dict) and position.get("step", step) != step:
+            raise InputError(
+                f"{folder}: its data loader stood at step {position['step']!r}. {_UNREADABLE}"
+            )
+        loader.set_state(position)
         return restored["state"]
 
     def wait(self) -> None:
-        """Return when everything saved is on disk."""
-        self._manager.wait_until_finished()
+        """Return when everything saved is on disk.
+
+        Raises:
+            InputError: it could not be written, and which earlier one is kept.
+        """
+        with self._told():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with self._told():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of Orbax, tensorstore or the system, from threads of theirs
+            reason = " ".join(str(error).split())
+            if "No space left" in reason or "quota" in reason.lower():
+                reason = "no space left on device, free some"
+            try:
+                kept = f"The newest that is kept is of step {self.latest()}"
+            except Exception:
+                kept = "Those of before are kept"
+            raise InputError(
+                f"{self.directory}: a checkpoint could not be written: {reason[:500]}. {kept}; the "
+                "same command resumes from there"
+            ) from error
 
 
 _UNREADABLE = (
@@ -151,23 +186,11 @@ _UNREADABLE = (
 
 def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Fields outside FREE_FIELDS whose values differ, as "name: saved -> current"."""
-    before, after = _flat(saved), _flat(json.loads(json.dumps(current)))
     return [
-        f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-        and not any(name == free or name.startswith(free + ".") for free in FREE_FIELDS)
+        change
+        for change in schema.differences(saved, current)
+        if not any(change.startswith((f"{free}:", f"{free}.")) for free in FREE_FIELDS)
     ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _to_json(state: Any) -> Any:
@@ -211,7 +234,7 @@ def load_model(directory: Path, dtype: Any = jnp.float32) -> Model:
     """The model in `directory`, with float32 parameters, computing in `dtype`.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or does not fit the others.
+        InputError: a file is missing, damaged, or does not fit the others.
     """
     config = _read_config(directory, "model", ModelConfig)
     model = nnx.eval_shape(lambda: _networks(models.build(config, dtype=dtype, rngs=nnx.Rngs(0))))
@@ -254,7 +277,7 @@ def origins(directory: Path) -> list[str]:
         ]
     except (AttributeError, KeyError, TypeError) as error:
         path = pathlib.Path(directory) / "model.json"
-        raise CheckpointError(f"{path}: damaged, provenance ({error!r})") from error
+        raise InputError(f"{path}: damaged, provenance ({error!r})") from error
 
 
 def _networks(model: Model) -> dict[str, nnx.Module]:
@@ -280,16 +303,21 @@ def _write(
         "provenance": dict(provenance),
     }
     text = json.dumps(description, indent=2) + "\n"  # before anything is written: may raise
+    if jax.process_index() == 0:
+        (directory / "model.json").unlink(missing_ok=True)  # the folder is complete when it is back
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory / "weights", weights, force=True)
     if jax.process_index() == 0:
         marker = directory / "weights" / "commit_success.txt"
         if marker.exists():  # Orbax writes where it was; a model that is passed on need not tell
             marker.write_text("Checkpoint commit was successful.")
+        sums = {"model.json": hashlib.sha256(text.encode()).hexdigest()}
+        for path in sorted(p for p in (directory / "weights").rglob("*") if p.is_file()):
+            sums[path.relative_to(directory).as_posix()] = files.sha256(path)
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+        files.write_atomically(directory / SUMS, lines.encode())
         # Last, so that a folder with a model.json is complete.
-        temporary = directory / "model.json.tmp"
-        temporary.write_text(text)
-        temporary.replace(directory / "model.json")
+        files.write_atomically(directory / "model.json", text.encode())
 
 
 def _finite_as(
@@ -311,42 +339,103 @@ def _cast(weights: Any, dtype: np.dtype) -> tuple[Any, Any]:
 
 def _read_json(directory: Path) -> dict[str, Any]:
     path = pathlib.Path(directory) / "model.json"
-    if not path.is_file():
-        raise CheckpointError(
+    try:
+        description = schema.read(path, _DESCRIPTION, max_bytes=16 << 20)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
             f"{path}: no such file; give a folder written by training (<workdir>/model) or by "
             "spinmeround_jax.convert"
-        )
-    try:
-        description = json.loads(path.read_text())
-        version = description["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, restore it from a copy ({error!r})") from error
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(
+        ) from error
+    except OSError as error:
+        raise InputError(files.explain(error)) from error
+    except ValueError as error:
+        raise InputError(f"{error}; damaged, restore it from a copy") from error
+    if (version := description["schema_version"]) != SCHEMA_VERSION:
+        raise InputError(
             f"{path}: schema version {version!r}, this code reads {SCHEMA_VERSION}; convert the "
             "weights again, or use the code that wrote them"
         )
-    for missing in ("kind", "config", "provenance"):
-        if missing not in description:
-            raise CheckpointError(f"{path}: damaged, {missing!r} is missing")
     return description
+
+
+_DESCRIPTION = schema.record(
+    {
+        "schema_version": schema.integer(),
+        "kind": schema.text(),
+        "config": schema.record({}),
+        "provenance": schema.record({}),
+    }
+)
+# Ranges within which building the networks' shapes takes no time; `from_mapping` checks the rest.
+_COUNT, _WIDTH = schema.integer(1, 256), schema.integer(1, 1 << 16)
+_LEVELS = schema.array(schema.integer(0, 15), 0, 16)
+_AUTOENCODER = schema.record(
+    {},
+    {
+        "channels": _WIDTH,
+        "channel_mult": schema.array(_COUNT, 1, 16),
+        "res_blocks": _COUNT,
+        "latent_channels": _COUNT,
+        "scale_factor": schema.number(1e-6, 1e6),
+        "norm_groups": _WIDTH,
+    },
+)
+_CONFIGS = {
+    "autoencoder": _AUTOENCODER,
+    "model": schema.record(
+        {},
+        {
+            "image_size": _WIDTH,
+            "views": _COUNT,
+            "unet": schema.record(
+                {},
+                {
+                    **dict.fromkeys(("in_channels", "out_channels", "model_channels"), _WIDTH),
+                    **dict.fromkeys(("context_dim", "norm_groups"), _WIDTH),
+                    **dict.fromkeys(("res_blocks", "heads", "transformer_depth"), _COUNT),
+                    "channel_mult": schema.array(_COUNT, 1, 16),
+                    "attention_levels": _LEVELS,
+                    "joint_levels": _LEVELS,
+                },
+            ),
+            "autoencoder": _AUTOENCODER,
+            "identity": schema.record(
+                {},
+                {
+                    **dict.fromkeys(("layers", "heads"), _COUNT),
+                    **dict.fromkeys(("width", "mlp_width", "context_length"), _WIDTH),
+                    **dict.fromkeys(("vocab_size",), schema.integer(1, 1 << 24)),
+                    **dict.fromkeys(("id_token", "pad_id"), schema.integer(0, 1 << 24)),
+                    "prompt_ids": schema.array(schema.integer(0, 1 << 24), 1, 4096),
+                    "empty_ids": schema.array(schema.integer(0, 1 << 24), 1, 4096),
+                },
+            ),
+            "latent_mean": schema.array(schema.number(), 0, 512),
+            "latent_std": schema.array(schema.number(1e-9), 0, 512),
+        },
+    ),
+}
 
 
 def _read_config(directory: Path, kind: str, cls: type) -> Any:
     path = pathlib.Path(directory) / "model.json"
     description = _read_json(directory)
     if description["kind"] != kind:
-        raise CheckpointError(f"{path}: holds {description['kind']!r}, expected {kind!r}")
+        raise InputError(f"{path}: holds {description['kind']!r}, expected {kind!r}")
+    values = description["config"]
+    if cls is ModelConfig and isinstance(values, dict):
+        values = {"normals_frame": "world", **values}  # of folders from before there was a choice
     try:
-        return from_mapping(cls, description["config"])
+        return from_mapping(cls, _CONFIGS[kind](values, "config"))
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
 
 
 def _read_weights(directory: Path, networks: dict[str, nnx.Module]) -> dict[str, nnx.Module]:
     path = pathlib.Path(directory).absolute() / "weights"
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder, though model.json is there; copy it too")
+        raise InputError(f"{path}: no such folder, though model.json is there; copy it too")
+    _check_sums(path.parent)
     graphs, expected = {}, {}
     for name, module in networks.items():
         graphs[name], expected[name] = parameters.split(module)
@@ -356,21 +445,39 @@ def _read_weights(directory: Path, networks: dict[str, nnx.Module]) -> dict[str,
             found = checkpointer.metadata(path).item_metadata
             found = {name: dict(found[name]) for name in found}
         except Exception as error:
-            raise CheckpointError(f"{path}: damaged, restore it from a copy ({error})") from error
+            raise InputError(f"{path}: damaged, restore it from a copy ({error})") from error
         problems = [
             f"{name}: {problem}"
             for name in sorted(expected.keys() | found.keys())
             for problem in parameters.mismatches(expected.get(name, {}), found.get(name, {}))
         ]
         if problems:
-            raise CheckpointError(
-                f"{path} does not fit the config in model.json: {'; '.join(problems)}"
-            )
+            raise InputError(f"{path} does not fit the config in model.json: {'; '.join(problems)}")
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=here), expected
         )
         try:
             weights = checkpointer.restore(path, target)
         except Exception as error:
-            raise CheckpointError(f"{path}: damaged, restore it from a copy ({error})") from error
+            raise InputError(f"{path}: damaged, restore it from a copy ({error})") from error
     return {name: parameters.merge(graphs[name], weights[name]) for name in networks}
+
+
+def _check_sums(directory: pathlib.Path) -> None:
+    """Raises InputError where a file is not the one that was saved; folders without sums pass."""
+    path = directory / SUMS
+    try:
+        lines = files.read_bytes(path, 16 << 20).decode().splitlines()
+        for line in lines:
+            if not (match := re.fullmatch("([0-9a-f]{64})  ([^/].*)", line)) or ".." in line:
+                raise InputError(f"{path}: damaged; restore it from a copy ({line[:80]!a})")
+            if files.sha256(directory / match[2]) != match[1]:
+                raise InputError(
+                    f"{directory / match[2]}: damaged or edited, its SHA-256 is not that in {SUMS}; "
+                    f"restore it from a copy (or delete {SUMS} if it is as you want it)"
+                )
+    except FileNotFoundError as error:
+        if error.filename != str(path):
+            raise InputError(f"{error.filename}: missing; copy the whole folder") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be checked ({error})") from error

@@ -24,6 +24,7 @@ class DataConfig:
     max_frontal_pitch: float
     random_background: float  # probability of a random colour instead of white
     guidance_dropout: float  # probability that identity and observed images are dropped
+    identity_dropout: float  # probability that the identity alone is: the image must do without it
     relative_cameras: bool  # cameras in the frame of the first observed view
     skip_corrupt: bool  # count and skip unreadable records instead of stopping
     workers: int  # Grain worker processes; 0 decodes in the training process
@@ -73,9 +74,20 @@ class AutoencoderTrainingConfig:
     """Training of the autoencoder itself; steps = 0 where pretrained weights are loaded."""
 
     steps: int
+    directory: str  # data to train it on where that is not data.directory; "" where it is
+    crop: int  # pixels of the random crops trained on; image_size takes whole images
     lpips_weight: float
     kl_weight: float
     optimizer: OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutConfig:
+    """What is measured on held-out heads while training, beside the same on as many training heads."""
+
+    every: int  # steps
+    heads: int  # 0 measures nothing
+    sigmas: tuple[float, ...]  # of the diffusion loss, see `held_out_loss`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +132,7 @@ class Config:
     optimizer: OptimizerConfig
     stages: tuple[StageConfig, ...]
     autoencoder_training: AutoencoderTrainingConfig
+    held_out: HeldOutConfig
     ablation: AblationConfig
     sampling: SamplingConfig
     log_every: int

@@ -11,7 +11,6 @@ import math
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,10 +21,12 @@ from flax import nnx
 from tqdm import tqdm
 
 import spinmeround_jax
-from spinmeround_jax import checkpoints, models
+from spinmeround_jax import checkpoints, cli, files, models
+from spinmeround_jax.cli import UsageError
+from spinmeround_jax.files import InputError
 from spinmeround_jax.models import FULL_SIZE, ModelConfig
 from spinmeround_jax.weights import diffusers, mapping, released, sources
-from spinmeround_jax.weights.sources import SourceError, TensorFile
+from spinmeround_jax.weights.sources import TensorFile
 
 DESCRIPTION = """Pretrained PyTorch weights -> a folder that sample opens and train starts from.
 
@@ -46,9 +47,7 @@ EXAMPLES = """examples:
   python -m spinmeround_jax.convert --sd15 stable-diffusion-v1-5/ --arc2face models/ \\
       --out weights/init
 
-.ckpt and .bin files need PyTorch: pip install 'spinmeround_jax[convert]'
-exit code: 0 converted, 1 the weights cannot be converted, 2 wrong usage, 130 interrupted; nothing
-is left behind unless converted"""
+.ckpt and .bin files need PyTorch: pip install 'spinmeround_jax[convert]'"""
 
 # Where to look in the folders, the first that is there; Arc2Face's own names come first.
 _UNET_FOLDERS = ("arc2face", "unet")
@@ -64,10 +63,6 @@ _TRANSFORMERS_FILES = (
 )  # fmt: skip
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
-
-
-class UsageError(ValueError):
-    """The command cannot be carried out as given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,19 +85,19 @@ class Part:
         return mapping.set_aside((n for n in self.file.shapes if n not in used), self.unused)
 
     def check(self) -> None:
-        """Raises SourceError naming the file and every tensor that does not fit."""
+        """Raises InputError naming the file and every tensor that does not fit."""
         expected = {name: t for targets in self.targets.values() for name, t in targets.items()}
         aside = {name for names in self.set_aside().values() for name in names}
         found = {name: shape for name, shape in self.file.shapes.items() if name not in aside}
         try:
             mapping.check(mapping.source_shapes(expected), found)
         except ValueError as error:
-            raise SourceError(
+            raise InputError(
                 f"{self.file.path}: not the weights of {', '.join(self.targets)}: {error}"
             ) from error
         kinds = {name: self.file.dtypes[name] for name in expected}
         if odd := [f"{name} is {kind}" for name, kind in kinds.items() if kind not in _FLOATS]:
-            raise SourceError(f"{self.file.path}: expected floating-point numbers: {odd[:20]}")
+            raise InputError(f"{self.file.path}: expected floating-point numbers: {odd[:20]}")
 
     def dtypes(self) -> set[str]:
         return {self.file.dtypes[name] for targets in self.targets.values() for name in targets}
@@ -144,14 +139,14 @@ def find(folder: pathlib.Path, inside: tuple[str, ...], names: tuple[str, ...]) 
     """The first of the files `names` in the folders `inside` of `folder`.
 
     Raises:
-        SourceError: there is none.
+        InputError: there is none.
     """
     for part in inside:
         for name in names:
             if (path := folder / part / name).is_file():
                 return path
     wanted = " or ".join(f"{part}/{names[0]}".removeprefix("./") for part in inside)
-    raise SourceError(f"{folder}: found none of {wanted} (or {', '.join(names[1:])})")
+    raise InputError(f"{folder}: found none of {wanted} (or {', '.join(names[1:])})")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -170,7 +165,7 @@ def convert(
         kind: what the weights are, for model.json.
 
     Raises:
-        SourceError: a file does not fit or cannot be read.
+        InputError: a file does not fit or cannot be read.
     """
     for part in parts:
         part.check()
@@ -244,7 +239,7 @@ def _read(parts: list[Part], dtype: np.dtype) -> dict[str, dict[str, jax.Array]]
         for file, network, source, target in every:
             value = target.value(file.read(source), dtype)
             if not np.isfinite(value).all():
-                raise SourceError(f"{file.path}: {source} is not finite as {dtype.name}")
+                raise InputError(f"{file.path}: {source} is not finite as {dtype.name}")
             weights[network][target.name] = jnp.asarray(value)
             bar.update(value.nbytes)
     return dict(weights)
@@ -276,23 +271,13 @@ def new_folder(out: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
         UsageError: something is in the way.
     """
     out = out.absolute()
-    partial, old = (out.parent / f".{out.name}.{state}" for state in ("partial", "old"))
-    if old.exists() and not out.exists():
-        old.rename(out)  # a run was killed while it put the new model in the place of this one
+    files.recover(out)
     if out.exists() or out.is_symlink():
         check_replaceable(out, overwrite)
     if not os.access(_existing(out), os.W_OK | os.X_OK) or not _existing(out).is_dir():
         raise UsageError(f"--out {out}: no folder can be made in {_existing(out)}")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        yield partial
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with files.new_folder(out) as folder:
+        yield folder
 
 
 def _existing(out: pathlib.Path) -> pathlib.Path:
@@ -305,7 +290,7 @@ def check_replaceable(out: pathlib.Path, overwrite: bool) -> None:
     if not out.is_dir() or out.is_symlink():
         raise UsageError(f"--out {out}: there is a file or a link; choose another name")
     inside = {path.name for path in out.iterdir()}
-    if inside - {"model.json", "weights"}:
+    if inside - {"model.json", "weights", checkpoints.SUMS}:
         raise UsageError(f"--out {out}: the folder holds other things; choose another name")
     if inside and not overwrite:
         raise UsageError(f"--out {out}: there is a model; --overwrite replaces it")
@@ -317,12 +302,7 @@ def check_replaceable(out: pathlib.Path, overwrite: bool) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     path = pathlib.Path
-    parser = argparse.ArgumentParser(
-        prog="python -m spinmeround_jax.convert",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("spinmeround_jax.convert", DESCRIPTION, EXAMPLES)
     what = parser.add_argument_group("what to convert: --released, or --sd15 with --arc2face")
     what.add_argument(
         "--released", type=path, metavar="FILE", help="released checkpoint: .ckpt or .safetensors"
@@ -348,7 +328,7 @@ def run(args: argparse.Namespace, config: ModelConfig) -> None:
     """Carry out the command for weights of `config`.
 
     Raises:
-        UsageError, SourceError: nothing was written.
+        InputError: nothing was written.
     """
     if (args.released is None) == (args.sd15 is None) or (args.sd15 is None) != (
         args.arc2face is None
@@ -366,20 +346,9 @@ def run(args: argparse.Namespace, config: ModelConfig) -> None:
 
 
 def main(argv: list[str] | None = None, config: ModelConfig = FULL_SIZE) -> int:
-    args = build_parser().parse_args(argv)
-    try:
-        run(args, config)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (SourceError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    parse = build_parser().parse_args
+    return cli.main(parse, lambda args: run(args, config), argv, "nothing was written")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

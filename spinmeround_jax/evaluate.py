@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 import pathlib
-import sys
 
-from spinmeround_jax.checkpoints import CheckpointError
-from spinmeround_jax.data import records
+from spinmeround_jax import cli
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.diffusion.samplers import SAMPLERS
 from spinmeround_jax.evaluation import (
     folders,
@@ -19,7 +17,6 @@ from spinmeround_jax.evaluation import (
     report,
     results,
 )
-from spinmeround_jax.files import path_argument
 
 DESCRIPTION = """Judge models and other methods, beside baselines and the paper's published numbers.
 
@@ -54,9 +51,7 @@ EXAMPLES = """examples:
 
   # the paper's protocol: prepare the photographs, then
   python -m spinmeround_jax.evaluate --protocol nersemble --truth data/nersemble \\
-      --checkpoint weights/released --method theirs=theirs/ --recognition glintr100.onnx
-
-exit code: 0 done, 1 something given cannot be used, 2 wrong usage, 130 stopped"""
+      --checkpoint weights/released --method theirs=theirs/ --recognition glintr100.onnx"""
 
 
 # What each needs to be given, and what it may be given, of the options that are not for all.
@@ -86,12 +81,7 @@ SPECIFIC = set().union(*(needed | allowed for needed, allowed in PROTOCOLS.value
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m spinmeround_jax.evaluate",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("spinmeround_jax.evaluate", DESCRIPTION, EXAMPLES)
     path = pathlib.Path
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), default="heads", help="(heads)")
     parser.add_argument("--out", type=path, default=path("out/evaluation"), help="folder to write")
@@ -145,11 +135,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--checkpoint", action="append", default=[], metavar="[NAME=]DIR",
         help="model to measure; repeat for several rows",
     )  # fmt: skip
-    models.add_argument("--data", type=path_argument, help="data_prep's folder, or gs://...")
+    models.add_argument("--data", type=cli.path, help="data_prep's folder, or gs://...")
     models.add_argument("--steps", type=int, help="sampling steps; default: the checkpoint's")
-    models.add_argument("--guidance-scale", type=_finite, help="default: the checkpoint's")
+    models.add_argument("--guidance-scale", type=cli.real(), help="default: the checkpoint's")
     models.add_argument("--sampler", choices=sorted(SAMPLERS), help="default: the checkpoint's")
-    models.add_argument("--temperature", type=_finite, help="default: the checkpoint's")
+    models.add_argument("--temperature", type=cli.real(), help="default: the checkpoint's")
     models.add_argument(
         "--sweep", action="append", default=[], metavar="SETTING=VALUE,VALUE",
         help="a row for each value; settings are those of the checkpoint's sampling, and anchors",
@@ -160,62 +150,47 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     if args.subjects is not None and args.subjects < 1:
-        parser.error("--subjects: expected at least 1")
+        raise UsageError("--subjects: expected at least 1")
     if args.max_batch < 1 or args.seed < 0:
-        parser.error("--max-batch must be at least 1, --seed at least 0")
+        raise UsageError("--max-batch must be at least 1, --seed at least 0")
     if args.size is not None and args.size < 8:
-        parser.error("--size: expected at least 8")
+        raise UsageError("--size: expected at least 8")
     needed, allowed = PROTOCOLS[args.protocol]
     for name in sorted(SPECIFIC):
         given = getattr(args, name) not in (None, [], False)
         option = f"--{name.replace('_', '-')}"
         if given and name not in needed | allowed:
-            parser.error(f"{option} is not for --protocol {args.protocol}")
+            raise UsageError(f"{option} is not for --protocol {args.protocol}")
         if not given and name in needed:
-            parser.error(f"--protocol {args.protocol} needs {option}")
-    try:
-        _check_rows(args)
-    except ValueError as error:
-        parser.error(str(error))
+            raise UsageError(f"--protocol {args.protocol} needs {option}")
+    _check_rows(args)
     return args
 
 
 def _check_rows(args: argparse.Namespace) -> None:
-    """Raises ValueError unless every row of the table will have a name of its own."""
+    """Raises UsageError unless every row of the table will have a name of its own."""
     if args.protocol == "heads":
         heads.check_rows(args)
     rows = [folders.named(item)[0] for item in args.method]
     if len(set(rows)) < len(rows) or "truth" in rows:
-        raise ValueError(f"--method: rows would be {rows}; name each method: NAME=DIR")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text}: expected a finite number")
-    return value
+        raise UsageError(f"--method: rows would be {rows}; name each method: NAME=DIR")
 
 
 RUN = {"heads": heads.run, "nersemble": nersemble.run, "folders": folders.run}
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    try:
-        result = RUN[args.protocol](args)
-        results.write(result, as_json(args), args.out)
-        report.write(result, as_json(args), args.out / "report.html")
-    except (ValueError, CheckpointError, records.RecordError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+def run(args: argparse.Namespace) -> None:
+    result = RUN[args.protocol](args)
+    results.write(result, as_json(args), args.out)
+    report.write(result, as_json(args), args.out / "report.html")
     for note in result.notes:
         print(f"left out: {note}")
     print(f"\n{results.table(result)}\n\n{result.sentence}.\n\n{published.text(result.protocol)}\n")
     print(f"Open {(args.out / 'report.html').resolve()}")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(parse_arguments, run, argv)
 
 
 def as_json(args: argparse.Namespace) -> dict:
@@ -225,4 +200,4 @@ def as_json(args: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import json
 import logging
-import math
 import pathlib
 import shlex
 import sys
@@ -19,15 +17,18 @@ import numpy as np
 from tqdm import tqdm
 
 import spinmeround_jax
+from spinmeround_jax import cli, files, schema
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import nvidia, scene, views
-from spinmeround_jax.splats.fit import FitError, FitSettings, fit
+from spinmeround_jax.splats.fit import FitSettings, fit, views_sha256
 from spinmeround_jax.splats.folder import GENERATOR, REPORT, write_folder
 from spinmeround_jax.splats.gaussians import MAX_DEGREE
 from spinmeround_jax.splats.scene import Scene
 
 DESCRIPTION = """3D Gaussians of a head from views with cameras: what sample writes, or any transforms.json
-in nerfstudio's convention with PNG, JPEG or WebP pictures of one size, 32 to 2048 pixels.
+in nerfstudio's convention with images of one size, 32 to 2048 pixels, and masks or transparency if they have a
+background (docs/transforms.md).
 
 Every input gets a folder: splats.ply (opens in the usual viewers of 3D Gaussian splatting), viewer.html (the
 same in one page, opens from disk), mesh.glb and mesh.ply, turntable.webp, report.json with the distances to
@@ -42,19 +43,17 @@ EXAMPLES = """examples:
   python -m spinmeround_jax.reconstruct out/demo/parametric-0-1000000 --hold-out 0
   ... --normals 0        ... --degree 0
 
+  # views by Blender or nerfstudio, where z is up: seen from the cameras, or stated
+  python -m spinmeround_jax.reconstruct scan --up z
+
   # views of something else, on black
   python -m spinmeround_jax.reconstruct scan/transforms.json --background 0,0,0
 
-A killed run goes on where it was: give the same command again.
-exit code: 0 all done, 1 some inputs failed (the others are done), 2 wrong usage"""
+A killed run goes on where it was: give the same command again."""
 
 COUNT_AT_64 = 3000  # Gaussians by default, growing with the pixels
 MAX_DEFAULT_COUNT = 48_000
 DEFAULTS = FitSettings()
-
-
-class UsageError(ValueError):
-    """The command cannot be carried out as given."""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -62,19 +61,14 @@ class UsageError(ValueError):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spinmeround_jax.reconstruct",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("spinmeround_jax.reconstruct", DESCRIPTION, EXAMPLES)
     path = pathlib.Path
     parser.add_argument(
         "input", type=path, nargs="+", help="transforms.json, or local folders with one"
     )
     parser.add_argument("--out", type=path, default=path("out/splats"), help="local (out/splats)")
     parser.add_argument(
-        "--hold-out", type=_not_negative, default=8, metavar="N",
+        "--hold-out", type=cli.integer(), default=8, metavar="N",
         help="every Nth view is not fitted but compared with in the end; 0: none (8)",
     )  # fmt: skip
     parser.add_argument(
@@ -90,9 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     how = parser.add_argument_group("how")
-    how.add_argument("--steps", type=_positive, default=DEFAULTS.steps, help=f"({DEFAULTS.steps})")
     how.add_argument(
-        "--count", type=_positive, help="Gaussians (3000 at 64 pixels, by their number)"
+        "--steps", type=cli.integer(1), default=DEFAULTS.steps, help=f"({DEFAULTS.steps})"
+    )
+    how.add_argument(
+        "--count", type=cli.integer(1), help="Gaussians (3000 at 64 pixels, by their number)"
     )
     how.add_argument(
         "--degree", type=int, choices=range(MAX_DEGREE + 1), default=DEFAULTS.degree,
@@ -105,14 +101,14 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         value = getattr(DEFAULTS, name)
         how.add_argument(
-            f"--{name}", type=_weight, default=value, metavar="W",
+            f"--{name}", type=cli.real(0), default=value, metavar="W",
             help=f"weight of the {what} ({value:g}; 0: off)",
         )  # fmt: skip
     how.add_argument("--lpips-network", choices=("alexnet", "vgg16"), default="alexnet")
     how.add_argument(
-        "--rate", type=_weight, default=DEFAULTS.rate, help=f"of learning ({DEFAULTS.rate:g})"
+        "--rate", type=cli.real(0), default=DEFAULTS.rate, help=f"of learning ({DEFAULTS.rate:g})"
     )
-    how.add_argument("--seed", type=_not_negative, default=0, help="same seed, same result (0)")
+    how.add_argument("--seed", type=cli.integer(), default=0, help="same seed, same result (0)")
     how.add_argument(
         "--rasteriser", choices=nvidia.RASTERISERS, default="auto",
         help="auto: splax on an NVIDIA GPU where it is installed, else our own (auto)",
@@ -120,27 +116,6 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--no-mesh", action="store_true", help="neither mesh.glb nor mesh.ply")
     how.add_argument("--overwrite", action="store_true", help="make finished folders again")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if not 1 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return value
-
-
-def _not_negative(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 to {2**31 - 1}")
-    return value
-
-
-def _weight(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text}: expected a number, 0 or more")
-    return value
 
 
 def parse_background(text: str) -> np.ndarray:
@@ -175,6 +150,7 @@ def name_inputs(inputs: list[pathlib.Path]) -> dict[str, pathlib.Path]:
                 f"{file}: not there; give folders that sample wrote, or transforms.json"
             )
         name = file.resolve().parent.name or "root"
+        files.name_inside(name)
         if name in named:
             raise UsageError(f"{file}: {named[name]} would have the same folder {name!r} in --out")
         named[name] = file
@@ -201,30 +177,31 @@ def split(given: Scene, every: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reconstruct(
-    file: pathlib.Path, folder: pathlib.Path, args: argparse.Namespace, command: str
+    given: Scene, file: pathlib.Path, folder: pathlib.Path, args: argparse.Namespace, command: str
 ) -> dict[str, Any]:
-    """Fit one transforms.json and write `folder`; returns the report.
+    """Fit the scene of a transforms.json and write `folder`; returns the report.
 
     Raises:
-        InputError, FitError: the views cannot be used, or the fit fails; nothing is written.
+        InputError: the views cannot be used, or the fit fails; nothing is written.
+        BlockingIOError: another process makes this folder.
     """
     started = time.monotonic()
-    given = scene.load(file, parse_background(args.background), args.up)
     fitted, held = split(given, args.hold_out)
     to_fit = given.take(fitted)
     scene.check(to_fit, str(file), args.one_sided)
     settings = settings_for(args, given.size)
     draw = nvidia.choose(args.rasteriser)
     checkpoint = folder.with_name(f".{folder.name}.fit.npz")
-    if args.overwrite:
-        checkpoint.unlink(missing_ok=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(desc=folder.name, total=settings.steps, unit="step", dynamic_ncols=True) as bar:
+    bar = tqdm(desc=folder.name, total=settings.steps, unit="step", dynamic_ncols=True)
 
-        def progress(step: int, loss: float, psnr: float) -> None:
-            bar.set_postfix_str(f"loss {loss:.4f}, {psnr:.1f} dB", refresh=False)
-            bar.update(step - bar.n)
+    def progress(step: int, loss: float, psnr: float) -> None:
+        bar.set_postfix_str(f"loss {loss:.4f}, {psnr:.1f} dB", refresh=False)
+        bar.update(step - bar.n)
 
+    with bar, files.lock(checkpoint.with_suffix("")):
+        if args.overwrite:
+            checkpoint.unlink(missing_ok=True)
         gaussians, told = fit(to_fit, settings, checkpoint, progress, draw)
     drawn = views.draw_views(gaussians, given, draw=draw)
     distances = views.measure(drawn, given)
@@ -232,7 +209,7 @@ def reconstruct(
         "generator": GENERATOR,
         "command": command,
         "input": str(file),
-        "request": request(args),
+        "request": request(args, given),
         "settings": dataclasses.asdict(settings),
         "image_size": list(given.size),
         "views": len(given),
@@ -260,25 +237,38 @@ def reconstruct(
     return report
 
 
-def request(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides the result, as given."""
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides the result beside the views, as given."""
     left_out = ("input", "out", "overwrite", "rasteriser")
     return {name: value for name, value in vars(args).items() if name not in left_out}
 
 
-def is_finished(
-    folder: pathlib.Path, file: pathlib.Path | None = None, args: argparse.Namespace | None = None
-) -> bool:
-    """Whether `folder` was written by this program; if given, from this file with these settings."""
+def request(args: argparse.Namespace, given: Scene) -> dict[str, Any]:
+    """All that decides the result: settings, and what the views hold, whatever their path."""
+    return {**settings_of(args), "views_sha256": views_sha256(given)}
+
+
+def read_report(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The report of a finished folder of this program, None where there is none."""
     try:
-        report = json.loads((folder / REPORT).read_text())
-        if report["generator"] != GENERATOR:
-            return False
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return False
-    if args is None:
-        return True
-    return report.get("request") == request(args) and report.get("input") == str(file)
+        return schema.read(folder / REPORT, _REPORT)
+    except (OSError, ValueError):
+        return None
+
+
+_REPORT = schema.record(
+    {"generator": schema.one_of(GENERATOR)}, {"request": schema.mapping(schema.anything)}
+)
+
+
+def check_same(folder: pathlib.Path, report: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises InputError, naming what differs, where a finished folder is not of this request."""
+    found = report.get("request", {})
+    if changes := schema.differences({name: found.get(name) for name in wanted}, wanted):
+        raise InputError(
+            f"{folder}: is finished, made with other settings or views (there -> here: "
+            f"{'; '.join(changes)}); --overwrite replaces it, or choose another --out"
+        )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -289,27 +279,34 @@ def run(args: argparse.Namespace, command: str) -> int:
     """Carry out the command; returns the exit code.
 
     Raises:
-        UsageError: before anything is done.
+        InputError: before anything is done.
     """
     named = name_inputs(args.input)
-    parse_background(args.background)
-    failed = 0
+    background = parse_background(args.background)
     for name in named:
         folder = args.out / name
-        if folder.exists() and not is_finished(folder):
+        files.recover(folder)
+        report = read_report(folder)
+        if report is None and (folder.exists() or folder.is_symlink()):
             raise UsageError(
                 f"{folder}: in the way, not written by this program; move it, or choose another --out"
             )
+        if report and not args.overwrite:
+            check_same(folder, report, settings_of(args))
+    failed = 0
     for name, file in named.items():
         folder = args.out / name
-        if is_finished(folder, file, args) and not args.overwrite:
-            print(f"{folder}: done before")
-            continue
         try:
-            report = reconstruct(file, folder, args, command)
-        except (InputError, FitError, ImportError, OSError) as error:
+            given = scene.load(file, background, args.up)
+            report = read_report(folder)
+            if report and not args.overwrite:
+                check_same(folder, report, request(args, given))
+                print(f"{folder}: done before")
+                continue
+            report = reconstruct(given, file, folder, args, command)
+        except (InputError, ImportError, OSError) as error:
             failed += 1
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {cli.message(error)}", file=sys.stderr)
             continue
         kind = "held_out" if "held_out" in report["distances"] else "fitted"
         told = ", ".join(f"{key} {value:g}" for key, value in report["distances"][kind].items())
@@ -332,13 +329,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("spinmeround_jax").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser().parse_args(argv)
-    try:
-        return run(args, shlex.join(["python", "-m", "spinmeround_jax.reconstruct", *argv]))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    command = shlex.join(["python", "-m", "spinmeround_jax.reconstruct", *argv])
+    return cli.main(build_parser().parse_args, lambda args: run(args, command), argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

@@ -17,24 +17,20 @@ import numpy as np
 from tqdm import tqdm
 
 import spinmeround_jax
-from spinmeround_jax import checkpoints, requests
+from spinmeround_jax import checkpoints, cli, requests
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.diffusion.pipeline import Heads, Pipeline, sampling_defaults
 from spinmeround_jax.diffusion.view_groups import SAME_VIEW, angular_distance
+from spinmeround_jax.files import InputError, name_inside
 from spinmeround_jax.models import Model
-from spinmeround_jax.photo import likeness
+from spinmeround_jax.photo import assets, face_resnet, likeness
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.likeness import Likeness
-from spinmeround_jax.photo.portraits import PortraitError
 from spinmeround_jax.photo.prepare import Models, Options
 from spinmeround_jax.requests import Job
 from spinmeround_jax.results import head_folder, page
-from spinmeround_jax.sample_options import (
-    UsageError,
-    build_parser,
-    parse_observed,
-    parse_trajectory,
-)
+from spinmeround_jax.sample_options import build_parser, parse_observed, parse_trajectory
 
 # --------------------------------------------------------------------------------------------------
 # What to do
@@ -44,25 +40,58 @@ def plan(args: argparse.Namespace, size: int, photos: requests.Photos) -> list[r
     """Every head that is wanted.
 
     Raises:
-        UsageError, PortraitError: the command as a whole cannot be carried out.
+        InputError: the command as a whole cannot be carried out.
     """
     if args.unconditional:
         return requests.new_people(args.unconditional, args.seed, size)
     if args.interpolate:
         return requests.interpolated(*args.interpolate, args.steps_between, args.seed, size)
     if args.observed:
-        return [requests.one_person(*parse_observed(args.observed), args.seed, size)]
+        return [requests.one_person(*parse_observed(args.observed), args.seed, size, photos)]
     return requests.from_inputs(args.input, args.seed, size, photos)
 
 
 def photo_settings(args: argparse.Namespace) -> requests.Photos:
     """How photos become portraits; models are loaded when the first one needs them."""
-    # The released weights know heads as PanoHead crops them, others as data_prep places them.
-    kind = checkpoints.read_provenance(args.checkpoint).get("kind")
-    framing = "panohead" if kind == "released weights" else "canonical"
-    return requests.Photos(
-        Models(args.models), Options(args.face, framing, "keep" if args.keep_background else "auto")
+    provenance = checkpoints.read_provenance(args.checkpoint)
+    # The released weights know ArcFace, and heads as PanoHead crops them; others record what they know
+    # and have heads as data_prep places them.
+    released = provenance.get("kind") == "released weights"
+    known = _recogniser_of(provenance)
+    models, why_not = _front_end(args, known)
+    options = Options(
+        args.face,
+        "panohead" if released else "canonical",
+        "keep" if args.keep_background else "auto",
+        why_not is None,
     )
+    return requests.Photos(models, options, known.get("sha256"), args.no_identity, why_not)
+
+
+def _recogniser_of(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Name and SHA-256 of what made the identities that these weights were trained with, {} if unknown."""
+    if provenance.get("kind") == "released weights":
+        return {"name": "ArcFace", "sha256": assets.RECOGNITION.sha256}
+    recogniser = provenance.get("recogniser")
+    return recogniser if isinstance(recogniser, dict) else {}
+
+
+def _front_end(args: argparse.Namespace, known: dict[str, Any]) -> tuple[Models, str | None]:
+    """What looks at photos for weights that know this recogniser, and why it makes no identities."""
+    if args.no_identity:
+        return Models(), "--no-identity"
+    if known.get("name") == "ArcFace":
+        arcface = Models(args.models, front_end="insightface")
+        try:
+            arcface.check()
+        except AssetError as error:
+            return Models(), f"the weights know ArcFace's, and {error}"
+        return arcface, None
+    if not known:
+        return Models(), "the weights do not say whose they know"
+    if known.get("sha256") != face_resnet.sha256():
+        return Models(), f"the weights know those of {known.get('name')}, another recogniser"
+    return Models(), None
 
 
 def sampling_settings(args: argparse.Namespace, sampling: SamplingConfig) -> SamplingConfig:
@@ -95,7 +124,10 @@ def settings_of(
 
 def use_compilation_cache() -> None:
     """Keep compiled programs between starts, in the user's cache folder."""
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    try:
+        root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    except RuntimeError:  # no home folder, as of an unknown user in a container
+        return
     jax.config.update("jax_compilation_cache_dir", str(root / "spinmeround_jax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -108,8 +140,10 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     """Carry out the command; returns the exit code.
 
     Raises:
-        UsageError, PortraitError, CheckpointError: before anything is done.
+        InputError: before anything is done.
     """
+    if not args.no_compilation_cache:
+        use_compilation_cache()
     trajectory = parse_trajectory(args)
     if args.max_batch is None:
         # More gains a tenth on a CPU, and the progress bar moves once per batch.
@@ -130,12 +164,13 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     # What decides the pictures: a head that was made with the same is left alone.
     same = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
     same |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
-    wanted = [
-        p
-        for p in plans
-        if args.overwrite
-        or not head_folder.is_finished(args.out / p.name, {**same, "request": p.request()})
-    ]
+    wanted = []
+    for p in plans:
+        name_inside(p.name)
+        head_folder.check_ours(args.out / p.name)
+        finished = {**same, "request": p.request()}
+        if args.overwrite or not head_folder.is_finished(args.out / p.name, finished):
+            wanted.append(p)
 
     failed, unread = 0, []
     if wanted:
@@ -186,12 +221,16 @@ def make_all(
         loaded, errors = load(batch)
         for error in errors:
             tqdm.write(f"error: {error}", file=sys.stderr)
+        for note in (note for job in loaded for note in job.notes):
+            tqdm.write(f"note: {note}", file=sys.stderr)
         unread += errors
         # What cannot be read will not be sampled.
         bar.total -= evaluations(batch[: len(errors)]) if errors else 0
-        if loaded:
-            angles = batch[0].observed_angles
-            failed += make(pipeline, loaded, trajectory, angles, common, args, models)
+        angles = batch[0].observed_angles
+        for known in (True, False):
+            same = [job for job in loaded if (job.id_embedding is not None) == known]
+            if same:
+                failed += make(pipeline, same, trajectory, angles, common, args, models)
     return failed + len(unread), unread
 
 
@@ -209,7 +248,7 @@ def load(batch: list[requests.Plan]) -> tuple[list[Job], list[str]]:
     for p in batch:
         try:
             loaded.append(dataclasses.replace(p.load(), request=p.request()))
-        except PortraitError as error:
+        except InputError as error:
             errors.append(str(error))
         except OSError as error:
             errors.append(f"{p.name}: cannot be read ({error})")
@@ -239,24 +278,27 @@ def make(
     failed = 0
     for i, job in enumerate(batch):
         about = {"source": job.source, "request": job.request, "seed": job.seed, "seconds": seconds}
+        about["identity"] = job.identity
         settings = {**about, **common}
         folder = args.out / job.name
         try:
             head = head_folder.select(heads, i)
             measured = measure_likeness(head, job, models)
-            head_folder.write_head(folder, head, settings, args.normals, job.truth, measured)
-        except (head_folder.OutputError, OSError) as error:
+            head_folder.write_head(
+                folder, head, settings, args.normals, job.truth, measured, job.shown
+            )
+        except (InputError, OSError) as error:
             failed += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
     return failed
 
 
 def measure_likeness(head: Heads, job: Job, models: Models) -> Likeness | None:
-    """Where the identity is ArcFace's and its model is at hand."""
+    """Where the recogniser that made the identity is at hand."""
     if job.recognition is None or job.id_embedding is None:
         return None
     try:
-        if models.recogniser.sha256 != job.recognition:
+        if models.recognition["sha256"] != job.recognition:
             return None
         measured = likeness.measure(head.images, job.id_embedding, models)
     except AssetError:
@@ -271,23 +313,9 @@ def measure_likeness(head: Heads, job: Job, models: Models) -> Likeness | None:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser().parse_args(argv)
-    if not args.no_compilation_cache:
-        use_compilation_cache()
-    try:
-        return run(args, argv)
-    except (
-        UsageError,
-        PortraitError,
-        checkpoints.CheckpointError,
-        head_folder.OutputError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the heads written so far are complete", file=sys.stderr)
-        return 130
+    stopped = "the heads written so far are complete"
+    return cli.main(build_parser().parse_args, lambda args: run(args, argv), argv, stopped)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import math
 import pathlib
 
 import numpy as np
 
-from spinmeround_jax import cameras, requests
+from spinmeround_jax import cameras, cli, requests
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.diffusion.samplers import SAMPLERS
 
 DESCRIPTION = """Views all around a head, with normals, from one portrait and its identity.
 
 A portrait is a square image of an upright head on a plain (or transparent: white) background,
-with its ArcFace embedding beside it: alice.png and alice.npy (512 floats), or alice.json holding
-{"id_embedding": [512 numbers]}. Views of one person are a folder with one or three such pictures and
-views.json: [{"file": "front.png", "yaw": 0, "pitch": 0}, ...]. Angles are in degrees; the portrait
+with its identity beside it: alice.png and alice.npy (512 floats), or alice.json holding
+{"id_embedding": [512 numbers]}. Any other picture is taken for a photo, and
+prepared on the way. Views of one person are a folder with one or three portraits and views.json:
+[{"file": "front.png", "yaw": 0, "pitch": 0}, ...]. Angles are in degrees; the portrait
 is yaw 0, pitch 0, positive yaw is towards the subject's left ear, positive pitch is up."""
 
 EXAMPLES = """examples:
@@ -36,15 +37,9 @@ EXAMPLES = """examples:
 
   # three photos of one person
   python -m spinmeround_jax.sample --checkpoint weights/quickstart \\
-      --observed front.png:0:0 left.png:45:0 right.png:-45:0
-
-exit code: 0 all done, 1 some inputs failed (the others are done), 2 wrong usage"""
+      --observed front.png:0:0 left.png:45:0 right.png:-45:0"""
 
 TURNTABLE_VIEWS, SWEEP_VIEWS = 48, 24
-
-
-class UsageError(ValueError):
-    """The command cannot be carried out as given."""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -52,12 +47,7 @@ class UsageError(ValueError):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spinmeround_jax.sample",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("spinmeround_jax.sample", DESCRIPTION, EXAMPLES)
     path = pathlib.Path
     parser.add_argument("--checkpoint", type=path, required=True, help="folder with model.json")
     parser.add_argument("--out", type=path, default=path("out"), help="folder to write (out)")
@@ -71,42 +61,51 @@ def build_parser() -> argparse.ArgumentParser:
         "--observed", nargs="+", metavar="FILE:YAW:PITCH",
         help="1 or 3 views of one person, the first at 0:0; the identity is the first's",
     )  # fmt: skip
-    what.add_argument("--unconditional", type=_positive, metavar="N", help="N new people")
+    what.add_argument("--unconditional", type=cli.integer(1), metavar="N", help="N new people")
     what.add_argument(
         "--interpolate", type=path, nargs=2, metavar=("A", "B"),
         help="from one identity to another (.npy, .json, or portraits with one beside them)",
     )  # fmt: skip
     parser.add_argument(
-        "--steps-between", type=_not_negative, default=3, metavar="N",
+        "--steps-between", type=cli.integer(), default=3, metavar="N",
         help="with --interpolate: identities between A and B (3)",
     )  # fmt: skip
 
     views = parser.add_argument_group("which views")
-    views.add_argument("--views", type=_positive, help="how many: 48, 88 or any number (48)")
+    views.add_argument("--views", type=cli.integer(1), help="how many: 48, 88 or any number (48)")
     views.add_argument("--trajectory", metavar="turntable|sweep|FILE.json", help="(turntable)")
     views.add_argument(
         "--yaw-pitch", metavar='"YAW,PITCH ..."', help="these only; --yaw-pitch=-30,0"
     )
 
     photos = parser.add_argument_group("photos: pictures without an identity beside them")
-    photos.add_argument("--models", type=path, help="folder of the models (as of photo.fetch)")
+    photos.add_argument("--models", type=path, help="insightface's folder (as of photo.fetch)")
     photos.add_argument(
-        "--face", type=_positive, default=1, metavar="N", help="which one; 1 is the largest (1)"
+        "--face",
+        type=cli.integer(1),
+        default=1,
+        metavar="N",
+        help="which one; 1 is the largest (1)",
+    )
+    photos.add_argument(
+        "--no-identity", action="store_true", help="the empty identity, also for portraits with one"
     )
     photos.add_argument("--keep-background", action="store_true", help="do not make it white")
 
     how = parser.add_argument_group("how; the checkpoint knows its own defaults")
-    how.add_argument("--steps", type=_positive, help="noise levels, at least 2")
+    how.add_argument("--steps", type=cli.integer(1), help="noise levels, at least 2")
     how.add_argument("--sampler", choices=sorted(SAMPLERS))
-    how.add_argument("--guidance-scale", type=_finite, help="1 is no guidance, and twice as fast")
     how.add_argument(
-        "--temperature", type=_finite, metavar="T",
+        "--guidance-scale", type=cli.real(), help="1 is no guidance, and twice as fast"
+    )
+    how.add_argument(
+        "--temperature", type=cli.real(), metavar="T",
         help="scale of the initial noise where there is a portrait, 0 to 1: less varies less",
     )  # fmt: skip
-    how.add_argument("--seed", type=_not_negative, default=0, help="same seed, same result (0)")
+    how.add_argument("--seed", type=cli.integer(), default=0, help="same seed, same result (0)")
     how.add_argument("--normals", choices=("world", "camera"), default="world", help="(world)")
     how.add_argument(
-        "--max-batch", type=_positive, metavar="N",
+        "--max-batch", type=cli.integer(1), metavar="N",
         help="joint samples at once; lower it when memory runs out (2 on a CPU, else 8)",
     )  # fmt: skip
     how.add_argument(
@@ -119,27 +118,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="do not keep compiled programs for the next start",
     )  # fmt: skip
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return value
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text}: expected a finite number")
-    return value
-
-
-def _not_negative(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 to {2**31 - 1}")
-    return value
 
 
 # --------------------------------------------------------------------------------------------------

@@ -32,7 +32,11 @@ AXES = ("data", "fsdp", "views")
 EXAMPLES = ("data", "fsdp")
 FSDP_MIN_SIZE = 2**18  # elements; below it, gathering costs more than the memory saved
 ALL_ON_DATA = MeshConfig(fsdp=1, views=1)
-_PER_EXAMPLE = {"dropped", "id_embedding"}  # of data.Batch; its other fields have an axis of views
+_PER_EXAMPLE = {
+    "dropped",
+    "identity_dropped",
+    "id_embedding",
+}  # of data.Batch; its other fields have an axis of views
 
 
 def make_mesh(

@@ -28,6 +28,7 @@ import logging
 import pathlib
 import platform
 import shlex
+import signal
 import sys
 from typing import Any
 
@@ -39,7 +40,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 from tensorboardX import SummaryWriter
 
-from spinmeround_jax import checkpoints, distributed, models, sharding
+from spinmeround_jax import checkpoints, cli, distributed, models, sharding
 from spinmeround_jax.config import Config, from_mapping, no_such_value
 from spinmeround_jax.data import latent_cache
 from spinmeround_jax.data import loader as data_loader
@@ -48,7 +49,7 @@ from spinmeround_jax.diffusion.denoiser import deny_normals, standardise
 from spinmeround_jax.diffusion.samplers import SAMPLERS
 from spinmeround_jax.models import Autoencoder, Model, parameters
 from spinmeround_jax.models.unet import REMAT
-from spinmeround_jax.training import loop, optim, previews
+from spinmeround_jax.training import held_out_loss, loop, optim, previews
 from spinmeround_jax.training.autoencoder import train_autoencoder
 from spinmeround_jax.training.step import make_step
 
@@ -118,8 +119,15 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     if config.latents.directory:
         # Many hosts would race for the same files: there the cache is written before, by its command.
         cache = latent_cache.cache_latents if jax.process_count() == 1 else latent_cache.check_cache
-        cached = latent_cache.folder(config.latents.directory, autoencoder)
-        cache(autoencoder, cached, config.data.directory, backgrounds=config.latents.backgrounds)
+        frame = config.model.normals_frame
+        cached = latent_cache.folder(config.latents.directory, autoencoder, frame)
+        cache(
+            autoencoder,
+            cached,
+            config.data.directory,
+            backgrounds=config.latents.backgrounds,
+            normals_frame=frame,
+        )
         loader.close()
         loader = open_loader(config, str(cached))
     graphdefs, frozen = freeze(config, autoencoder, pretrained, mesh)
@@ -155,12 +163,18 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     )
 
     # -- Pictures
-    subjects = previews.held_out(config.data, count=4)
+    subjects = previews.held_out(config, count=4)
 
     def on_sample(state: optim.TrainState, step: int) -> None:
         params = {**frozen["networks"], **state.ema}
         grid = previews.anchors(graphdefs, params, frozen["empty_latent"], config, subjects)
         previews.write(grid, "anchors", step, workdir, writer)
+
+    # -- Held-out heads
+    losses = held_out_loss.fixed_losses(config, graphdefs, frozen, mesh)
+
+    def on_evaluate(state: optim.TrainState) -> dict[str, float]:
+        return losses({**frozen["networks"], **state.ema})
 
     # -- Loop
     with contextlib.closing(loader):
@@ -173,8 +187,9 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
             mesh=mesh,
             steps=steps,
             batch_size=config.optimizer.batch_size,
-            cadence=loop.Cadence(config.log_every, config.sample_every, config.checkpoint_every),
+            cadence=loop.Cadence.of(config),
             writer=writer,
+            on_evaluate=on_evaluate,
             on_sample=on_sample,
         )
     saved.close()
@@ -198,6 +213,7 @@ def open_loader(config: Config, latents: str) -> data_loader.Loader:
         config.optimizer.batch_size,
         config.model.views,
         config.seed,
+        config.model.normals_frame,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         latents=latents,
@@ -214,6 +230,7 @@ def check(config: Config, mesh: Mesh) -> None:
         ("compute_dtype", config.compute_dtype, ("float32", "bfloat16")),
         ("sampling.sampler", config.sampling.sampler, tuple(SAMPLERS)),
         ("model.rays", config.model.rays, ("true", "released")),
+        ("model.normals_frame", config.model.normals_frame, ("camera", "world")),
         ("remat", config.remat, tuple(REMAT)),
     ):
         if value not in choices:
@@ -223,6 +240,15 @@ def check(config: Config, mesh: Mesh) -> None:
     ):  # fmt: skip
         if getattr(config, name) < 1:
             raise ValueError(f"config.{name} must be at least 1, got {getattr(config, name)}")
+    measured = config.held_out
+    if measured.every < 1 or measured.heads < 0 or not all(s > 0 for s in measured.sigmas):
+        raise ValueError(f"config.held_out: every and sigmas must be positive, got {measured}")
+    crop, pixels = config.autoencoder_training.crop, config.model.autoencoder.downsampling
+    if not 0 < crop <= config.model.image_size or crop % pixels:
+        raise ValueError(
+            f"config.autoencoder_training.crop must be a multiple of {pixels}, at most "
+            f"model.image_size, got {crop}"
+        )
     sharding.check_batch_size(mesh, config.optimizer.batch_size, config.accumulation)
     sharding.check_views(mesh, config.model.views)
     trains_autoencoder = config.autoencoder_training.steps > 0
@@ -253,11 +279,13 @@ def load_pretrained(config: Config) -> Model:
                 "empty to take that of the weights"
             )
     kind = checkpoints.read_provenance(config.init_from).get("kind")
-    if kind != "initialisation for training" and model.config.rays != config.model.rays:
-        raise ValueError(
-            f"{config.init_from}: learnt {model.config.rays!r} rays, the config says "
-            f"model.rays = {config.model.rays!r}, which mean something else in every channel"
-        )
+    for name in ("rays", "normals_frame"):
+        found, expected = getattr(model.config, name), getattr(config.model, name)
+        if kind != "initialisation for training" and found != expected:
+            raise ValueError(
+                f"{config.init_from}: learnt with {name} {found!r}, the config says model.{name} = "
+                f"{expected!r}, which means something else in every channel"
+            )
     return model
 
 
@@ -346,6 +374,7 @@ def provenance(config: Config, steps: int) -> dict[str, Any]:
         "data": {
             name: manifest[name] for name in ("source", "license", "seed", "image_size", "views")
         },
+        "recogniser": manifest.get("recogniser"),
         "sampling": dataclasses.asdict(config.sampling),
         "ablation": dataclasses.asdict(config.ablation),
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
@@ -375,18 +404,25 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of its work
-    try:
-        config = from_mapping(Config, _CONFIG.value)
-        distributed.initialize(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_ID.value)
-        train(config, pathlib.Path(_WORKDIR.value or f"runs/{config.name}"))
-    except loop.Preempted as message:
-        print(f"{message}. The same command resumes.", flush=True)
-        sys.exit(_STOPPED_EXIT_CODE.value)
-    except (ValueError, FloatingPointError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped. The same command resumes.")
+    # Orbax tells every step of its work, and errors once for each of its threads: they are raised, too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Outside of the loop, which finishes its step; with several processes JAX's handler replaces it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def run() -> int:
+        try:
+            config = from_mapping(Config, _CONFIG.value)
+            distributed.initialize(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_ID.value)
+            train(config, pathlib.Path(_WORKDIR.value or f"runs/{config.name}"))
+        except loop.Preempted as message:
+            print(f"{message}. The same command resumes.", flush=True)
+            return _STOPPED_EXIT_CODE.value
+        except KeyboardInterrupt:
+            print("stopped outside of the training loop. The same command resumes.", flush=True)
+            cli.end(_STOPPED_EXIT_CODE.value, interrupted=True)
+        return 0
+
+    cli.end(cli.guarded(run, "the same command resumes"))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,13 @@ def golden():
     return lambda name: np.load(GOLDENS / f"{name}.npz", allow_pickle=False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def free_compiled_programs():
+    """Compiled programs of one module are of no use to the next, and a worker runs dozens of modules."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def quick_compilation(tmp_path_factory):
     """For modules whose tests spend nearly all their time in compiling tiny networks."""

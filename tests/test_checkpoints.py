@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from spinmeround_jax import checkpoints, sharding
+from spinmeround_jax.files import InputError
 from spinmeround_jax.models import ModelConfig, parameters
+from tests.support.paths import ROOT
 from tests.support.tiny_model import CONFIG, NETWORKS, random_model
 
 
@@ -63,12 +66,13 @@ def test_autoencoder_round_trip_is_exact(model, tmp_path):
         parameters.split(loaded)[1],
         parameters.split(model.autoencoder)[1],
     )
-    with pytest.raises(checkpoints.CheckpointError, match="holds 'autoencoder', expected 'model'"):
+    with pytest.raises(InputError, match="holds 'autoencoder', expected 'model'"):
         checkpoints.load_model(tmp_path)
 
 
 def edited(folder, **changes):
     path = folder / "model.json"
+    (folder / checkpoints.SUMS).unlink()  # as somebody does who edits it on purpose
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
@@ -122,12 +126,33 @@ def damage_weights(folder):
             path.write_bytes(path.read_bytes()[:100])
 
 
+def damage_half_the_files(folder):
+    (folder / "weights" / "manifest.ocdbt").unlink()
+
+
+def damage_sums(folder):
+    (folder / checkpoints.SUMS).write_text("0" * 64 + "  ../../etc/passwd\n")
+
+
+def damage_deep_json(folder):
+    (folder / "model.json").write_text('{"kind":' * 100_000 + "}" * 100_000)
+
+
+def damage_of(part, **changes):
+    def damage(folder):
+        config = dataclasses.asdict(CONFIG)
+        (config if part is None else config[part]).update(changes)
+        edited(folder, config=config)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
         (damage_missing, "model.json: no such file; give a folder written by training"),
-        (damage_json, "model.json: damaged"),
-        (damage_not_an_object, "model.json: damaged"),
+        (damage_json, "model.json: not usable JSON .*; damaged"),
+        (damage_not_an_object, "model.json: expected an object.*; damaged"),
         (damage_version, "schema version 99, this code reads 1"),
         (damage_config, "config: missing views"),
         (damage_impossible_config, "norm_groups 7 does not divide"),
@@ -137,14 +162,57 @@ def damage_weights(folder):
         ),
         (damage_layers, "identity: missing layers/1/"),
         (damage_no_weights, "weights: no such folder"),
-        (damage_weights, "weights: damaged"),
+        (damage_weights, "weights/.*: damaged or edited"),
+        (damage_half_the_files, "missing; copy the whole folder"),
+        (damage_sums, "SHA256SUMS: damaged"),
+        (damage_deep_json, "model.json: .*deep"),
+        (damage_of("unet", heads=0), "config.unet.heads: expected an integer from 1"),
+        (damage_of("unet", model_channels=-32), "config.unet.model_channels"),
+        (damage_of("unet", res_blocks=10_000_000), "config.unet.res_blocks"),
+        (damage_of("unet", norm_groups=0), "config.unet.norm_groups"),
+        (damage_of("unet", channel_mult=[]), "config.unet.channel_mult"),
+        (damage_of("autoencoder", scale_factor="NaN"), "config.autoencoder.scale_factor"),
+        (damage_of("identity", layers=True), "config.identity.layers"),
+        (damage_of(None, latent_std=[0.0]), r"config.latent_std\[0\]"),
+        (damage_of(None, latent_mean=[float("nan")]), "NaN is not a finite number"),
     ],
 )
 def test_damaged_models_are_named(folder, damage, message):
     damage(folder)
-    with pytest.raises(checkpoints.CheckpointError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         checkpoints.load_model(folder)
     assert str(folder) in str(caught.value)
+
+
+def test_no_flipped_bit_of_a_model_loads(folder):
+    """One bit of every file, and eight more of the largest."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    largest = max(paths, key=lambda path: path.stat().st_size)
+    rng = np.random.default_rng(0)
+    for path in [*paths, *[largest] * 8]:
+        before = path.read_bytes()
+        damaged = bytearray(before)
+        damaged[rng.integers(len(before))] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        with pytest.raises(InputError) as caught:
+            checkpoints.load_model(folder)
+        assert str(folder) in str(caught.value)
+        path.write_bytes(before)
+    checkpoints.load_model(folder)
+
+
+def test_models_of_before_there_were_sums_still_open(folder):
+    (folder / checkpoints.SUMS).unlink()
+    checkpoints.load_model(folder)
+
+
+def test_sums_are_those_of_sha256sum(folder):
+    subprocess.run(["sha256sum", "--check", "--quiet", checkpoints.SUMS], cwd=folder, check=True)
+
+
+def test_the_shipped_weights_are_whole():
+    checkpoints.load_model(ROOT / "weights" / "quickstart")
+    assert (ROOT / "weights" / "quickstart" / checkpoints.SUMS).is_file()
 
 
 def test_weights_beyond_float16_are_refused(model, tmp_path):
@@ -211,7 +279,7 @@ def test_newest_checkpoint_survives_buffers_given_away(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "6"]
 
 
-@pytest.mark.parametrize("position", [b"\x00\xff", {"step": 3, "of": [1, 2]}])
+@pytest.mark.parametrize("position", [b"\x00\xff", {"step": 1, "of": [1, 2]}])
 def test_loader_states_come_back(tmp_path, position):
     saved = checkpoints.Checkpoints(tmp_path, keep=1, config=RUN)
     saved.save(1, state_at(1), Position(position))
@@ -219,6 +287,14 @@ def test_loader_states_come_back(tmp_path, position):
     loader = Position(None)
     saved.restore(abstract_state(), loader)
     assert loader.state == position
+
+
+def test_loader_of_another_step_is_refused(tmp_path):
+    saved = checkpoints.Checkpoints(tmp_path, keep=1, config=RUN)
+    saved.save(2, state_at(2), Position({"step": 5}))
+    saved.wait()
+    with pytest.raises(InputError, match=r"2: its data loader stood at step 5"):
+        saved.restore(abstract_state(), Position({}))
 
 
 def test_another_config_or_damage_is_refused(tmp_path):
@@ -230,14 +306,12 @@ def test_another_config_or_damage_is_refused(tmp_path):
         tmp_path, keep=1, config=dataclasses.replace(RUN, name="second", rate=0.2, model=wider)
     )
     with pytest.raises(
-        checkpoints.CheckpointError,
+        InputError,
         match=r"model\.unet\.model_channels: 16 -> 32; rate: 0\.1 -> 0\.2\. Set these back",
     ):
         other.restore(abstract_state(), Position({}))
     for path in (tmp_path / "1" / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(
-        checkpoints.CheckpointError, match="could not be read and was left as it is"
-    ):
+    with pytest.raises(InputError, match="could not be read and was left as it is"):
         saved.restore(abstract_state(), Position({}))

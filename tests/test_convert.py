@@ -18,6 +18,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from spinmeround_jax import checkpoints, convert, sample, train
+from spinmeround_jax.files import InputError
 from spinmeround_jax.models import (
     AutoencoderConfig,
     ModelConfig,
@@ -35,6 +36,7 @@ CONFIG = ModelConfig(
     latent_mean=(),
     latent_std=(),
     rays="released",
+    normals_frame="world",
     unet=UNetConfig(
         model_channels=8, channel_mult=(1, 2), res_blocks=1, attention_levels=(0, 1),
         joint_levels=(1,), heads=2, context_dim=512, norm_groups=4,
@@ -136,7 +138,7 @@ def test_damaged_provenance_is_named(tmp_path, weights):
     description = json.loads((folder / "model.json").read_text())
     description["provenance"]["sources"] = ["a"]
     (folder / "model.json").write_text(json.dumps(description))
-    with pytest.raises(checkpoints.CheckpointError, match="damaged, provenance"):
+    with pytest.raises(InputError, match="damaged, provenance"):
         checkpoints.origins(folder)
 
 
@@ -298,7 +300,7 @@ def test_an_interrupted_conversion_leaves_the_old_model(tmp_path, source, monkey
 def test_what_a_killed_conversion_left_is_cleared(tmp_path, source):
     out = tmp_path / "model"
     assert run("--released", source, "--out", out) == 0
-    partial, old = tmp_path / ".model.partial", tmp_path / ".model.old"
+    partial, old = tmp_path / ".model.1.unfinished", tmp_path / ".model.replaced"
     partial.mkdir()
     (partial / "weights").write_text("half")
     out.rename(old)  # killed between the two renames
@@ -581,5 +583,5 @@ def test_tensors_outside_the_weights_are_no_secret(tmp_path, torch, weights, cap
     torch.save({"state_dict": {}, "extra": endless}, tmp_path / "d.ckpt")
     assert len(sources.open_file(tmp_path / "d.ckpt").objects) == 1
     torch.save({"a": {"b": torch.zeros(1)}, "a.b": torch.zeros(1)}, tmp_path / "c.ckpt")
-    with pytest.raises(sources.SourceError, match=r"a\.b stands there twice"):
+    with pytest.raises(InputError, match=r"a\.b stands there twice"):
         sources.open_file(tmp_path / "c.ckpt")

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 import trimesh
 from PIL import Image
 
-from spinmeround_jax import reconstruct
+from spinmeround_jax import files, reconstruct
 from spinmeround_jax.splats import folder as splat_outputs
 from spinmeround_jax.splats import scene as scenes
 from spinmeround_jax.splats.ply import read_ply
@@ -32,7 +34,8 @@ def test_what_is_written(done):
     assert sorted(p.name for p in folder.parent.iterdir()) == ["alice"]  # no checkpoint is left
     assert read_ply(folder / "splats.ply").means.shape == (200, 3)
     report = json.loads((folder / "report.json").read_text())
-    assert report["masks_from"] == "normals" and report["views"] == 16
+    assert report["masks_from"] == {"normals": 16} and report["views"] == 16
+    assert report["up"].startswith("y")
     assert report["held_out"] == ["views/view_004.png", "views/view_012.png"]
     assert set(report["distances"]) == {"fitted", "held_out"}
     assert report["distances"]["held_out"]["psnr"] > 15.0
@@ -60,11 +63,47 @@ def test_done_before(done, capsys):
     assert reconstruct.main(arguments) == 0
     assert "done before" in capsys.readouterr().out
     assert (folder / "report.json").stat().st_mtime_ns == stamp
-    assert not reconstruct.is_finished(
-        folder,
-        given / "transforms.json",
-        reconstruct.build_parser().parse_args([*arguments, "--seed", "1"]),
-    )
+    assert reconstruct.main([*arguments, "--seed", "1"]) == 1
+    told = capsys.readouterr().err
+    assert "seed: 0 -> 1" in told and "--overwrite" in told and "steps" not in told
+    assert (folder / "report.json").stat().st_mtime_ns == stamp
+
+
+def test_views_are_known_by_what_they_hold(done, tmp_path, capsys):
+    """Not by their path: moved they are the same, and other views at the same path are not."""
+    given, folder, _ = done
+    arguments = ["--out", str(folder.parent), *FAST]
+    moved = tmp_path / "alice"
+    shutil.copytree(given, moved)
+    assert reconstruct.main([str(moved), *arguments]) == 0
+    assert "done before" in capsys.readouterr().out
+    picture = sorted((moved / "views").iterdir())[0]
+    with Image.open(picture) as image:
+        image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(picture)
+    stamp = (folder / "report.json").stat().st_mtime_ns
+    assert reconstruct.main([str(moved), *arguments]) == 1
+    told = capsys.readouterr().err
+    assert "views_sha256" in told and "--overwrite" in told and "Traceback" not in told
+    assert (folder / "report.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("kept", ["replaced", "unfinished"])
+def test_after_a_kill_while_it_was_replaced(done, tmp_path, capsys, kept):
+    given, folder, _ = done
+    out = tmp_path / "out"
+    shutil.copytree(folder, out / f".alice.{'replaced' if kept == 'replaced' else '1.unfinished'}")
+    if kept == "unfinished":
+        shutil.copytree(folder, out / "alice")
+    assert reconstruct.main([str(given), "--out", str(out), *FAST]) == 0
+    assert "done before" in capsys.readouterr().out
+    assert [path.name for path in out.iterdir()] == ["alice"]
+
+
+def test_only_one_process_makes_a_folder(done, tmp_path, capsys):
+    given, _, _ = done
+    with files.lock(tmp_path / ".alice.fit"):
+        assert reconstruct.main([str(given), "--out", str(tmp_path), *FAST]) == 1
+    assert f"process {os.getpid()} on" in capsys.readouterr().err
 
 
 def test_one_bad_input_does_not_stop_the_others(tmp_path, capsys):
@@ -76,7 +115,7 @@ def test_one_bad_input_does_not_stop_the_others(tmp_path, capsys):
     assert reconstruct.main(arguments) == 1
     told = capsys.readouterr()
     assert "few/transforms.json: 6 views; reconstruction needs at least 8" in told.err
-    assert "masks are what is not background" in told.out
+    assert "9 of 9 images" in told.out and "what is not background" in told.out
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["good"]
     report = json.loads((tmp_path / "out" / "good" / "report.json").read_text())
     assert set(report["distances"]) == {"fitted"} and "normals" not in report["distances"]["fitted"]

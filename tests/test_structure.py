@@ -3,13 +3,14 @@
 import ast
 import graphlib
 import pathlib
+import re
 
 import pytest
 
 from tests.support.paths import ROOT
 
 FLOORS = [  # names below spinmeround_jax; the first floor is the lowest
-    {"cameras", "files", "metrics", "distributed", "sharding"},
+    {"cameras", "cli", "files", "schema", "metrics", "distributed", "sharding"},
     {"models", "photo"},
     {"config", "weights"},
     {"checkpoints"},
@@ -48,6 +49,7 @@ HEAVY = {  # package: the modules that may import it
         "launch.compile",
     },
     "insightface": {"spinmeround_jax.photo.faces"},
+    "ai_edge_litert": {"spinmeround_jax.photo.mediapipe"},
     "onnxruntime": {"spinmeround_jax.photo.background", "spinmeround_jax.evaluation.fid"},
     "rembg": {"spinmeround_jax.photo.background"},
     "pillow_heif": {"spinmeround_jax.photo.images"},
@@ -61,7 +63,7 @@ HEAVY = {  # package: the modules that may import it
     "safetensors": {"spinmeround_jax.weights.sources"},
     "diffusers": {"benchmarks.torch_unet"},
     "transformers": set(),
-    "tensorflow": {"data_prep.tf_records", "data_prep.tfds_heads", "benchmarks.tf_data"},
+    "tensorflow": {"data_prep.tf_records", "data_prep.tfds_heads"},
     "tensorflow_datasets": {"data_prep.tfds_heads"},
     "upath": {"spinmeround_jax.files"},
     "anny": set(),
@@ -143,3 +145,11 @@ def test_heavy_packages_stay_where_they_belong(path):
     for module in imports(path):
         package = module.split(".")[0]
         assert name_of(path) in HEAVY.get(package, {name_of(path)}), f"{package} in {name_of(path)}"
+
+
+def test_hashed_requirements_are_the_constraints():
+    def pins(name: str) -> set[str]:
+        lines = (ROOT / name).read_text().replace("backports.", "backports-")
+        return set(re.findall(r"^([\w.-]+==[^\s;]+)", lines, re.MULTILINE))
+
+    assert pins("requirements-hashed.txt") == pins("constraints.txt") != set()

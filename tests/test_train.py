@@ -112,6 +112,7 @@ def test_sigterm_exits_cleanly_and_the_same_command_resumes(directory, tmp_path)
         "--config.model.unet.attention_levels=()", "--config.model.unet.joint_levels=()",
         "--config.optimizer.batch_size=2", "--config.stages[0].steps=40",
         "--config.stages[1].steps=40", "--config.log_every=5",
+        "--config.autoencoder_training.crop=16",
     ]  # fmt: skip
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for line in run.stdout:
@@ -198,7 +199,9 @@ def setting(directory):
             for tensor, like in shapes.items()
         }
     empty_latent = jnp.full((8, 8, 8), 0.3)
-    with contextlib.closing(data_loader.make_loader(config.data, config.stages, 4, 4, 0)) as loader:
+    with contextlib.closing(
+        data_loader.make_loader(config.data, config.stages, 4, 4, 0, "camera")
+    ) as loader:
         batch = next(loader)
     return config, graphdefs, params, empty_latent, batch
 
@@ -235,7 +238,15 @@ def loss_of(setting):
             )
             compiled[ablation] = jax.jit(
                 lambda latents, batch: diffusion_step.batch_loss(
-                    changed, graphdefs, params, empty_latent, latents, batch, sigma, noise
+                    changed.model,
+                    changed.ablation,
+                    graphdefs,
+                    params,
+                    empty_latent,
+                    latents,
+                    batch,
+                    sigma,
+                    noise,
                 )[0]
             )
         return float(compiled[ablation](latents(random), dataclasses.replace(batch, **changes)))
@@ -256,13 +267,18 @@ NONE, ALL = np.zeros(4, bool), np.ones(4, bool)
 
 
 def test_everything_given_matters_unless_denied_or_dropped(loss_of):
-    base = loss_of(dropped=NONE)
+    base = loss_of(dropped=NONE, identity_dropped=NONE)
     assert loss_of(dropped=NONE, latents=in_observed_view) != base
     assert loss_of(dropped=NONE, latents=in_normals) != base
     assert loss_of(dropped=NONE, id_embedding=NOBODY) != base
 
+    nameless = loss_of(dropped=NONE, identity_dropped=ALL)
+    assert nameless != base
+    assert loss_of(dropped=NONE, identity_dropped=ALL, id_embedding=NOBODY) == nameless
+    assert loss_of(dropped=NONE, identity_dropped=ALL, latents=in_observed_view) != nameless
+
     dropped = loss_of(dropped=ALL)
-    assert dropped != base
+    assert dropped not in (base, nameless)
     assert loss_of(dropped=ALL, latents=in_observed_view, id_embedding=NOBODY) == dropped
 
     assert loss_of("image", dropped=NONE, latents=in_observed_view) == loss_of(
@@ -364,8 +380,8 @@ def run_counting(tmp_path, step_fn, steps=12):
         "counting", lambda state, batch: step_fn(state, batch, transform),
         optim.init({"w": jnp.ones(3)}, transform), Counting(), saved,
         mesh=sharding.make_mesh(), steps=steps, batch_size=16,
-        cadence=loop.Cadence(log=4, sample=100, checkpoint=4), writer=None,
-        on_sample=lambda state, step: None,
+        cadence=loop.Cadence(log=4, evaluate=100, sample=100, checkpoint=4), writer=None,
+        on_evaluate=lambda state: {}, on_sample=lambda state, step: None,
     )  # fmt: skip
     saved.close()
     return state
@@ -450,7 +466,7 @@ def test_quickstart_fits_together():
     config = full_config("quickstart")
     nnx.eval_shape(lambda: train.new_model(config).unet)
     train.check(config, sharding.make_mesh())
-    assert config.model.latent_size == 8
+    assert config.model.latent_size == 16
 
 
 def test_ablation_configs_train_on_without_one_input():

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from data_prep import identity
 from data_prep.calibrated.readers import Photo
-from data_prep.rendering.contact_sheet import on_white
+from data_prep.rendering.render import on_white
 from data_prep.scans import alignment
 from spinmeround_jax import cameras
 from spinmeround_jax.files import InputError
@@ -57,7 +57,8 @@ class View:
 def triangulate(photos: Sequence[Photo], seen: Sequence[np.ndarray]) -> np.ndarray:
     """(n, 3) world points nearest to the rays through (n, 2) pixels of each photo.
 
-    A photo whose points are far from what the others say is left out.
+    A photo whose points are far from what the others say is left out. At least half must agree: any two
+    photos of many agree on something.
 
     Raises:
         InputError: fewer than two photos, or they do not agree.
@@ -65,7 +66,8 @@ def triangulate(photos: Sequence[Photo], seen: Sequence[np.ndarray]) -> np.ndarr
     if len(photos) < 2:
         raise InputError(f"a face is found in {len(photos)} of its photos; two are needed")
     points, errors = _meeting(photos, seen)
-    while len(photos) > 2 and max(errors) > _GOOD_FIT:
+    fewest = max(2, (len(photos) + 1) // 2)
+    while len(photos) > fewest and max(errors) > _GOOD_FIT:
         # The blunder is in the photo without which the others agree best.
         trials = []
         for left_out in range(len(photos)):
@@ -108,7 +110,7 @@ def place(
     """(scale, rotation, offset) from the capture's world to the canonical frame.
 
     Raises:
-        InputError, AlignmentError, LandmarksError, ImageError, AssetError.
+        InputError.
     """
     if (folder / LANDMARKS).exists():
         given = landmarks_of(folder, photos)
@@ -135,7 +137,7 @@ def landmarks_of(folder: pathlib.Path, photos: Sequence[Photo]) -> dict[pathlib.
     """Landmarks of landmarks.json by photo; names are base names or end in folders as far as needed.
 
     Raises:
-        LandmarksError: not such a file. InputError: a name that two photos have.
+        InputError: not such a file. InputError: a name that two photos have.
     """
     found = {}
     for name, points in landmarks.read_landmarks(folder / LANDMARKS).items():
@@ -163,7 +165,7 @@ def canonical_view(
     cameras.FOCAL times distance / cameras.RADIUS, so that the head is as large as in other data.
 
     Raises:
-        InputError: no mask. ImageError: unreadable.
+        InputError: no mask. InputError: unreadable.
     """
     scale, rotation, offset = where
     position = scale * rotation @ photo.position + offset

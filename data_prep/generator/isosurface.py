@@ -10,10 +10,7 @@ from skimage import measure
 
 from data_prep.parametric.head import vertex_normals
 from data_prep.rendering import render, shading
-
-
-class SurfaceError(ValueError):
-    """The density holds no head."""
+from spinmeround_jax.files import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +47,11 @@ def extract(density: np.ndarray, box: float, level: float, margin: float = 0.0) 
         margin: nothing is kept nearer than this to the cube's four upright sides.
 
     Raises:
-        SurfaceError: nothing exceeds the level, or the density is not finite.
+        InputError: nothing exceeds the level, or the density is not finite.
     """
     size = len(density)
     if density.shape != (size,) * 3 or size < 4 or not np.isfinite(density).all():
-        raise SurfaceError(f"expected a finite (n, n, n) density, got {density.shape}")
+        raise InputError(f"expected a finite (n, n, n) density, got {density.shape}")
     outside = min(float(density.min()), level) - 1.0
     field = np.full((size + 2,) * 3, outside, np.float32)  # a border of air closes the surface
     field[1:-1, 1:-1, 1:-1] = density
@@ -65,7 +62,7 @@ def extract(density: np.ndarray, box: float, level: float, margin: float = 0.0) 
         sides[:thin] = sides[-thin:] = outside
     pieces, count = ndimage.label(field > level)
     if count == 0:
-        raise SurfaceError(f"the density nowhere exceeds {level:g}")
+        raise InputError(f"the density nowhere exceeds {level:g}")
     voxels = np.bincount(pieces.ravel())[1:]
     largest = 1 + int(voxels.argmax())
     # Air wherever another piece is, and in what is all around it, so that no crumb of it remains.

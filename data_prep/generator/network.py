@@ -25,12 +25,9 @@ import torch
 
 from data_prep.generator import isosurface
 from spinmeround_jax import cameras
+from spinmeround_jax.files import InputError
 
 _POINTS = 1_000_000  # of the density in one call, as in PanoHead's scripts
-
-
-class NetworkError(ValueError):
-    """The checkout or the pickle is not what it should be; the message names it."""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -120,14 +117,14 @@ def _read(pickled: pathlib.Path) -> _Persistent:
             content = _Unpickler(file).load()
         network = content["G_ema"]
     except OSError as error:
-        raise NetworkError(f"{pickled}: cannot be opened ({error.strerror})") from error
+        raise InputError(f"{pickled}: cannot be opened ({error.strerror})") from error
     except Exception as error:  # the file can hold anything
-        raise NetworkError(
+        raise InputError(
             f"{pickled}: not a PanoHead network pickle, such as easy-khair-180-gpc0.8-trans10-"
             f"025000.pkl ({type(error).__name__}: {error})"
         ) from error
     if not isinstance(network, _Persistent) or network.class_name != "TriPlaneGenerator":
-        raise NetworkError(f"{pickled}: its G_ema is no TriPlaneGenerator; is it PanoHead's?")
+        raise InputError(f"{pickled}: its G_ema is no TriPlaneGenerator; is it PanoHead's?")
     return network
 
 
@@ -137,10 +134,10 @@ def load(checkout: pathlib.Path, pickled: pathlib.Path) -> torch.nn.Module:
     Puts `checkout` on Python's path: its code will run.
 
     Raises:
-        NetworkError: naming the checkout or the pickle, and what is wrong with it.
+        InputError: naming the checkout or the pickle, and what is wrong with it.
     """
     if not (checkout / "training" / "triplane.py").is_file():
-        raise NetworkError(
+        raise InputError(
             f"{checkout}: no checkout of PanoHead there (training/triplane.py is missing); "
             "git clone https://github.com/SizheAn/PanoHead and give its folder"
         )
@@ -149,15 +146,13 @@ def load(checkout: pathlib.Path, pickled: pathlib.Path) -> torch.nn.Module:
     # This one argument names a class, which the network's constructor imports.
     upsampler = str((kwargs.get("rendering_kwargs") or {}).get("superresolution_module", ""))
     if upsampler and not upsampler.startswith("training."):
-        raise NetworkError(
-            f"{pickled}: names {upsampler!r} as its super-resolution; not PanoHead's"
-        )
+        raise InputError(f"{pickled}: names {upsampler!r} as its super-resolution; not PanoHead's")
     if str(checkout) not in sys.path:
         sys.path.insert(0, str(checkout))
     try:
         network = importlib.import_module("training.triplane").TriPlaneGenerator(*args, **kwargs)
     except Exception as error:  # another version's arguments, a package of theirs that is missing
-        raise NetworkError(
+        raise InputError(
             f"{checkout}: its TriPlaneGenerator cannot be built ({type(error).__name__}: {error}); "
             "are PanoHead's own requirements installed (environment.yml)?"
         ) from error
@@ -171,14 +166,14 @@ def load(checkout: pathlib.Path, pickled: pathlib.Path) -> torch.nn.Module:
 def _copy(tensors: dict[str, torch.Tensor], network: torch.nn.Module, path: pathlib.Path) -> None:
     wanted = dict(network.named_parameters()) | dict(network.named_buffers())
     if problems := sorted(wanted.keys() ^ tensors.keys()):
-        raise NetworkError(
+        raise InputError(
             f"{path}: its tensors are not those of the checkout's network, {len(problems)} differ "
             f"such as {problems[0]}; take the pickle and the checkout of one version"
         )
     with torch.no_grad():
         for name, tensor in wanted.items():
             if tensor.shape != tensors[name].shape:
-                raise NetworkError(
+                raise InputError(
                     f"{path}: {name} has shape {tuple(tensors[name].shape)}, the checkout's network "
                     f"wants {tuple(tensor.shape)}"
                 )

@@ -24,9 +24,8 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from data_prep.back_filter import Scores, Thresholds, faults
-from data_prep.factory import FactoryError
 from data_prep.workers import SubjectRejected, made
-from spinmeround_jax.files import write_atomically
+from spinmeround_jax.files import InputError, write_atomically
 
 SETTINGS = "screening.json"
 _TILE, _CAPTION, _ROWS = 128, 16, 20  # pixels, pixels, strips on a sheet
@@ -68,7 +67,7 @@ def screen(
         Whether all of `names` were looked at.
 
     Raises:
-        FactoryError: other settings, a worker was killed, a full disk.
+        InputError: other settings, a worker was killed, a full disk.
     """
     try:
         (out / "looks").mkdir(parents=True, exist_ok=True)
@@ -83,12 +82,12 @@ def screen(
                     _write_look(out, name, result)
                     bar.update()
     except BrokenProcessPool as error:
-        raise FactoryError(
+        raise InputError(
             "A worker process was killed, perhaps because memory ran out; the same command goes on "
             "where this one stopped, fewer --workers need less memory"
         ) from error
     except OSError as error:
-        raise FactoryError(
+        raise InputError(
             f"{error.filename or out}: {error.strerror or error!r}; mend that, and the same command "
             "goes on"
         ) from error
@@ -103,7 +102,7 @@ def _check_settings(out: pathlib.Path, settings: dict) -> None:
     if not path.exists():
         write_atomically(path, wanted)
     elif path.read_bytes() != wanted:
-        raise FactoryError(
+        raise InputError(
             f"{path}: {out} was begun with other settings or is damaged; give the same settings to "
             "continue, or another --out"
         )
@@ -139,16 +138,16 @@ def _read_look(out: pathlib.Path, name: str) -> Scores | str:
         fields = {field.name: about[field.name] for field in dataclasses.fields(Scores)}
         return Scores(**{k: None if v is None else float(v) for k, v in fields.items()})
     except FileNotFoundError as error:
-        raise FactoryError(f"{path}: missing; screen that head first") from error
+        raise InputError(f"{path}: missing; screen that head first") from error
     except Exception as error:  # the file can hold anything
-        raise FactoryError(f"{path}: damaged ({error!r}); delete it and screen again") from error
+        raise InputError(f"{path}: damaged ({error!r}); delete it and screen again") from error
 
 
 def collect(out: pathlib.Path, names: Sequence[str], thresholds: Thresholds) -> None:
     """Writes scores.jsonl, reject_auto.txt, the sheets, and an empty reject.txt if there is none.
 
     Raises:
-        FactoryError: a head was not looked at.
+        InputError: a head was not looked at.
     """
     looks = {name: _read_look(out, name) for name in names}
     scores = {name: look for name, look in looks.items() if isinstance(look, Scores)}
@@ -196,7 +195,7 @@ def _sheet(
             strip = Image.open(path)
             strip.load()
         except OSError as error:
-            raise FactoryError(
+            raise InputError(
                 f"{path}: unreadable ({error}); delete {path.stem}.json beside it and screen again"
             ) from error
         strips.append(strip)
@@ -220,7 +219,7 @@ def accepted(out: pathlib.Path) -> list[str]:
     """Names that neither the thresholds nor the person rejects, in the order of scores.jsonl.
 
     Raises:
-        FactoryError: no finished screening there, or a name that it does not know.
+        InputError: no finished screening there, or a name that it does not know.
     """
     try:
         names = [
@@ -229,12 +228,12 @@ def accepted(out: pathlib.Path) -> list[str]:
         automatic = (out / "reject_auto.txt").read_text()
         by_hand = (out / "reject.txt").read_text()
     except Exception as error:  # missing, or not ours
-        raise FactoryError(f"{out}: no finished screening ({error}); run `screen` first") from error
+        raise InputError(f"{out}: no finished screening ({error}); run `screen` first") from error
     rejected, kept = set(_listed(automatic)), set()
     for entry in _listed(by_hand):
         first, _, name = entry.rpartition(" ")
         if first.strip() not in ("", "keep") or name not in names:
-            raise FactoryError(
+            raise InputError(
                 f"{out / 'reject.txt'}: {entry!r} is not one of the heads that were screened; write "
                 f"a name such as {names[0]}, or 'keep {names[0]}'"
             )

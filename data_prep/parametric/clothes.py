@@ -1,11 +1,15 @@
-"""A garment and glasses, both fitted to the head."""
+"""A garment, a hat and glasses, all fitted to the head."""
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 
 from data_prep.parametric import skin, template
 from data_prep.parametric.head import Head, vertex_normals
 from data_prep.parametric.strands import unit
 from data_prep.rendering import render, shading
+
+_STRIPES = 16.0  # radians per decimetre
+_HAT_EDGE = ([-0.5, 0.0, 0.45, 0.7, 1.1, 1.4], [7.25, 7.4, 7.6, 7.72, 7.82, 7.84])  # depth, height
 
 
 def _neckline(rest: np.ndarray, kind: str) -> np.ndarray:
@@ -47,10 +51,90 @@ def garment(head: Head) -> render.Mesh:
     vertices = bare + vertex_normals(bare, faces) * offset[:, None]
     colour = shading.to_linear(person.cloth_colour)
     weave = 1 + 0.05 * skin.noise(rest, 0.05, person.seed + 32)
+    stripes = (np.sin(rest[:, 1] * _STRIPES) > 0.3)[:, None]
+    colour = np.where(stripes, shading.to_linear(person.second_cloth_colour), colour)
     band = 1 - 0.2 * (np.abs(below - 0.13) < 0.015)
     albedo = colour * (weave * band)[:, None]
     normals = vertex_normals(vertices, faces)
     return render.Mesh(vertices, faces, normals, albedo, np.full(len(used), 0.3), shading.CLOTH)
+
+
+def under_hat(rest: np.ndarray) -> np.ndarray:
+    """(...) how far above a hat's edge template positions (..., 3) lie, decimetres."""
+    return rest[..., 1] - np.interp(rest[..., 2], *_HAT_EDGE)
+
+
+def hat(head: Head) -> list[render.Mesh]:
+    """A knitted beanie with a cuff, or a cap with a visor."""
+    person = head.person
+    if person.hat == "none":
+        return []
+    part = template.part("skin", 2)
+    above = under_hat(part.rest)
+    faces = part.faces[
+        (above > -0.03)[part.faces].all(axis=1) & (part.masks["ears"] < 0.5)[part.faces].all(axis=1)
+    ]
+    used, faces = np.unique(faces, return_inverse=True)
+    faces = faces.reshape(-1, 3)
+    rest, above = part.rest[used], above[used]
+    bare = part.stencil[used] @ head.vertices
+    normals = vertex_normals(bare, faces)
+    beanie = person.hat == "beanie"
+    cuff = beanie * np.clip((0.3 - above) / 0.02, 0, 1) * np.clip((above + 0.02) / 0.03, 0, 1)
+    rib = 0.006 * np.sin(60 * np.arctan2(rest[:, 0], rest[:, 2] - 0.3)) * beanie
+    offset = np.clip(0.06 + 2.0 * above, 0.04, 0.09) + 0.035 * cuff + rib
+    offset = offset + (0.12 if beanie else 0.05) * np.clip((rest[:, 1] - 7.9) / 0.5, 0, 1)
+    vertices = bare + normals * offset[:, None]
+    colour = shading.to_linear(person.hat_colour)
+    albedo = colour * (1 + 0.05 * skin.noise(rest, 0.05, person.seed + 33))[:, None]
+    albedo = albedo * (1 - 0.2 * (np.abs(above - 0.3) < 0.02) * beanie)[:, None]
+    normals = vertex_normals(vertices, faces)
+    meshes = [render.Mesh(vertices, faces, normals, albedo, np.full(len(used), 0.2), shading.CLOTH)]
+    if not beanie:
+        meshes.append(_visor(vertices, above, rest, colour))
+    return meshes
+
+
+def _visor(vertices: np.ndarray, above: np.ndarray, rest: np.ndarray, colour) -> render.Mesh:
+    """A curved shield in front of the cap's edge."""
+    front = (np.abs(above - 0.03) < 0.05) & (rest[:, 2] > 0.75)
+    edge = vertices[front]
+    edge = edge[np.argsort(edge[:, 0])]
+    x = np.linspace(edge[0, 0], edge[-1, 0], 33)
+    y, z = (gaussian_filter1d(np.interp(x, edge[:, 0], edge[:, c]), 3.0) for c in (1, 2))
+    across = np.linspace(-1, 1, 33)
+    out = np.linspace(-0.12, 1, 9)[:, None]
+    depth = 0.75 * np.sqrt(np.clip(1 - across**2, 0, 1))
+    grid = np.stack(
+        [
+            np.broadcast_to(x, (9, 33)),
+            y - 0.16 * out * depth - 0.10 * across**2 * out,
+            z + out * depth,
+        ],
+        axis=-1,
+    )
+    # Two sides, so that each has normals of its own.
+    top = grid.reshape(-1, 3)
+    i, j = (a.ravel() for a in np.meshgrid(np.arange(8), np.arange(32), indexing="ij"))
+    corner = i * 33 + j
+    faces = np.concatenate(
+        [
+            np.stack([corner, corner + 33, corner + 34], 1),
+            np.stack([corner, corner + 34, corner + 1], 1),
+        ]
+    )
+    normals = vertex_normals(top, faces)
+    vertices = np.concatenate([top, top - 0.02 * normals])
+    faces = np.concatenate([faces, faces[:, ::-1] + len(top)])
+    albedo = np.tile(colour, (len(vertices), 1))
+    return render.Mesh(
+        vertices,
+        faces,
+        np.concatenate([normals, -normals]),
+        albedo,
+        np.full(len(vertices), 0.2),
+        shading.CLOTH,
+    )
 
 
 def _tube(path: np.ndarray, radius: float, closed: bool, colour, sides: int = 6) -> render.Mesh:
@@ -85,8 +169,20 @@ def _tube(path: np.ndarray, radius: float, closed: bool, colour, sides: int = 6)
     )
 
 
+def _lens(rim: np.ndarray) -> render.Mesh:
+    """A dark, slightly bulging fan inside rim (k, 3), seen from both sides."""
+    k = len(rim)
+    vertices = np.concatenate([rim, rim.mean(axis=0, keepdims=True) + [[0, 0, 0.03]]])
+    i = np.arange(k)
+    faces = np.stack([i, (i + 1) % k, np.full(k, k)], axis=1)
+    normals = vertex_normals(vertices, faces)
+    normals = normals * np.sign(normals[:, 2:])
+    albedo = np.full((k + 1, 3), 0.006)
+    return render.Mesh(vertices, faces, normals, albedo, np.ones(k + 1), shading.PLASTIC)
+
+
 def glasses(head: Head) -> list[render.Mesh]:
-    """Two rims, a bridge and two temples to the ears; no lenses."""
+    """Two rims, a bridge and two temples to the ears; only those against the sun have lenses."""
     person = head.person
     if person.glasses == "none":
         return []
@@ -115,6 +211,8 @@ def glasses(head: Head) -> list[render.Mesh]:
         wrap = -0.12 * np.clip(side * outline[:, 0], 0, None)  # frames curve around the face
         rim = centre + np.column_stack([outline, wrap])
         meshes.append(_tube(rim, radius, True, colour))
+        if person.glasses == "sun":
+            meshes.append(_lens(rim))
         own = ears[np.sign(ears[:, 0]) == side]
         hinge = centre + np.array([side * half * 0.92, 0.1, -0.1])
         hook = np.array([own[:, 0].mean() - side * 0.08, own[:, 1].max() - 0.12, own[:, 2].mean()])

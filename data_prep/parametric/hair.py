@@ -1,12 +1,15 @@
 """Scalp hair: for every style a direction field, lengths and layers for strands of the scalp.
 
-Styles: bald, buzz, short, side_part, quiff, bob, long, bun, ponytail, curly, afro.
+Styles: bald, buzz, short, side_part, quiff, bob, long, bun, ponytail, curly, ringlets, afro.
 Positions are decimetres; regions are told by the neutral template position under a point.
 """
 
-import numpy as np
+import dataclasses
 
-from data_prep.parametric import skin, strands
+import numpy as np
+from scipy.spatial import cKDTree
+
+from data_prep.parametric import clothes, skin, strands
 from data_prep.parametric.head import Head
 from data_prep.parametric.strands import Body, Roots, unit
 from data_prep.rendering import render, shading
@@ -124,12 +127,12 @@ def _curly_field(head: Head, phase: np.ndarray, radial: float, gravity: float):
         side = unit(np.cross(out, UP + 0.01))
         other = np.cross(out, side)
         curl = side * np.cos(turn)[:, None] + other * np.sin(turn)[:, None]
-        face = np.clip((p[:, 2:] - 0.9) / 0.3, 0, 1) * np.clip((7.75 - p[:, 1:2]) / 0.2, 0, 1)
+        face = np.clip((p[:, 2:] - 0.8) / 0.3, 0, 1) * np.clip((7.95 - p[:, 1:2]) / 0.25, 0, 1)
         return (
             radial * out
             + 1.25 * curl
             + gravity * DOWN
-            + face * (np.sign(p[:, :1]) * [1, 0, 0] + BACK)
+            + face * (1.4 * np.sign(p[:, :1]) * [1, 0, 0] + 1.2 * BACK)
         )
 
     return field
@@ -158,7 +161,11 @@ def _draw(
 
     smooth: how much normals follow the bulk of the hair. reach: farthest from the skin.
     """
-    paths = paths[body.tree.query(paths)[0].max(axis=1) < reach]  # single hairs that fly away
+    distance, near = body.tree.query(paths)
+    kept = distance.max(axis=1) < reach  # not single hairs that fly away
+    paths, near = paths[kept], near[kept]
+    if head.person.hat != "none":
+        paths = _pressed(head, body, paths, near)
     colour = shading.to_linear(head.person.hair_colour)
     n, k, _ = paths.shape
     tint = strands.strand_colours(colour, n, k, 0.22, rng)
@@ -166,6 +173,14 @@ def _draw(
     clump = 1 + 0.14 * skin.noise(paths[:, k // 2], 0.35, head.person.seed + 5)
     outward = _outward(head, body, paths, smooth)
     return strands.ribbons(paths, outward, widths, tint * clump[:, None, None], gloss, rng)
+
+
+def _pressed(head: Head, body: Body, paths: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """What lies under the hat is pressed to the skin; near (n, k) is the skin's nearest point."""
+    under = np.clip(clothes.under_hat(body.rest[near]) / 0.12 + 0.5, 0, 1)[..., None]
+    normal = body.normals[near]
+    depth = np.einsum("nkc,nkc->nk", paths - body.points[near], normal)[..., None]
+    return paths - under * np.maximum(depth - 0.03, 0) * normal
 
 
 def _roots(head: Head, body: Body, count: int, rng: np.random.Generator) -> Roots:
@@ -188,6 +203,7 @@ def hair_meshes(head: Head, body: Body) -> list[render.Mesh]:
         "bob": 6000,
         "long": 6500,
         "curly": 4500,
+        "ringlets": 6500,
         "afro": 6500,
         "bun": 4000,
         "ponytail": 4000,
@@ -271,6 +287,8 @@ def hair_meshes(head: Head, body: Body) -> list[render.Mesh]:
             stop,
         )
         return [_draw(head, body, paths, 0.06 * width, rng, 0.55)]
+    if style == "ringlets":
+        return [_ringlets(head, body, roots, layer, width, rng)]
     if style in ("bun", "ponytail"):
         return _tied(head, body, roots, layer, width, rng)
     if style == "curly":
@@ -292,6 +310,37 @@ def hair_meshes(head: Head, body: Body) -> list[render.Mesh]:
         body, roots, _curly_field(head, phase, 1.1, 0.0), length, 1.5, 0.03 + 0.1 * layer, 12, 0.7
     )
     return [_draw(head, body, paths, 0.06 * width, rng, 0.85, gloss=0.35)]
+
+
+def _ringlets(head, body, roots, layer, width, rng) -> render.Mesh:
+    """Falling hair in locks that wind around themselves like corkscrews."""
+    person = head.person
+    count = len(roots)
+    straight = dataclasses.replace(person, hair_waviness=0.0)
+    still = np.zeros(count)
+    field = _falling_field(dataclasses.replace(head, person=straight), still, still > 0)
+    length = 1.1 + 1.5 * person.hair_length + 0.85 * (roots.rest[:, 1] - 7.4)
+    clearance = 0.12 + (0.1 + 0.2 * person.hair_volume) * layer
+    steps = 28
+    paths = strands.grow(body, roots, field, length, 0.6, clearance, steps)
+    # Each strand follows the guide whose root is nearest, closer and closer to its tip.
+    guides = rng.choice(count, 130 + int(90 * (1 - person.hair_waviness)), replace=False)
+    lock = guides[cKDTree(roots.position[guides]).query(roots.position)[1]]
+    t = np.linspace(0, 1, steps + 1)[None, :, None]
+    gather = np.clip(2.5 * t, 0, 0.8)
+    paths = paths + gather * (paths[lock] - paths)
+    tangent = unit(np.gradient(paths[lock], axis=1))
+    side = unit(np.cross(tangent, np.array([0.3, 0.1, 1.0])))
+    turns = 2.2 + 2.0 * person.hair_waviness
+    angle = (
+        2
+        * np.pi
+        * (turns * t * length[lock, None, None] / 1.5 + rng.random(count)[lock, None, None])
+    )
+    angle = angle + rng.normal(0, 0.45, (count, 1, 1))
+    radius = (0.07 + 0.09 * person.hair_volume) * np.clip(3 * t, 0, 1)
+    curl = np.cos(angle) * side + np.sin(angle) * np.cross(tangent, side)
+    return _draw(head, body, paths + radius * curl, 0.05 * width, rng, 0.55)
 
 
 def _tied(head, body, roots, layer, width, rng) -> list[render.Mesh]:

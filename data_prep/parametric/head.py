@@ -80,14 +80,28 @@ def morphed_vertices(person: Person) -> np.ndarray:
     _, offsets = template.facial_morphs()
     vertices += np.tensordot(morph_weights(person), offsets, axes=1)
     race = RACES[int(np.argmax(person.races))]
-    brows = "up" if person.brow_raise > 0 else "down"
-    units = {"mouth-corner-puller": 0.55 * person.smile, "mouth-retraction": 0.1 * person.smile}
-    for side in ("left", "right"):
-        units[f"eyebrows-{side}-{brows}"] = 0.5 * abs(person.brow_raise)
-        units[f"eye-{side}-slit"] = 0.2 * person.smile
-    for unit, w in units.items():
+    for unit, w in _expression_units(person).items():
         vertices += w * template.expression_morph(race, unit)
     return _lower_arms(vertices)
+
+
+def _expression_units(person: Person) -> dict[str, float]:
+    """MakeHuman's unit -> weight; those of eyes and brows are symmetric here."""
+    brows = "up" if person.brow_raise > 0 else "down"
+    wanted = {
+        "mouth-corner-puller": 0.55 * person.smile,
+        "mouth-retraction": 0.1 * person.smile,
+        f"eyebrows-{brows}": 0.5 * abs(person.brow_raise),
+        "eye-slit": 0.2 * person.smile,
+    }
+    for unit, w in person.expression.items():
+        wanted[unit] = wanted.get(unit, 0.0) + w
+    units = {}
+    for unit, w in wanted.items():
+        stem, _, rest = unit.partition("-")
+        sides = ("left", "right") if stem in ("eye", "eyebrows") else ()
+        units |= {f"{stem}-{side}-{rest}": w for side in sides} or {unit: w}
+    return units
 
 
 def _lower_arms(vertices: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ import argparse
 import functools
 import io
 import pathlib
-import sys
 
 import numpy as np
 from tqdm import tqdm
@@ -18,6 +17,8 @@ from data_prep.parametric import assets, template
 from data_prep.parametric.head import Head, build_head
 from data_prep.parametric.people import sample_person
 from data_prep.render_heads import person_seed
+from spinmeround_jax import cli
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.photo import landmarks
 
 SEED = 77
@@ -62,21 +63,10 @@ def draw_landmarks(seed: int, numbers: range, level: int = 1) -> np.ndarray:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.parametric.landmarks",
-        description="Make the statistical model of landmarks that the photo front end fits.",
-    )
-    parser.add_argument("--people", type=int, default=4000, help="heads to draw (4000)")
-    parser.add_argument("--modes", type=int, default=80, help="principal components kept (80)")
-    parser.add_argument("--out", type=pathlib.Path, default=landmarks.MODEL_FILE)
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     if not 1 <= args.modes < args.people:
-        parser.error("--modes: at least 1, and fewer than --people")
-    try:
-        assets.assets_dir()
-    except assets.AssetsMissing as error:
-        sys.exit(str(error))
+        raise UsageError("--modes: at least 1, and fewer than --people")
+    assets.assets_dir()
     model = landmarks.build_model(draw_landmarks(SEED, range(args.people)), args.modes)
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -93,5 +83,16 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.out}: {args.people} people, {args.modes} modes, {args.out.stat().st_size} bytes")
 
 
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.build_parser(
+        "data_prep.parametric.landmarks",
+        "Make the statistical model of landmarks that the photo front end fits.",
+    )
+    parser.add_argument("--people", type=int, default=4000, help="heads to draw (4000)")
+    parser.add_argument("--modes", type=int, default=80, help="principal components kept (80)")
+    parser.add_argument("--out", type=pathlib.Path, default=landmarks.MODEL_FILE)
+    return cli.main(parser.parse_args, run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    cli.end(main())

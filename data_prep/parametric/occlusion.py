@@ -27,7 +27,7 @@ def bake(scene, points, normals, offset: float, light: shading.Light, count: int
     cosine = normals @ directions.T
     point_id, direction_id = np.nonzero(cosine > 0.02)
     starts = points[point_id] + offset * normals[point_id]
-    hit = scene.cast(starts, directions[direction_id])["primID"] >= 0
+    hit = scene.blocked(starts, directions[direction_id])
     weight = cosine[point_id, direction_id]
     sky = weight * light.ambient(directions).mean(axis=1)[direction_id]
     key = weight * np.exp(_KEY_SHARPNESS * (directions @ light.key - 1))[direction_id]

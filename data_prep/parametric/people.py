@@ -1,17 +1,19 @@
 """Random adults: what one person is, and how persons are drawn.
 
 `sample_person(seed)` is a pure function of the seed. Identity (face shape, age, sex, ancestry,
-skin, iris, brows) and styling (hair, beard, glasses, clothes, light, expression) are kept apart,
-because `id_embedding` must see the first and, as ArcFace would be, be blind to the second.
+skin, iris, brows) and styling (hair, beard, glasses, clothes, light, expression) are kept apart.
+Colours of skin, hair, iris and cloth are drawn over their whole range, independently of all else.
 Colours are sRGB in [0, 1]; the renderer linearises them.
 """
 
+import colorsys
 import dataclasses
 import functools
 
 import numpy as np
 
 from data_prep.parametric import template
+from data_prep.rendering import environments
 
 RACES = ("african", "asian", "caucasian")
 HAIR_STYLES = (
@@ -25,8 +27,10 @@ HAIR_STYLES = (
     "bun",
     "ponytail",
     "curly",
+    "ringlets",
     "afro",
 )
+HATS = ("none", "beanie", "cap")
 BEARD_STYLES = ("none", "stubble", "full", "moustache", "goatee")
 _OPPOSITES = (
     ("decr", "incr"),
@@ -69,18 +73,11 @@ _HAIR_COLOURS = {
     "light_brown": (124, 90, 60),
     "blond": (190, 152, 98),
     "light_blond": (221, 192, 144),
-    "red": (142, 66, 32),
+    "auburn": (104, 44, 26),
+    "red": (150, 66, 30),
+    "ginger": (196, 104, 52),
     "grey": (140, 138, 134),
     "white": (214, 212, 206),
-    "blue": (42, 78, 150),
-    "pink": (205, 96, 140),
-    "green": (58, 122, 84),
-    "violet": (104, 60, 136),
-}
-_HAIR_ODDS = {  # black, dark_brown, brown, light_brown, blond, light_blond, red
-    "african": (0.72, 0.22, 0.05, 0.0, 0.01, 0.0, 0.0),
-    "asian": (0.66, 0.25, 0.07, 0.01, 0.01, 0.0, 0.0),
-    "caucasian": (0.1, 0.25, 0.23, 0.15, 0.13, 0.07, 0.07),
 }
 _IRIS_COLOURS = {
     "brown": (74, 46, 28),
@@ -89,6 +86,27 @@ _IRIS_COLOURS = {
     "green": (88, 106, 66),
     "blue": (84, 118, 148),
     "grey": (112, 122, 128),
+    "amber": (142, 98, 40),
+}
+# Weights of MakeHuman's expression units at full strength: what an ordinary face does.
+_EXPRESSIONS = {
+    "mouth-open": 0.55,
+    "mouth-pursing": 0.6,
+    "mouth-protusion": 0.6,
+    "mouth-compression": 0.7,
+    "mouth-depression": 0.6,
+    "mouth-depression-retraction": 0.5,
+    "mouth-elevation": 0.6,
+    "mouth-eversion": 0.5,
+    "mouth-upward-retraction": 0.3,
+    "mouth-part-later": 0.6,
+    "nose-compression": 0.6,
+    "eyebrows-inner-up": 0.8,
+    "eyebrows-extern-up": 0.7,
+    "eye-closure": 0.9,
+    "eye-opened-up": 0.7,
+    "eye-slit": 0.6,
+    "neck-platysma": 0.5,
 }
 
 
@@ -124,14 +142,21 @@ class Person:
     parting: float  # -1 right, 1 left
     beard_style: str
     beard_length: float
-    glasses: str  # 'none', 'round', 'square'
+    glasses: str  # 'none', 'round', 'square', 'sun'
     glasses_colour: tuple[float, float, float]
+    hat: str
+    hat_colour: tuple[float, float, float]
     neckline: str  # 'crew', 'vee', 'wide', 'high'
     cloth_colour: tuple[float, float, float]
+    second_cloth_colour: tuple[float, float, float]  # of stripes; the same where there are none
     smile: float
     brow_raise: float  # -1 to 1
+    expression: dict[str, float]  # unit of _EXPRESSIONS -> weight
     gaze: tuple[float, float]  # degrees, to the person's left and up
-    light_azimuth: float  # degrees, positive from the person's left
+    place: str  # of environments.table() whose light it is, or 'studio'
+    light_side: float  # degrees: where the lamp of a place stands, positive at the person's left
+    light_balance: float  # 0 as it is, 1 white on average; of a place
+    light_azimuth: float  # degrees, positive from the person's left; of the studio
     light_elevation: float
     key_strength: float
     light_warmth: float  # -1 cool, 1 warm
@@ -190,37 +215,80 @@ def skin_colour(tone: float, yellowness: float) -> np.ndarray:
     return np.clip(np.array(levels) + yellowness * np.array([0.0, 0.006, -0.022]), 0, 1)
 
 
-def _hair_style(rng: np.random.Generator, male: bool, age: float, african: float) -> str:
-    odds = dict.fromkeys(HAIR_STYLES, 0.0)
+def _hair_style(rng: np.random.Generator, male: bool, age: float) -> str:
+    odds = dict.fromkeys(HAIR_STYLES, 0.02)
     if male:
         odds |= {
-            "bald": 0.05 + 0.16 * (age > 45),
-            "buzz": 0.16,
-            "short": 0.28,
-            "side_part": 0.2,
+            "bald": 0.05 + 0.12 * (age > 45),
+            "buzz": 0.14,
+            "short": 0.22,
+            "side_part": 0.18,
             "quiff": 0.14,
-            "curly": 0.08,
+            "curly": 0.1,
             "long": 0.05,
-            "bun": 0.02,
-            "bob": 0.02,
+            "afro": 0.05,
         }
     else:
         odds |= {
-            "long": 0.34,
-            "bob": 0.19,
-            "bun": 0.13,
-            "ponytail": 0.13,
+            "long": 0.24,
+            "bob": 0.17,
+            "bun": 0.12,
+            "ponytail": 0.12,
             "curly": 0.1,
+            "ringlets": 0.12,
             "short": 0.05,
-            "side_part": 0.04,
-            "buzz": 0.02,
+            "afro": 0.05,
         }
-    if african > 0.5:
-        odds |= {"afro": 0.4, "curly": 0.25, "quiff": 0.0, "side_part": 0.0}
-        odds["long"] *= 0.5
-        odds["buzz"] *= 2.0
     weights = np.array([odds[name] for name in HAIR_STYLES])
     return str(rng.choice(HAIR_STYLES, p=weights / weights.sum()))
+
+
+def _glasses_colour(rng: np.random.Generator) -> tuple[float, float, float]:
+    if rng.random() < 0.25:
+        return tuple(_any_colour(rng).tolist())
+    metals = [(0.05, 0.05, 0.06), (0.28, 0.15, 0.08), (0.5, 0.48, 0.46), (0.55, 0.4, 0.16)]
+    return metals[rng.integers(4)]
+
+
+def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
+    return np.array(colorsys.hsv_to_rgb(hue, saturation, value))
+
+
+def _any_colour(rng: np.random.Generator) -> np.ndarray:
+    """Of dyed hair or cloth: every hue, from pale to deep."""
+    return _hsv(rng.random(), rng.uniform(0.25, 0.95), rng.uniform(0.2, 0.95))
+
+
+def _cloth_colour(rng: np.random.Generator) -> tuple[float, float, float]:
+    if rng.random() < 0.4:  # grey, between black and white
+        colour = rng.uniform(0.04, 0.92) * rng.normal(1, 0.03, 3)
+    else:
+        colour = _any_colour(rng)
+    return tuple(np.clip(colour, 0.03, 0.92).tolist())
+
+
+def _hair_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Natural and worn hair colour: the whole range, whoever wears it."""
+    names = list(_HAIR_COLOURS)
+    # Between two neighbours of the list: there are no steps in nature.
+    place = rng.uniform(0, len(names) - 1)
+    table = np.array([_HAIR_COLOURS[name] for name in names]) / 255.0
+    natural = np.array([np.interp(place, np.arange(len(names)), column) for column in table.T])
+    if rng.random() < 0.16:
+        return natural, _any_colour(rng)
+    if rng.random() < 0.1:
+        return natural, _colour(_HAIR_COLOURS, str(rng.choice(names)))
+    return natural, natural
+
+
+def _expression(rng: np.random.Generator) -> dict[str, float]:
+    """One or two units in half of the people; eyes are seldom closed."""
+    if rng.random() < 0.5:
+        return {}
+    names = list(_EXPRESSIONS)
+    odds = np.array([0.25 if name == "eye-closure" else 1.0 for name in names])
+    chosen = rng.choice(names, rng.integers(1, 3), replace=False, p=odds / odds.sum())
+    return {str(name): float(_EXPRESSIONS[name] * rng.uniform(0.3, 1)) for name in chosen}
 
 
 def sample_person(seed: int) -> Person:
@@ -229,7 +297,6 @@ def sample_person(seed: int) -> Person:
     male = bool(rng.random() < 0.5)
     age = float(18 + 62 * rng.beta(1.1, 1.5))
     races = rng.dirichlet((0.28, 0.28, 0.34))
-    african, asian, caucasian = races.tolist()
 
     shape = np.clip(rng.standard_normal(len(shape_axes())), -2.4, 2.4)
     chosen = f"head-{rng.choice(_HEAD_SHAPES)}"
@@ -239,51 +306,32 @@ def sample_person(seed: int) -> Person:
         if name == "head-age":
             shape[i] = 0.5 * shape[i] + (age - 40) / 18
 
-    tone_mean = 0.8 * african + 0.28 * asian + 0.14 * caucasian
-    tone_spread = 0.12 * african + 0.13 * asian + 0.11 * caucasian
-    tone = float(np.clip(rng.normal(tone_mean, tone_spread), 0.0, 1.0))
-    race = str(rng.choice(RACES, p=races))
-    hair_names = list(_HAIR_COLOURS)[:7]
-    natural = _colour(_HAIR_COLOURS, str(rng.choice(hair_names, p=_HAIR_ODDS[race])))
-    greying = float(np.clip((age - rng.normal(50, 9)) / 22, 0, 1))
-    grey = _colour(_HAIR_COLOURS, "grey" if age < 66 else "white")
-    natural = natural * (1 - greying) + grey * greying
-    hair = natural
-    dyed = rng.random()
-    if dyed < 0.04:
-        hair = _colour(_HAIR_COLOURS, str(rng.choice(["blue", "pink", "green", "violet"])))
-    elif dyed < 0.12 and not male:
-        hair = _colour(_HAIR_COLOURS, str(rng.choice(["blond", "red", "brown", "light_blond"])))
-    iris_odds = (
-        (0.3, 0.7, 0, 0, 0, 0) if race != "caucasian" else (0.3, 0.1, 0.15, 0.12, 0.26, 0.07)
-    )
-    iris = _colour(_IRIS_COLOURS, str(rng.choice(list(_IRIS_COLOURS), p=iris_odds)))
+    # Colours and ancestry are independent: whoever the model sees, it must look at their colours.
+    tone = float(rng.random())
+    natural, hair = _hair_colours(rng)
+    iris = _colour(_IRIS_COLOURS, str(rng.choice(list(_IRIS_COLOURS))))
 
     beard = "none"
     if male:
         beard = str(rng.choice(BEARD_STYLES, p=(0.42, 0.22, 0.2, 0.06, 0.1)))
-        if asian > 0.6 and beard == "full" and rng.random() < 0.6:
-            beard = "stubble"
-    cloth = np.clip(
-        rng.choice([0.08, 0.25, 0.5, 0.8], p=[0.3, 0.25, 0.2, 0.25]) * (1 + rng.normal(0, 0.22, 3)),
-        0.03,
-        0.92,
-    )
+    hat = str(rng.choice(HATS, p=(0.9, 0.06, 0.04)))
+    style = _hair_style(rng, male, age)
+    if hat != "none" and style in ("quiff", "curly", "afro", "bun", "ponytail", "ringlets"):
+        style = str(rng.choice(["short", "bob", "long", "buzz"]))
+    cloth = _cloth_colour(rng)
     recession = (age - 38) / 45 + rng.normal(0, 0.22) if male else min(rng.normal(-0.1, 0.12), 0.1)
     return Person(
         seed=seed,
         age=age,
         male=float(np.clip(rng.normal(0.93 if male else 0.05, 0.06), 0, 1)),
-        races=(african, asian, caucasian),
+        races=tuple(races.tolist()),
         weight=float(np.clip(rng.normal(0.5, 0.17), 0.1, 1)),
         muscle=float(np.clip(rng.normal(0.55 if male else 0.45, 0.13), 0, 1)),
         shape=shape,
         skin_tone=tone,
-        skin_colour=tuple(
-            skin_colour(tone, rng.normal(0.7 * asian - 0.15 * caucasian, 0.5)).tolist()
-        ),
+        skin_colour=tuple(skin_colour(tone, rng.normal(0.1, 0.6)).tolist()),
         ruddiness=float(np.clip(rng.normal(0.45, 0.22), 0, 1)),
-        freckles=float(max(0.0, rng.normal(-0.3, 0.5)) * caucasian * (tone < 0.3)),
+        freckles=float(max(0.0, rng.normal(-0.2, 0.5)) * (tone < 0.4)),
         iris_colour=_jitter(rng, iris, 0.1),
         brow_thickness=float(np.clip(rng.normal(0.62 if male else 0.38, 0.15), 0.1, 1)),
         natural_hair_colour=_jitter(rng, natural, 0.08),
@@ -292,57 +340,31 @@ def sample_person(seed: int) -> Person:
         lipstick_colour=tuple(
             np.array([(0.72, 0.16, 0.2), (0.78, 0.36, 0.4), (0.55, 0.14, 0.22)])[rng.integers(3)]
         ),
-        hair_style=_hair_style(rng, male, age, african),
+        hair_style=style,
         hair_colour=_jitter(rng, hair, 0.1),
         hair_length=float(rng.random()),
         hair_volume=float(rng.random()),
-        hair_waviness=float(np.clip(rng.beta(1.2, 2.0) + 0.5 * african, 0, 1)),
+        hair_waviness=float(rng.beta(1.0, 1.4)),
         hairline=float(np.clip(recession, 0, 1)),
         parting=float(rng.choice([-1, 1]) * rng.uniform(0.2, 1.0)),
         beard_style=beard,
         beard_length=float(rng.random()),
-        glasses=str(rng.choice(["none", "round", "square"], p=(0.82, 0.08, 0.1))),
-        glasses_colour=tuple(
-            np.array(
-                [(0.05, 0.05, 0.06), (0.28, 0.15, 0.08), (0.5, 0.48, 0.46), (0.55, 0.4, 0.16)]
-            )[rng.integers(4)]
-        ),
+        glasses=str(rng.choice(["none", "round", "square", "sun"], p=(0.76, 0.1, 0.11, 0.03))),
+        glasses_colour=_glasses_colour(rng),
+        hat=hat,
+        hat_colour=_cloth_colour(rng),
         neckline=str(rng.choice(["crew", "vee", "wide", "high"], p=(0.4, 0.25, 0.15, 0.2))),
-        cloth_colour=tuple(cloth.tolist()),
+        cloth_colour=cloth,
+        second_cloth_colour=_cloth_colour(rng) if rng.random() < 0.25 else cloth,
         smile=float(max(0.0, rng.normal(0.28, 0.28))),
         brow_raise=float(np.clip(rng.normal(0.0, 0.25), -0.6, 0.6)),
+        expression=_expression(rng),
         gaze=(float(rng.normal(0, 2.5)), float(rng.normal(0, 1.5))),
+        place="studio" if rng.random() < 0.35 else str(rng.choice(list(environments.table()))),
+        light_side=float(rng.uniform(-80, 80)),
+        light_balance=float(rng.uniform(0.5, 1)),
         light_azimuth=float(rng.choice([-1, 1]) * rng.uniform(15, 55)),
         light_elevation=float(rng.uniform(20, 50)),
         key_strength=float(rng.uniform(0.8, 1.2)),
         light_warmth=float(np.clip(rng.normal(0, 0.5), -1, 1)),
     )
-
-
-def id_embedding(person: Person) -> np.ndarray:
-    """(512,) float32 unit vector of the identity alone: a fixed random projection.
-
-    It stands in for an ArcFace vector: near-orthogonal for different persons, the same under any
-    hair, beard, glasses, expression or light.
-    """
-    macros = np.array(
-        [
-            (person.age - 45) / 17,
-            (person.male - 0.5) / 0.45,
-            *((np.array(person.races) - 0.33) / 0.33),
-            (person.weight - 0.5) / 0.17,
-            (person.muscle - 0.5) / 0.13,
-            (person.skin_tone - 0.35) / 0.27,
-            (person.ruddiness - 0.45) / 0.22,
-            person.freckles / 0.3,
-            (person.brow_thickness - 0.5) / 0.2,
-            (person.lip_tint - 0.5) / 0.18,
-            *((np.array(person.iris_colour) - 0.28) / 0.12),
-            *((np.array(person.natural_hair_colour) - 0.25) / 0.22),
-        ]
-    )
-    # Few but telling numbers: weighted up so that they carry about as much as the face shape.
-    features = np.concatenate([person.shape, 2.0 * macros])
-    projection = np.random.default_rng(512).standard_normal((512, len(features)))
-    embedding = projection @ features
-    return (embedding / np.linalg.norm(embedding)).astype(np.float32)

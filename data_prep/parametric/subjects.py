@@ -8,7 +8,7 @@ from data_prep.parametric import clothes, facial_hair, hair, occlusion, skin, te
 from data_prep.parametric.head import Head, build_head
 from data_prep.parametric.people import Person
 from data_prep.parametric.strands import Body
-from data_prep.rendering import render, shading
+from data_prep.rendering import environments, render, shading
 
 
 def detail_level(size: int) -> int:
@@ -25,10 +25,24 @@ def build_meshes(head: Head) -> list[render.Mesh]:
         skin.skin_mesh(head, hair.painted(head, rest), face_hair, clothes.covered(head, rest)),
         *skin.eye_meshes(head),
         clothes.garment(head),
+        *clothes.hat(head),
         *clothes.glasses(head),
         *facial_hair.facial_meshes(head, body),
         *hair.hair_meshes(head, body),
     ]
+
+
+def light_of(person: Person) -> shading.Light:
+    """The same in all views of a person: it stands still in the head's frame."""
+    if person.place == "studio":
+        return shading.make_light(
+            person.light_azimuth, person.light_elevation, person.key_strength, person.light_warmth
+        )
+    place = environments.table()[person.place]
+    exposure = person.key_strength * (1.05 + 0.3 * person.skin_tone)  # as a camera does on its own
+    x, _, z = place.lamp
+    turn = person.light_side - np.degrees(np.arctan2(x, z))
+    return shading.place_light(place, turn, exposure, person.light_balance)
 
 
 def build_scene(person: Person, size: int) -> tuple[render.Scene, Head]:
@@ -38,10 +52,7 @@ def build_scene(person: Person, size: int) -> tuple[render.Scene, Head]:
     meshes = [
         dataclasses.replace(m, vertices=place.to_world(m.vertices)) for m in build_meshes(head)
     ]
-    light = shading.make_light(
-        person.light_azimuth, person.light_elevation, person.key_strength, person.light_warmth
-    )
-    scene = render.Scene(meshes, light)
+    scene = render.Scene(meshes, light_of(person))
     _bake_light(scene, meshes, place.scale)
     return scene, head
 

@@ -13,13 +13,6 @@ from spinmeround_jax import cameras
 DEFAULT_VIEWS = ((0, 0), (45, 0), (-45, 0), (90, 0), (180, 0), (30, 30))
 
 
-def on_white(rgba: np.ndarray) -> np.ndarray:
-    """Straight-alpha (h, w, 4) uint8 -> (h, w, 3) uint8."""
-    picture = Image.fromarray(rgba)
-    white = Image.new("RGBA", picture.size, "white")
-    return np.asarray(Image.alpha_composite(white, picture).convert("RGB"))
-
-
 def contact_sheet(
     people: Sequence[Person],
     size: int = 128,
@@ -32,7 +25,9 @@ def contact_sheet(
         scene, _ = build_scene(person, size)
         row = []
         for yaw, pitch in views:
-            row.append(on_white(render.render_view(scene, cameras.orbit(yaw, pitch), size).rgba))
+            row.append(
+                render.on_white(render.render_view(scene, cameras.orbit(yaw, pitch), size).rgba)
+            )
         for yaw, pitch in normals:
             view = render.render_view(scene, cameras.orbit(yaw, pitch), size)
             row.append((np.rint(view.soft_normals * 127) + 128).astype(np.uint8))

@@ -1,19 +1,27 @@
 """How skin, eyes, hair and cloth answer to the light. Linear RGB in, linear RGB out, numpy.
 
-The light stands still in the world (as if the cameras walked around a sitter): a key light from
-the front side, a weak fill, a light from behind, and a sky-to-floor gradient.
+The light stands still in the world (as if the cameras walked around a sitter): that of a studio
+(a key light from the front side, a weak fill, a light from behind, a sky-to-floor gradient) or that
+of a place (its strongest lamp and the surroundings as spherical harmonics).
 """
 
 import dataclasses
 
 import numpy as np
 
+from data_prep.rendering import environments
+
 SKIN, EYE, HAIR, CLOTH, PLASTIC = range(5)
+_EVEN_LIGHT = 0.35  # share of a place's light that comes from everywhere, as from a reflector
+_FACE_LIGHT = 0.95  # irradiance / pi on a face, as in the studio
 
 
 @dataclasses.dataclass(frozen=True)
 class Light:
-    """Directions (3,) unit, toward the light; colours (3,) linear."""
+    """Directions (3,) unit, toward the light; colours (3,) linear.
+
+    surroundings (9, 3): spherical harmonics of irradiance / pi (environments.basis).
+    """
 
     key: np.ndarray
     key_colour: np.ndarray
@@ -21,13 +29,14 @@ class Light:
     fill_colour: np.ndarray
     back: np.ndarray
     back_colour: np.ndarray
-    sky: np.ndarray
-    floor: np.ndarray
+    surroundings: np.ndarray
 
     def ambient(self, directions: np.ndarray) -> np.ndarray:
-        """(n, 3) directions -> (n, 3) radiance of the surroundings."""
-        up = 0.5 + 0.5 * directions[:, 1:2]
-        return self.floor + (self.sky - self.floor) * up
+        """(n, 3) directions -> (n, 3) irradiance / pi of the surroundings."""
+        return np.maximum(environments.basis(directions) @ self.surroundings, 0)
+
+
+_CONSTANT = 0.28209479  # the spherical harmonic of degree 0
 
 
 def direction(azimuth: float, elevation: float) -> np.ndarray:
@@ -37,9 +46,14 @@ def direction(azimuth: float, elevation: float) -> np.ndarray:
 
 
 def make_light(azimuth: float, elevation: float, strength: float, warmth: float) -> Light:
-    """`warmth` -1..1 tints key (warm) against surroundings (cool); `strength` around 1."""
+    """A studio: `warmth` -1..1 tints key (warm) against surroundings (cool); `strength` around 1."""
     warm = np.array([1 + 0.08 * warmth, 1.0, 1 - 0.10 * warmth], np.float32)
     cool = np.array([1 - 0.05 * warmth, 1.0, 1 + 0.06 * warmth], np.float32)
+    # A gradient from floor to sky is harmonics 0 and 1 (y).
+    sky, floor = 0.46 * cool, 0.17 * warm
+    surroundings = np.zeros((9, 3), np.float32)
+    surroundings[0] = (sky + floor) / 2 / _CONSTANT
+    surroundings[1] = (sky - floor) / 2 / 0.48860251
     return Light(
         key=direction(azimuth, elevation),
         key_colour=np.float32(0.95 * strength) * warm,
@@ -47,8 +61,38 @@ def make_light(azimuth: float, elevation: float, strength: float, warmth: float)
         fill_colour=0.24 * cool,
         back=direction(180 - 0.8 * azimuth, 40),
         back_colour=0.5 * warm,
-        sky=0.46 * cool,
-        floor=0.17 * warm,
+        surroundings=surroundings,
+    )
+
+
+def place_light(
+    place: environments.Environment, turn: float, exposure: float, balance: float
+) -> Light:
+    """The light of a place turned by `turn` degrees, its lamp as key, exposed for the face.
+
+    exposure: around 1. balance: 0 keeps the colour of the light, 1 makes it white (on average).
+    """
+    # What the light is behind the head no portrait tells: not too much of another colour and strength.
+    surroundings = (1 - _EVEN_LIGHT) * environments.turned(place.irradiance, turn)
+    lamp_colour = (1 - _EVEN_LIGHT) * place.lamp_colour
+    surroundings[0] += _EVEN_LIGHT * (place.irradiance[0] + place.lamp_colour / 4 / _CONSTANT)
+    key = environments.turn(place.lamp, turn)
+    # A camera exposes for what it sees: faces turned to the front, and a little to each side.
+    facing = np.stack([direction(azimuth, 10.0) for azimuth in (-40.0, 0.0, 40.0)])
+    lit = environments.basis(facing) @ surroundings
+    lit = lit + np.clip(facing @ key, 0, None)[:, None] * lamp_colour
+    mean = lit.mean(axis=0)
+    gain = (mean.mean() / mean) ** balance
+    scale = np.float32(exposure * _FACE_LIGHT) * gain / (mean * gain).mean()
+    nothing = np.zeros(3, np.float32)
+    return Light(
+        key=np.float32(key),
+        key_colour=np.float32(scale * lamp_colour),
+        fill=np.array([0, 0, 1], np.float32),
+        fill_colour=nothing,
+        back=np.array([0, 0, -1], np.float32),
+        back_colour=nothing,
+        surroundings=np.float32(scale * surroundings),
     )
 
 
@@ -67,7 +111,11 @@ def to_srgb(linear: np.ndarray) -> np.ndarray:
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.einsum("ij,...j->i", a, b)[:, None] if b.ndim == 1 else np.sum(a * b, 1)[:, None]
+    return (a @ b if b.ndim == 1 else np.einsum("ij,ij->i", a, b))[:, None]
+
+
+def _unit(a: np.ndarray) -> np.ndarray:
+    return a / np.maximum(np.sqrt(_dot(a, a)), 1e-6)
 
 
 def _wrapped(cosine: np.ndarray, wrap: np.ndarray) -> np.ndarray:
@@ -75,8 +123,7 @@ def _wrapped(cosine: np.ndarray, wrap: np.ndarray) -> np.ndarray:
 
 
 def _highlight(normals, view, light_direction, power):
-    half = light_direction + view
-    half = half / np.linalg.norm(half, axis=1, keepdims=True)
+    half = _unit(light_direction + view)
     return np.clip(_dot(normals, half), 0, 1) ** power * (power + 8) / (8 * np.pi)
 
 
@@ -94,17 +141,18 @@ def _surface(normals, view, values, light: Light, wrap, power, shine) -> np.ndar
     lit = light.key_colour * shadow * _wrapped(_dot(normals, light.key), wrap)
     lit = lit + light.fill_colour * bounce * _wrapped(_dot(normals, light.fill), wrap)
     lit = lit + light.back_colour * bounce * _wrapped(_dot(normals, light.back), wrap)
-    lit = lit + light.ambient(normals) * bounce
+    ambient = light.ambient(normals)
+    lit = lit + ambient * bounce
     spec = light.key_colour * key_open * _highlight(normals, view, light.key, power)
     spec = spec + light.back_colour * open_sky * _highlight(normals, view, light.back, power)
-    spec = spec + 0.5 * light.ambient(normals) * open_sky * _fresnel(normals, view) / 0.3
+    spec = spec + 0.5 * ambient * open_sky * _fresnel(normals, view) / 0.3
     return albedo * lit + shine * gloss * spec
 
 
 def _hair(normals, view, values, light: Light) -> np.ndarray:
     """Kajiya and Kay (1989): sine diffuse, two shifted highlights (as Marschner R and TRT)."""
     albedo, tangent = values[:, 3:6], values[:, 6:9]
-    tangent = tangent / np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-6)
+    tangent = _unit(tangent)
     key_open, open_sky = values[:, 10:11], values[:, 11:12]
     colour = np.zeros_like(albedo)
     for where, tint, visible in (
@@ -115,11 +163,9 @@ def _hair(normals, view, values, light: Light) -> np.ndarray:
         facing = np.clip((_dot(normals, where) + 0.3) / 1.3, 0, 1)
         sine = np.sqrt(np.clip(1 - along**2, 0, 1))
         colour += tint * visible * facing * sine * albedo * 1.1
-        half = where + view
-        half = half / np.linalg.norm(half, axis=1, keepdims=True)
+        half = _unit(where + view)
         for shift, power, weight, own in ((0.1, 70, 0.07, 0.15), (-0.12, 18, 0.16, 0.9)):
-            moved = tangent + shift * normals
-            moved = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+            moved = _unit(tangent + shift * normals)
             glint = np.sqrt(np.clip(1 - _dot(moved, half) ** 2, 0, 1)) ** power
             glow = own * 2.2 * albedo + (1 - own) * 0.5
             colour += tint * visible * facing * weight * glint * glow * values[:, 9:10]

@@ -7,6 +7,7 @@ Index 48..124: 77 more, spread evenly over the zone of pitches in [-25, 40] degr
 
 import numpy as np
 
+FRONTAL = (15.0, 10.0)  # degrees of |yaw| and |pitch|
 RING = 48
 COUNT = 125
 PITCH_RANGE = (-25.0, 40.0)
@@ -36,3 +37,23 @@ def viewpoints(count: int = COUNT) -> np.ndarray:
     views = np.concatenate([ring, lattice])
     views[:, 0] = 180.0 - (180.0 - views[:, 0]) % 360.0
     return views
+
+
+def drawn(views: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count,) numbers of some of the (n, 2) viewpoints, for a subject that is not seen from all.
+
+    First, the same for all subjects, the anchors that are among them, the frontal view first, and
+    the other frontal views (within FRONTAL); then others drawn without replacement, in ascending
+    order.
+
+    Raises:
+        ValueError: `count` is less than the views that are always there, or more than n.
+    """
+    anchors = np.isclose(views[:, 0] % 45.0, 0) & np.isclose(views[:, 1], 0)
+    frontal = (np.abs(views) <= FRONTAL).all(axis=1) & ~anchors
+    always = np.concatenate([np.flatnonzero(anchors), np.flatnonzero(frontal)])
+    if not len(always) <= count <= len(views):
+        raise ValueError(f"of {len(views)} viewpoints, {len(always)} to {len(views)} can be drawn")
+    others = np.setdiff1d(np.arange(len(views)), always)
+    chosen = rng.choice(others, count - len(always), replace=False)
+    return np.concatenate([always, np.sort(chosen)])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from data_prep.identity import largest_face
-from data_prep.rendering.contact_sheet import on_white
+from data_prep.rendering.render import on_white
 from data_prep.scans import textured
 from data_prep.scans.parts import Part, Scan
-from spinmeround_jax import cameras
+from spinmeround_jax import cameras, schema
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import landmarks
 from spinmeround_jax.photo.prepare import Models
 
@@ -31,23 +32,19 @@ _MAX_RESIDUAL = 0.3
 _ZOOMS = (0.9, 1.5, 2.5, 4.0)  # of a scan that fills the frame, down to that of a whole person
 
 
-class AlignmentError(ValueError):
-    """The head cannot be put in its place; the message says why."""
-
-
 def similarity(points: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """(scale, rotation, offset) with targets ~ scale * rotation points + offset, least squares.
 
     Umeyama, "Least-squares estimation of transformation parameters", PAMI 1991, eqs. 40 to 42.
 
     Raises:
-        AlignmentError: points that are all in one place or on one line.
+        InputError: points that are all in one place or on one line.
     """
     centre, middle = points.mean(axis=0), targets.mean(axis=0)
     from_centre, from_middle = points - centre, targets - middle
     left, strengths, right = np.linalg.svd(from_middle.T @ from_centre)
     if strengths[1] < 1e-9 * max(strengths[0], 1e-30):
-        raise AlignmentError("its landmarks are all in one place, or on one line")
+        raise InputError("its landmarks are all in one place, or on one line")
     signs = np.array([1.0, 1.0, np.sign(np.linalg.det(left @ right))])
     rotation = left @ np.diag(signs) @ right
     scale = float((strengths * signs).sum() / (from_centre**2).sum())
@@ -58,36 +55,44 @@ def read_landmarks(path: pathlib.Path, scan: Scan) -> np.ndarray:
     """(5 or 68, 3) points from a JSON list of as many points [x, y, z], or numbers of vertices.
 
     Raises:
-        AlignmentError: naming the file.
+        InputError: naming the file.
     """
     wanted = (
         f"{path}: expected a JSON list of 5 or 68 points [x, y, z] in the mesh's coordinates, or of "
         "as many numbers of vertices, in the order of the mesh's file, counted from 0"
     )
     try:
-        values = np.array(json.loads(path.read_text()), np.float64)
+        values = np.array(schema.read(path, _LANDMARKS), np.float64)
     except Exception as error:  # the file can hold anything
-        raise AlignmentError(f"{wanted} ({error})") from error
+        raise InputError(f"{wanted} ({error})") from error
     if values.shape in ((5,), (68,)):
         if scan.numbered is None:
-            raise AlignmentError(
+            raise InputError(
                 f"{path}: numbers of vertices, but the mesh has {len(scan.parts)} pieces that are each "
                 "counted from 0; give points [x, y, z]"
             )
         count = len(scan.numbered)
         if (values != values.round()).any() or values.min() < 0 or values.max() >= count:
-            raise AlignmentError(f"{wanted}; the mesh has {count} vertices")
+            raise InputError(f"{wanted}; the mesh has {count} vertices")
         return scan.numbered[values.astype(int)]
     if values.shape not in ((5, 3), (68, 3)) or not np.isfinite(values).all():
-        raise AlignmentError(wanted)
+        raise InputError(wanted)
     return values
+
+
+def _point_or_vertex(value: Any, where: str) -> Any:
+    kind = schema.array(schema.number(), 3, 3) if isinstance(value, list) else schema.integer(0)
+    return kind(value, where)
+
+
+_LANDMARKS = schema.array(_point_or_vertex, 5, 68)
 
 
 def from_landmarks(points: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """The similarity that takes (5 or 68, 3) landmarks of a mesh to those of the mean head.
 
     Raises:
-        AlignmentError: they do not lie as on a head.
+        InputError: they do not lie as on a head.
     """
     model = landmarks.load_model()
     model = model if len(points) == len(model.mean) else model.of_five()
@@ -99,7 +104,7 @@ def _to_head(points: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray
     left = scale * points @ rotation.T + offset - targets
     residual = np.sqrt((left**2).sum() / ((targets - targets.mean(axis=0)) ** 2).sum())
     if residual > _MAX_RESIDUAL:
-        raise AlignmentError(
+        raise InputError(
             f"its landmarks do not lie as on a head (off by {residual:.0%} of their own size, "
             f"{_MAX_RESIDUAL:.0%} is the most); check their order, image left before right, and that "
             "they belong to this mesh"
@@ -116,11 +121,11 @@ def find(
         up, front: of AXES: where the top of the head and the face look in the mesh's coordinates.
 
     Raises:
-        AlignmentError: no face is seen.
+        InputError: no face is seen.
     """
     vertical, forward = AXES[up], AXES[front]
     if abs(vertical @ forward) > 0.5:
-        raise AlignmentError(f"--up {up} and --front {front} are the same axis")
+        raise InputError(f"--up {up} and --front {front} are the same axis")
     upright = np.stack([np.cross(vertical, forward), vertical, forward])
     vertices = np.concatenate([part.vertices for part in parts]) @ upright.T
     low, high = vertices.min(axis=0), vertices.max(axis=0)
@@ -135,7 +140,7 @@ def find(
             better = from_points(found)
             again = _seen(parts, models, better)
             return better if again is None else from_points(again)
-    raise AlignmentError(
+    raise InputError(
         f"no face is seen along {front} with {up} upward; give --up and --front as they are in this "
         "mesh, or its landmarks"
     )
@@ -150,7 +155,7 @@ def from_points(points: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     known = np.isfinite(points).all(axis=1)
     known[: _INNER.start] = False
     if known.sum() < 10:
-        raise AlignmentError("most landmarks of its face are in holes")
+        raise InputError("most landmarks of its face are in holes")
     points, targets = points[known], landmarks.load_model().mean[known]
     scale, rotation, offset = similarity(points, targets)
     errors = np.linalg.norm(scale * points @ rotation.T + offset - targets, axis=1)

@@ -6,7 +6,7 @@ import pathlib
 import re
 import unicodedata
 
-from data_prep.scans.parts import MeshError
+from spinmeround_jax.files import InputError
 
 
 def find(mesh: pathlib.Path, name: str) -> pathlib.Path:
@@ -17,7 +17,7 @@ def find(mesh: pathlib.Path, name: str) -> pathlib.Path:
     folder up. Nothing is read from further up.
 
     Raises:
-        MeshError: there is none, or several differ in case only.
+        InputError: there is none, or several differ in case only.
     """
     cleaned = name.strip().strip("\"'").strip().replace("\\", "/")
     steps = [step for step in cleaned.split("/") if step not in ("", ".")]
@@ -28,7 +28,7 @@ def find(mesh: pathlib.Path, name: str) -> pathlib.Path:
             found = _walk(mesh, name, [*place, steps[-1]])
             if found is not None and found.is_file():
                 return found
-    raise MeshError(
+    raise InputError(
         f"{mesh}: it needs the file {name.strip()!r}, which is not there; put it beside the mesh"
     )
 
@@ -46,7 +46,7 @@ def _walk(mesh: pathlib.Path, name: str, steps: list[str]) -> pathlib.Path | Non
         if not entries:
             return None
         if len(entries) > 1 and not exact:
-            raise MeshError(
+            raise InputError(
                 f"{mesh}: {name.strip()!r} may be {' or '.join(sorted(e.name for e in entries))}; "
                 "rename the other"
             )

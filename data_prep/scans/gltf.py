@@ -7,7 +7,6 @@ and 3.9.2). Light, metal and emission beside a base colour are not drawn.
 from __future__ import annotations
 
 import base64
-import json
 import pathlib
 import struct
 import urllib.parse
@@ -16,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.scans import companions
-from data_prep.scans.parts import Look, MeshError, Scan, Surface, assemble, read_texture
+from data_prep.scans.parts import Look, Scan, Surface, assemble, read_texture
+from spinmeround_jax import schema
+from spinmeround_jax.files import InputError
 
 _DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
@@ -37,12 +38,12 @@ class _File:
         chunk = None
         if content[:4] == b"glTF":
             content, chunk = _chunks(content)
-        self.tree: dict[str, Any] = json.loads(content.decode("utf-8-sig"))
+        self.tree: dict[str, Any] = schema.parse(content, schema.record({}), str(path))
         if str(self.tree["asset"]["version"]).split(".")[0] != "2":
-            raise MeshError(f"{path}: glTF {self.tree['asset']['version']}; only 2.0 is read")
+            raise InputError(f"{path}: glTF {self.tree['asset']['version']}; only 2.0 is read")
         for name in self.tree.get("extensionsRequired", []):
             if name not in _EXTENSIONS and not name.startswith("KHR_materials_"):
-                raise MeshError(f"{path}: needs the extension {name}; export it without")
+                raise InputError(f"{path}: needs the extension {name}; export it without")
         self.buffers = [
             chunk if "uri" not in buffer else self._uri(buffer["uri"])
             for buffer in self.tree.get("buffers", [])
@@ -74,7 +75,7 @@ class _File:
             return np.ndarray((count, width), dtype, content, where.get("byteOffset", 0), strides)
 
         if "bufferView" not in accessor:
-            raise MeshError(
+            raise InputError(
                 f"{self.path}: its geometry is compressed, or left out; export it again"
             )
         values = array(accessor, dtype, count, width).copy()
@@ -93,7 +94,7 @@ class _File:
         webp = texture.get("extensions", {}).get("EXT_texture_webp", {})
         index = webp.get("source", texture.get("source"))
         if index is None:
-            raise MeshError(
+            raise InputError(
                 f"{self.path}: a texture is of a kind that is not read; use PNG or JPEG"
             )
         if index not in self._images:
@@ -125,7 +126,7 @@ def read(path: pathlib.Path) -> Scan:
     """The triangles of the file's scene, one piece a primitive of a node.
 
     Raises:
-        MeshError: no faces, no colours, a file that it names is not there, an extension is not read.
+        InputError: no faces, no colours, a file that it names is not there, an extension is not read.
         Exception: of many kinds, where the file breaks the specification.
     """
     file = _File(path)
@@ -183,7 +184,7 @@ def _matrix(node: dict) -> np.ndarray:
 
 def _surface(file: _File, primitive: dict, pose: np.ndarray) -> Surface:
     if "KHR_draco_mesh_compression" in primitive.get("extensions", {}):
-        raise MeshError(f"{file.path}: its geometry is compressed; export it without Draco")
+        raise InputError(f"{file.path}: its geometry is compressed; export it without Draco")
     positions = file.accessor(primitive["attributes"]["POSITION"]).astype(np.float64)
     vertices = positions @ pose[:3, :3].T + pose[:3, 3]
     if "indices" in primitive:
@@ -208,12 +209,12 @@ def _look(file: _File, primitive: dict, faces: np.ndarray, count: int) -> Look:
     material = file.tree["materials"][primitive["material"]] if "material" in primitive else {}
     factor, reference = _base_colour(material)
     if factor is None and reference is None and "COLOR_0" not in attributes:
-        raise MeshError(f"{file.path}: has neither a texture nor colours of its vertices")
+        raise InputError(f"{file.path}: has neither a texture nor colours of its vertices")
     colours = np.tile(np.array(factor or (1.0,) * 4, np.float64)[:4], (count, 1))
     if "COLOR_0" in attributes:
         given = file.accessor(attributes["COLOR_0"])
         if given.dtype.kind not in "f":
-            raise MeshError(f"{file.path}: its COLOR_0 are integers that are not normalised")
+            raise InputError(f"{file.path}: its COLOR_0 are integers that are not normalised")
         colours[:, : given.shape[1]] *= given
     uv, texture, wrap = None, None, ("repeat", "repeat")
     if reference is not None:
@@ -237,7 +238,7 @@ def _look(file: _File, primitive: dict, faces: np.ndarray, count: int) -> Look:
             material.get("alphaCutoff", 0.5) if material["alphaMode"] == "MASK" else _TRANSPARENT
         )
         if (alpha < cutoff).any():
-            raise MeshError(
+            raise InputError(
                 f"{file.path}: material {material.get('name', '')!r} is partly transparent, as hair on "
                 "cards is; remove it, or bake it opaque"
             )
@@ -263,7 +264,7 @@ def _texture(
     transform = reference.get("extensions", {}).get("KHR_texture_transform", {})
     name = f"TEXCOORD_{transform.get('texCoord', reference.get('texCoord', 0))}"
     if name not in attributes:
-        raise MeshError(f"{file.path}: its texture needs {name}, which the mesh does not have")
+        raise InputError(f"{file.path}: its texture needs {name}, which the mesh does not have")
     uv = file.accessor(attributes[name]).astype(np.float64)
     turn = transform.get("rotation", 0.0)
     uv = uv * np.array(transform.get("scale", (1.0, 1.0)))

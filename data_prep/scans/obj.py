@@ -14,7 +14,8 @@ import numpy as np
 
 from data_prep.rendering import shading
 from data_prep.scans import companions
-from data_prep.scans.parts import Look, MeshError, Scan, Surface, assemble, read_texture
+from data_prep.scans.parts import Look, Scan, Surface, assemble, read_texture
+from spinmeround_jax.files import InputError
 
 # Options before the name of a texture: the most arguments that each takes; they are numbers, but for
 # those in _WORDS.
@@ -37,7 +38,7 @@ def read(path: pathlib.Path) -> Scan:
     texture: exporters write their default beside it.
 
     Raises:
-        MeshError: no faces, no colours, or a file that it names is not there.
+        InputError: no faces, no colours, or a file that it names is not there.
         ValueError, IndexError: lines that are no numbers.
     """
     positions: list[list[str]] = []
@@ -78,7 +79,7 @@ def read(path: pathlib.Path) -> Scan:
             materials |= read_materials(file)
     table = np.array(corners, np.int64).reshape(-1, 2)
     if len(table) and (table.min() < -1 or (table.max(axis=0) >= (len(vertices), len(uv))).any()):
-        raise MeshError(f"{path}: its faces have vertices that are not in the file")
+        raise InputError(f"{path}: its faces have vertices that are not in the file")
     surfaces = [
         _surface(
             path, name, materials.get(name or ""), np.array(faces), table, vertices, uv, colours
@@ -128,7 +129,7 @@ def _library_files(path: pathlib.Path, names: str) -> list[pathlib.Path]:
     """The files of a `mtllib` line: one, whose name may have spaces, or several."""
     try:
         return [companions.find(path, names)]
-    except MeshError:
+    except InputError:
         several = names.split()
         if len(several) == 1:
             raise
@@ -173,10 +174,10 @@ def _surface(
             look = Look(np.tile(np.float32(material.colour), (len(places), 1)))
         else:
             which = f"its material {name!r}" if name is not None else "it"
-            raise MeshError(f"{path}: {which} has neither a texture nor colours of its vertices")
+            raise InputError(f"{path}: {which} has neither a texture nor colours of its vertices")
     else:
         if texture.min() < 0:
-            raise MeshError(f"{path}: faces of material {name!r} have no texture coordinates")
+            raise InputError(f"{path}: faces of material {name!r} have no texture coordinates")
         file, scale, offset, wrap = _texture_line(path, image)
         pixels = np.asarray(read_texture(path, file).convert("RGB"))
         white = np.ones((len(places), 3), np.float32)
@@ -200,7 +201,7 @@ def _texture_line(
             values[option].append(value)
             rest = after.strip()
     if [float(v) for v in values.get("-mm", [])] not in ([], [0.0], [0.0, 1.0]):
-        raise MeshError(f"{path}: -mm of its texture changes colours; bake it into the image")
+        raise InputError(f"{path}: -mm of its texture changes colours; bake it into the image")
     return (
         companions.find(path, rest),
         np.array([float(v) for v in (*values.get("-s", []), "1", "1")[:2]]),

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.parametric.head import vertex_normals
+from spinmeround_jax.files import InputError
 
 _FORMATS = (
     "PNG",
@@ -22,10 +23,6 @@ _FORMATS = (
     "WEBP",
     "GIF",
 )  # Pillow also runs PostScript
-
-
-class MeshError(ValueError):
-    """A mesh file cannot be used; the message names it and says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,23 +83,23 @@ def assemble(
     seams of the texture nor borders of materials show.
 
     Raises:
-        MeshError: no faces, values that are not finite, or numbers of vertices that do not exist.
+        InputError: no faces, values that are not finite, or numbers of vertices that do not exist.
     """
     surfaces = [surface for surface in surfaces if len(surface.faces)]
     if not surfaces:
-        raise MeshError(f"{path}: has no faces; a cloud of points cannot be drawn")
+        raise InputError(f"{path}: has no faces; a cloud of points cannot be drawn")
     for surface in surfaces:
         look = surface.look
         if not np.isfinite(surface.vertices).all():
-            raise MeshError(f"{path}: has vertices that are not finite")
+            raise InputError(f"{path}: has vertices that are not finite")
         if surface.faces.min() < 0 or surface.faces.max() >= len(surface.vertices):
-            raise MeshError(f"{path}: its faces have vertices that are not in the file")
+            raise InputError(f"{path}: its faces have vertices that are not in the file")
         if not np.isfinite(look.colours).all():
-            raise MeshError(f"{path}: has colours that are not finite")
+            raise InputError(f"{path}: has colours that are not finite")
         if look.uv is not None and (
             look.uv.shape != (len(surface.vertices), 2) or not np.isfinite(look.uv).all()
         ):
-            raise MeshError(f"{path}: its texture coordinates are not finite, or not one a vertex")
+            raise InputError(f"{path}: its texture coordinates are not finite, or not one a vertex")
     starts = np.cumsum([0, *(len(surface.vertices) for surface in surfaces)])
     places, same = np.unique(
         np.concatenate([surface.vertices for surface in surfaces]), axis=0, return_inverse=True
@@ -121,7 +118,7 @@ def read_texture(path: pathlib.Path, source: pathlib.Path | bytes) -> Image.Imag
     """A texture of the mesh at `path`, decoded; turned by no EXIF tag, as texture coordinates expect it.
 
     Raises:
-        MeshError: no image, too large, or grey of more than 8 bits, which Pillow would clip.
+        InputError: no image, too large, or grey of more than 8 bits, which Pillow would clip.
     """
     name = source if isinstance(source, pathlib.Path) else "the image inside"
     try:
@@ -130,12 +127,12 @@ def read_texture(path: pathlib.Path, source: pathlib.Path | bytes) -> Image.Imag
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             image = Image.open(file, formats=_FORMATS)
             if image.mode.startswith(("I", "F")):
-                raise MeshError(
+                raise InputError(
                     f"{path}: {name} has more than 8 bits a channel; convert it to 8 bits"
                 )
             return image.convert("RGBA" if image.has_transparency_data else "RGB")
-    except MeshError:
+    except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds, and the file can hold anything
         reason = " ".join(str(error).split())
-        raise MeshError(f"{path}: its texture {name} cannot be read ({reason})") from error
+        raise InputError(f"{path}: its texture {name} cannot be read ({reason})") from error

@@ -15,7 +15,8 @@ import trimesh
 
 from data_prep.rendering import render, shading
 from data_prep.scans import companions, gltf, obj
-from data_prep.scans.parts import Look, MeshError, Part, Scan, Surface, assemble, read_texture
+from data_prep.scans.parts import Look, Part, Scan, Surface, assemble, read_texture
+from spinmeround_jax.files import InputError
 
 _LINEAR = shading.to_linear(np.arange(256) / 255.0).astype(np.float32)
 SUFFIXES = (".obj", ".ply", ".glb", ".gltf", ".off", ".stl")
@@ -25,24 +26,26 @@ def read(path: pathlib.Path) -> Scan:
     """A mesh file with its normals and colours.
 
     Raises:
-        MeshError: unreadable, without faces, not finite, without colours, or a file that it names is
+        InputError: unreadable, without faces, not finite, without colours, or a file that it names is
             not there.
     """
     readers = {".obj": obj.read, ".ply": _read_ply, ".glb": gltf.read, ".gltf": gltf.read}
     try:
         if not path.is_file():
-            raise MeshError(f"{path}: not a file")
+            raise InputError(f"{path}: not a file")
         reader = readers.get(path.suffix.lower())
         if reader is None:
-            raise MeshError(
+            raise InputError(
                 f"{path}: {path.suffix} files have neither a texture nor colours that are read; export "
                 "it as OBJ, PLY or GLB"
             )
         return reader(path)
-    except MeshError:
+    except InputError:
         raise
     except Exception as error:  # readers raise many kinds, and the file can hold anything
-        raise MeshError(f"{path}: not a readable mesh ({type(error).__name__}: {error})") from error
+        raise InputError(
+            f"{path}: not a readable mesh ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _read_ply(path: pathlib.Path) -> Scan:
@@ -58,7 +61,7 @@ def _read_ply(path: pathlib.Path) -> Scan:
     vertices, uv = np.asarray(mesh.vertices, np.float64), getattr(mesh.visual, "uv", None)
     if names and uv is not None:
         if len(names) > 1:
-            raise MeshError(
+            raise InputError(
                 f"{path}: has {len(names)} textures; bake them into one, or export as OBJ"
             )
         (name,) = names
@@ -70,7 +73,7 @@ def _read_ply(path: pathlib.Path) -> Scan:
         look = Look(_linear(mesh.visual.vertex_colors[:, :3]))
     else:
         hint = "; its header names no TextureFile" if uv is not None else ""
-        raise MeshError(f"{path}: has neither a texture nor colours of its vertices{hint}")
+        raise InputError(f"{path}: has neither a texture nor colours of its vertices{hint}")
     return assemble(path, [Surface(vertices, np.asarray(mesh.faces, np.int64), look)], numbered)
 
 

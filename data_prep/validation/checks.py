@@ -12,7 +12,8 @@ from PIL import Image
 
 from spinmeround_jax import cameras
 from spinmeround_jax.data import records, shards
-from spinmeround_jax.data.records import RecordError, ViewRecord
+from spinmeround_jax.data.records import ViewRecord
+from spinmeround_jax.files import InputError
 
 MAX_LENGTH_ERROR = 0.03  # of a normal: 8 bits a component round it by up to 0.7 %
 MAX_SHARE = 1e-3  # of a picture's pixels that may have a wrong length, for odd ones in thin hair
@@ -62,7 +63,7 @@ def check(task: Task) -> Findings:
                 )
         else:
             _check_subject(task, findings)
-    except RecordError as error:
+    except InputError as error:
         findings.faults.append(str(error))
     return findings
 
@@ -83,7 +84,7 @@ def _check_subject(task: Task, findings: Findings) -> None:
             start = time.thread_time()
             rgba, normals = records.decode_view(record, task.size, where)
             findings.decode_seconds += time.thread_time() - start
-        except RecordError as error:
+        except InputError as error:
             findings.faults.append(str(error))
             continue
         findings.records += 1
@@ -166,7 +167,7 @@ def picture_faults(record: ViewRecord, rgba: np.ndarray, normals: np.ndarray) ->
 
 
 def identity_faults(identity: np.ndarray, first: np.ndarray) -> Iterator[str]:
-    if abs(np.linalg.norm(identity) - 1.0) > 1e-3:
+    if not records.is_identity(identity):
         yield f"id_embedding has length {np.linalg.norm(identity):.4f}"
     if not np.array_equal(identity, first):
         yield "id_embedding differs from that of the subject's first view"

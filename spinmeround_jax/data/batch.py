@@ -17,15 +17,17 @@ class Batch:
 
     observed: (b, v) bool, True first; if any view is observed, view 0 is and shows the face.
     dropped: (b,) bool, guidance dropout: train without identity and observed images.
-    id_embedding: (b, 512) float32, unit length.
+    identity_dropped: (b,) bool, train without identity.
+    id_embedding: (b, 512) float32, unit length, or 0 where none is known.
     world_to_camera: (b, v, 4, 4) float32; relative to view 0 where configured and it is observed.
     images: (b, v, h, w, 3) float32 in [-1, 1], composited on the example's background.
-    normals: (b, v, h, w, 3) float32 in [-1, 1], in the head's frame; 0 on the background.
+    normals: (b, v, h, w, 3) float32 in [-1, 1], in the frame asked for; 0 on the background.
     moments: (b, v, 2, h, w, 2z) float32 posterior of images, then normals: scaled mean and deviation.
     """
 
     observed: np.ndarray
     dropped: np.ndarray
+    identity_dropped: np.ndarray
     id_embedding: np.ndarray
     world_to_camera: np.ndarray
     images: np.ndarray | None = None

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spinmeround_jax import sharding
+from spinmeround_jax.cameras import Frame
 from spinmeround_jax.data import latent_files, shards
 from spinmeround_jax.data.manifest import read_manifest
 from spinmeround_jax.data.subjects import SubjectSource, composite, read_views
@@ -28,9 +29,12 @@ def fingerprint(autoencoder: Autoencoder) -> str:
     return digest.hexdigest()
 
 
-def folder(directory: str | pathlib.Path, autoencoder: Autoencoder) -> pathlib.Path:
+def folder(
+    directory: str | pathlib.Path, autoencoder: Autoencoder, normals_frame: Frame
+) -> pathlib.Path:
     """Where in `directory` training keeps what this autoencoder made: runs that differ do not meet."""
-    return as_path(directory) / fingerprint(autoencoder)[:12]
+    name = fingerprint(autoencoder)[:12]
+    return as_path(directory) / (name if normals_frame == "world" else f"{name}_{normals_frame}")
 
 
 def cache_latents(
@@ -39,6 +43,7 @@ def cache_latents(
     data_directory: str | pathlib.Path,
     *,
     backgrounds: int,
+    normals_frame: Frame,
     split: str = "train",
     part: tuple[int, int] = (0, 1),
     batch_size: int = 32,
@@ -49,17 +54,18 @@ def cache_latents(
 
     Args:
         backgrounds: random colours per subject, each the same in all its views; beside white.
+        normals_frame: of the model that will be trained on them.
         part: (i, n) takes every n-th shard from the i-th on, so that n machines share the work.
         batch_size: pictures encoded at once, rounded up to the number of devices.
 
     Raises:
-        RecordError: damaged data, or `directory` holds latents of something else.
+        InputError: damaged data, or `directory` holds latents of something else.
     """
     directory, (first, step) = as_path(directory), part
     if not 0 <= first < step or backgrounds < 0:
         raise ValueError(f"part {first}/{step} needs 0 <= i < n, backgrounds {backgrounds} >= 0")
     source = SubjectSource(data_directory, split)
-    description = describe(autoencoder, data_directory, backgrounds)
+    description = describe(autoencoder, data_directory, backgrounds, normals_frame)
     latent_files.write_description(directory, description)
     encode = _encoder(autoencoder, batch_size)
     todo = [
@@ -79,15 +85,19 @@ def check_cache(
     data_directory: str | pathlib.Path,
     *,
     backgrounds: int,
+    normals_frame: Frame,
 ) -> None:
-    """Raises RecordError unless `directory` was written by `cache_latents` of the same."""
+    """Raises InputError unless `directory` was written by `cache_latents` of the same."""
     directory = as_path(directory)
-    wanted = describe(autoencoder, data_directory, backgrounds)
+    wanted = describe(autoencoder, data_directory, backgrounds, normals_frame)
     latent_files.check_same(directory, latent_files.read_description(directory), wanted)
 
 
 def describe(
-    autoencoder: Autoencoder, data_directory: str | pathlib.Path, backgrounds: int
+    autoencoder: Autoencoder,
+    data_directory: str | pathlib.Path,
+    backgrounds: int,
+    normals_frame: Frame,
 ) -> latent_files.Description:
     """What the latents of a data set will be."""
     manifest = read_manifest(data_directory)
@@ -99,6 +109,7 @@ def describe(
         latent_shape=(size, size, autoencoder.config.latent_channels),
         backgrounds=backgrounds,
         seed=manifest["seed"],
+        normals_frame=normals_frame,
     )
 
 
@@ -115,7 +126,11 @@ def _cache_shard(
     with latent_files.shard_writer(directory, index, description, id_embedding, colours) as moments:
         for row in range(len(index.subjects)):
             _, rgba, normals = read_views(
-                index, row, range(description.views), description.image_size
+                index,
+                row,
+                range(index.offsets.shape[1]),
+                description.image_size,
+                description.normals_frame,
             )
             on_colours = [composite(rgba, c)[0] for c in (np.ones(3), *colours[row])]
             pictures = np.stack(

@@ -2,7 +2,8 @@
 
     latents.json                        made from which data by which autoencoder, see `Description`
     train-00000-of-00008.moments.npy    (S, V, 2 + k, h, w, 2z) float16
-    train-00000-of-00008.subjects.npz   subjects (S,) str, id_embedding (S, 512), colours (S, k, 3)
+    train-00000-of-00008.subjects.npz   subjects (S,) str, id_embedding (S, 512), colours (S, k, 3),
+                                        crc32 (S, V, 2 + k) uint32 of each view's moments
 
 One pair of files for each TFRecord shard, with its S subjects of V views in the same order. Third
 axis of the moments: the normal map, the image on white, the image on each of the subject's k
@@ -18,17 +19,30 @@ import io
 import json
 import math
 import pathlib
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from spinmeround_jax.data.records import ID_EMBEDDING_SIZE, RecordError
+from spinmeround_jax import schema
+from spinmeround_jax.data.records import ID_EMBEDDING_SIZE
 from spinmeround_jax.data.shards import ShardIndex
-from spinmeround_jax.files import as_path, begun, publish, read_ranges, write_atomically
+from spinmeround_jax.files import (
+    InputError,
+    allocate,
+    as_path,
+    begun,
+    naming,
+    publish,
+    read_bytes,
+    read_ranges,
+    write_atomically,
+)
 
 SCHEMA_VERSION = 1
 NORMALS, ON_WHITE = 0, 1  # then the colours
+_MAX_SUBJECTS_BYTES = 1 << 30
 _REMEDY = "delete the folder and write it again (data_prep.cache_latents, or train does it)"
 
 
@@ -42,10 +56,11 @@ class Description:
     latent_shape: tuple[int, int, int]  # h, w, z
     backgrounds: int  # k random colours per subject, beside white
     seed: int  # of the data set; the colours depend on it
+    normals_frame: str  # of the normal maps, see cameras.Frame
 
     @property
     def moments_shape(self) -> tuple[int, ...]:
-        """Of one subject."""
+        """Of one subject; of a split with another number of views, that number comes first."""
         height, width, channels = self.latent_shape
         return self.views, 2 + self.backgrounds, height, width, 2 * channels
 
@@ -54,7 +69,7 @@ def write_description(directory: pathlib.Path, description: Description) -> None
     """Begin or continue a folder.
 
     Raises:
-        RecordError: it holds latents of other data or of another autoencoder.
+        InputError: it holds latents of other data or of another autoencoder.
     """
     path = directory / "latents.json"
     if path.exists():
@@ -66,27 +81,41 @@ def write_description(directory: pathlib.Path, description: Description) -> None
 
 
 def check_same(path: pathlib.Path, found: Description, wanted: Description) -> None:
-    """Raises RecordError naming what differs."""
+    """Raises InputError naming what differs."""
     pairs = zip(dataclasses.asdict(found).items(), dataclasses.asdict(wanted).values(), strict=True)
     if changed := [f"{name} was {a}, is {b}" for (name, a), b in pairs if a != b]:
-        raise RecordError(f"{path}: {'; '.join(changed)}; {_REMEDY}")
+        raise InputError(f"{path}: {'; '.join(changed)}; {_REMEDY}")
 
 
 def read_description(directory: pathlib.Path) -> Description:
-    """Raises RecordError where there is none, or a damaged one."""
+    """Raises InputError where there is none, or a damaged one."""
     path = directory / "latents.json"
     try:
-        content = json.loads(path.read_text())
-        if content.pop("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"this code reads schema version {SCHEMA_VERSION}")
-        content["latent_shape"] = tuple(map(int, content["latent_shape"]))
-        return Description(**content)
+        content = schema.read(path, _DESCRIPTION, max_bytes=1 << 16)
     except FileNotFoundError as error:
-        raise RecordError(
+        raise InputError(
             f"{path}: no such file; write latents with data_prep.cache_latents"
         ) from error
-    except Exception as error:  # whatever stands there
-        raise RecordError(f"{path}: unreadable ({error}); {_REMEDY}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{error}; {_REMEDY}") from error
+    del content["schema_version"]
+    content.setdefault("normals_frame", "world")  # before there was a choice
+    return Description(**{**content, "latent_shape": tuple(content["latent_shape"])})
+
+
+_DESCRIPTION = schema.record(
+    {
+        "schema_version": schema.one_of(SCHEMA_VERSION),
+        "autoencoder": schema.text(),
+        "image_size": schema.integer(1, 1 << 16),
+        "views": schema.integer(1, 1 << 16),
+        "latent_shape": schema.array(schema.integer(1, 1 << 16), 3, 3),
+        "backgrounds": schema.integer(0, 1 << 16),
+        "seed": schema.integer(0),
+    },
+    {"normals_frame": schema.one_of("world", "camera")},
+    closed=True,
+)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -111,21 +140,25 @@ def shard_writer(
     id_embedding: np.ndarray,
     colours: np.ndarray,
 ) -> Iterator[np.ndarray]:
-    """Yields the (S, *moments_shape) float16 map to fill; only then the files get their names.
+    """Yields the (S, V, ...) float16 map to fill; only then the files get their names.
 
     Args:
         id_embedding: (S, 512) float32.
         colours: (S, k, 3) float32 in [0, 1].
     """
     moments_path, subjects_path = paths(directory, index.path)
-    shape = (len(index.subjects), *description.moments_shape)
-    with begun(moments_path, unique=True) as unfinished:
-        moments = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
+    shape = (*index.offsets.shape, *description.moments_shape[1:])
+    with begun(moments_path) as unfinished:
+        with naming(moments_path):
+            moments = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
+            allocate(unfinished)
         yield moments
+        crc32 = np.array([zlib.crc32(block) for block in moments.reshape(-1, *shape[3:])])
         moments.flush()
         del moments
         publish(unfinished, moments_path)
         facts = {"subjects": index.subjects, "id_embedding": id_embedding, "colours": colours}
+        facts["crc32"] = crc32.astype(np.uint32).reshape(shape[:3])
         buffer = io.BytesIO()
         np.savez(buffer, **facts)
         write_atomically(subjects_path, buffer.getvalue())  # last: see `is_complete`
@@ -135,7 +168,7 @@ class LatentSource:
     """Random access to the latents of the given shards.
 
     Raises:
-        RecordError: a shard's latents are missing, damaged, or of other subjects.
+        InputError: a shard's latents are missing, damaged, or of other subjects.
     """
 
     def __init__(self, directory: str | pathlib.Path, indexes: Sequence[ShardIndex]):
@@ -169,20 +202,23 @@ class LatentSource:
 
     def _open(self, index: ShardIndex) -> tuple[_Moments, np.ndarray]:
         moments_path, subjects_path = paths(self.directory, index.path)
-        shape = (len(index.subjects), *self.description.moments_shape)
+        shape = (*index.offsets.shape, *self.description.moments_shape[1:])
         try:
             moments = _Moments(moments_path)
             if moments.shape != shape or moments.dtype != np.float16:
                 raise ValueError(f"holds {moments.shape} {moments.dtype}, expected {shape} float16")
-            content = io.BytesIO(subjects_path.read_bytes())
+            content = io.BytesIO(read_bytes(subjects_path, _MAX_SUBJECTS_BYTES))
             with np.load(content, allow_pickle=False) as stored:
                 subjects, id_embedding = stored["subjects"], stored["id_embedding"]
+                moments.crc32 = stored.get("crc32")  # None in folders of before there were any
             if not np.array_equal(subjects, index.subjects):
                 raise ValueError(f"subjects differ from those of {index.path}")
             if id_embedding.shape != (len(subjects), ID_EMBEDDING_SIZE):
                 raise ValueError(f"identities are {id_embedding.shape}")
+            if moments.crc32 is not None and moments.crc32.shape != shape[:3]:
+                raise ValueError(f"checksums are {moments.crc32.shape}")
         except Exception as error:  # numpy, zip and its header parser each have their own
-            raise RecordError(f"{moments_path}: unusable latents ({error}); {_REMEDY}") from error
+            raise InputError(f"{moments_path}: unusable latents ({error}); {_REMEDY}") from error
         return moments, id_embedding
 
 
@@ -192,6 +228,8 @@ class _Moments:
     It is not mapped into memory: that brings in pages one by one, or, with read-ahead, ten times what
     is used; and a bucket cannot be mapped.
     """
+
+    crc32: np.ndarray | None = None  # (S, V, 2 + k) of the blocks
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -211,17 +249,18 @@ class _Moments:
         self, row: int, views: Sequence[int], kinds: Sequence[int], moments: np.ndarray
     ) -> None:
         """Fills (v, kinds, h, w, 2z) float32."""
-        ranges = []
-        for view in views:
-            for kind in kinds:
-                number = (row * self.shape[1] + int(view)) * self.shape[2] + kind
-                start = self._start + number * self._block
-                ranges.append((start, start + self._block))
+        places = [(row, int(view), kind) for view in views for kind in kinds]
+        numbers = [int(np.ravel_multi_index(place, self.shape[:3])) for place in places]
+        starts = [self._start + number * self._block for number in numbers]
+        ranges = [(start, start + self._block) for start in starts]
         try:
             blocks = read_ranges(self._path, ranges)
         except OSError as error:
-            raise RecordError(f"{self._path}: cannot be read ({error}); {_REMEDY}") from error
-        for block, target in zip(blocks, moments.reshape(-1, *self.shape[3:]), strict=True):
+            raise InputError(f"{self._path}: cannot be read ({error}); {_REMEDY}") from error
+        targets = moments.reshape(-1, *self.shape[3:])
+        for place, block, target in zip(places, blocks, targets, strict=True):
             if len(block) != self._block:
-                raise RecordError(f"{self._path}: became shorter while it was read; {_REMEDY}")
+                raise InputError(f"{self._path}: became shorter while it was read; {_REMEDY}")
+            if self.crc32 is not None and zlib.crc32(block) != self.crc32[place]:
+                raise InputError(f"{self._path}: wrong checksum at {list(place)}; {_REMEDY}")
             target[...] = np.frombuffer(block, self.dtype).reshape(target.shape)

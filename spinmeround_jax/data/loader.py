@@ -7,6 +7,7 @@ was interrupted, and the processes of a multi-host run together see what one wou
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import multiprocessing
@@ -14,7 +15,8 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import grain
@@ -27,6 +29,7 @@ from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.batch import Batch
 from spinmeround_jax.data.latent_files import LatentSource
 from spinmeround_jax.data.subjects import SubjectSource, composite_into
+from spinmeround_jax.files import InputError
 
 if TYPE_CHECKING:  # the config imports the models, which worker processes can do without
     from spinmeround_jax.config import DataConfig, StageConfig
@@ -70,8 +73,10 @@ class _Sampler:
     max_frontal_pitch: float
     random_background: float
     guidance_dropout: float
+    identity_dropout: float
     relative_cameras: bool
     skip_corrupt: bool
+    normals_frame: cameras.Frame
     latents: LatentSource | None
 
     def __call__(
@@ -113,12 +118,12 @@ class _Sampler:
                 facts = self._example(n, subject, rng, room)
                 all_faults += faults
                 return facts
-            except records.RecordError as error:
+            except InputError as error:
                 if not self.skip_corrupt:
                     raise
                 faults.append(str(error))
                 if len(faults) == _MAX_SUBSTITUTES:
-                    raise records.RecordError(
+                    raise InputError(
                         f"{len(faults)} unreadable subjects in a row, the last: {error}"
                     ) from error
 
@@ -141,6 +146,7 @@ class _Sampler:
         random_background = rng.random() < self.random_background
         colour = rng.random(3)
         dropped = rng.random() < self.guidance_dropout
+        identity_dropped = rng.random() < self.identity_dropout
 
         if self.latents:
             stored = self.latents.description.backgrounds
@@ -152,7 +158,9 @@ class _Sampler:
             for i, record in enumerate(found):
                 where = index.where(row, record.view)
                 size = self.source.image_size
-                rgba, _ = records.decode_view(record, size, where, room["normals"][i])
+                rgba, _ = records.decode_view(
+                    record, size, where, room["normals"][i], self.normals_frame
+                )
                 composite_into(room["images"][i], rgba, background)
             id_embedding = found[0].id_embedding
         world_to_camera = index.world_to_camera[row, chosen]
@@ -161,6 +169,7 @@ class _Sampler:
         return {
             "observed": np.arange(self.views) < observed,
             "dropped": np.bool_(dropped),
+            "identity_dropped": np.bool_(identity_dropped),
             "id_embedding": id_embedding,
             "world_to_camera": world_to_camera,
         }
@@ -208,14 +217,16 @@ class Loader(grain.DatasetIterator[Batch]):
 
         Raises:
             StopIteration: after the steps of all stages.
-            records.RecordError: a damaged record; the same one again if called again.
+            InputError: a damaged record; the same one again if called again.
         """
         self._assert_not_closed()
         if self.step >= len(self):
             self._stop()
             raise StopIteration
+        starts = self._iterator is None and self._workers > 0
         try:
-            element = next(self._start())
+            with _inherited_block() if starts else contextlib.nullcontext():
+                element = next(self._start())
         except StopIteration as error:  # must not pass for the end of the run
             self._stop()
             raise RuntimeError(f"the loader ended at step {self.step} of {len(self)}") from error
@@ -282,6 +293,17 @@ class Loader(grain.DatasetIterator[Batch]):
             self._iterator = None
 
 
+@contextlib.contextmanager
+def _inherited_block() -> Iterator[None]:
+    """Processes started within are not ended by SIGTERM or SIGINT; see `_begin_worker`, which is later."""
+    resource_tracker.ensure_running()  # it would unblock them when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _default_profiling_flag() -> None:
     """Grain 0.2.18 reads this flag unguarded: an error where absl parses no flags (grain#1355)."""
     name = "grain_enable_multiprocess_worker_profiling"
@@ -312,6 +334,7 @@ def make_loader(
     batch_size: int,
     views: int,
     seed: int,
+    normals_frame: cameras.Frame,
     split: str = "train",
     process_index: int = 0,
     process_count: int = 1,
@@ -323,11 +346,12 @@ def make_loader(
         batch_size: examples over all processes; each process yields its contiguous share of every
             batch, so that shares in process order are the batch of a single process.
         seed: in [0, 2^32).
+        normals_frame: of the batches' normals, and of the latents.
         latents: a folder written by `latent_cache`; batches then hold moments instead of pictures.
 
     Raises:
         ValueError: arguments that contradict each other or the data, naming them.
-        records.RecordError: no usable data in `config.directory`, or no usable latents.
+        InputError: no usable data in `config.directory`, or no usable latents.
     """
     if not 0 <= process_index < process_count or batch_size < 1 or batch_size % process_count:
         raise ValueError(
@@ -338,7 +362,7 @@ def make_loader(
         raise ValueError(
             f"data.workers {config.workers} and prefetch {config.prefetch} must be >= 0"
         )
-    for name in ("random_background", "guidance_dropout"):
+    for name in ("random_background", "guidance_dropout", "identity_dropout"):
         if not 0.0 <= getattr(config, name) <= 1.0:
             raise ValueError(f"data.{name} must be a probability, got {getattr(config, name)}")
     for stage in stages:
@@ -350,6 +374,11 @@ def make_loader(
     if not 0 < views <= source.views:
         raise ValueError(f"views must be in 1..{source.views} (stored per subject), got {views}")
     latent_source = LatentSource(latents, source.indexes) if latents else None
+    if latent_source and latent_source.description.normals_frame != normals_frame:
+        raise ValueError(
+            f"{latents} holds latents of normals in the {latent_source.description.normals_frame} "
+            f"frame, the model has them in the {normals_frame} frame; write them anew"
+        )
     if latent_source and config.random_background and not latent_source.description.backgrounds:
         raise ValueError(
             f"{latents} holds latents on white only: set data.random_background to 0, or write "
@@ -368,8 +397,10 @@ def make_loader(
         max_frontal_pitch=config.max_frontal_pitch,
         random_background=config.random_background,
         guidance_dropout=config.guidance_dropout,
+        identity_dropout=config.identity_dropout,
         relative_cameras=config.relative_cameras,
         skip_corrupt=config.skip_corrupt,
+        normals_frame=normals_frame,
         latents=latent_source,
     )
     if any(any(stage.observed) for stage in stages):

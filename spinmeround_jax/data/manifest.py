@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from spinmeround_jax import cameras
+from spinmeround_jax import cameras, schema
 from spinmeround_jax.data import shards
-from spinmeround_jax.data.records import SCHEMA_VERSION, RecordError, version_message
-from spinmeround_jax.files import as_path, write_atomically
+from spinmeround_jax.data.records import SCHEMA_VERSION, version_message
+from spinmeround_jax.files import InputError, as_path, write_atomically
 
 
 def shard_name(split: str, shard: int, count: int) -> str:
@@ -29,10 +28,10 @@ def write_manifest(directory: str | os.PathLike[str], mapping: Mapping[str, Any]
     `sha256` of each shard, `counts` of each split, and the range of the `cameras`.
 
     Raises:
-        RecordError: naming the entry that is missing or malformed.
+        InputError: naming the entry that is missing or malformed.
     """
     path = as_path(directory) / "manifest.json"
-    manifest = {"schema_version": SCHEMA_VERSION, **mapping}
+    manifest = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **mapping}))
     _check_manifest(manifest, path)
     manifest |= _told_by_indexes(path.parent, manifest["splits"])
     write_atomically(path, (json.dumps(manifest, indent=2) + "\n").encode())
@@ -42,19 +41,24 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked content of manifest.json.
 
     Raises:
-        RecordError: no manifest, not JSON, a missing or malformed entry, another schema version.
+        InputError: no manifest, not JSON, a missing or malformed entry, another schema version.
     """
     path = as_path(directory) / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = schema.read(path, schema.record({}), max_bytes=1 << 30)
     except FileNotFoundError as error:
-        raise RecordError(
+        raise InputError(
             f"{path}: no such file; {directory} is no finished data set, write one with data_prep"
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: unreadable ({error}); write it again") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{error}; write it again (manifest.json)") from error
     _check_manifest(manifest, path)
     return manifest
+
+
+def views_of(manifest: Mapping[str, Any], split: str) -> int:
+    """Records of each subject in a split."""
+    return manifest.get("split_views", {}).get(split, manifest["views"])
 
 
 def _told_by_indexes(
@@ -86,38 +90,30 @@ def _told_by_indexes(
     return entries
 
 
-def _check_manifest(manifest: Any, path: pathlib.Path) -> None:
-    if not isinstance(manifest, dict):
-        raise RecordError(f"{path}: expected a JSON object")
+def _check_manifest(manifest: Mapping[str, Any], path: pathlib.Path) -> None:
     if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise RecordError(version_message(str(path), manifest.get("schema_version")))
-    for name, kind in (
-        ("image_size", int),
-        ("views", int),
-        ("seed", int),
-        ("source", str),
-        ("license", str),
-        ("splits", dict),
-    ):
-        value = manifest.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise RecordError(f"{path}: {name!r} must be {kind.__name__}, got {value!r}")
-    if min(manifest["image_size"], manifest["views"]) < 1:
-        raise RecordError(f"{path}: image_size and views must be positive")
-    for split, entries in manifest["splits"].items():
-        if not isinstance(entries, list):
-            raise RecordError(f"{path}: split {split!r} must be a list of shards")
-        for shard in entries:
-            if (
-                not isinstance(shard, dict)
-                or not isinstance(shard.get("file"), str)
-                or not isinstance(shard.get("subjects"), int)
-                or pathlib.PurePath(shard["file"]).name != shard["file"]  # stays in this folder
-                or not isinstance(shard.get("bytes", 0), int)
-                or not re.fullmatch("[0-9a-f]{64}|", str(shard.get("sha256", "")))
-            ):
-                raise RecordError(
-                    f"{path}: split {split!r} lists {shard!r}, "
-                    'expected {"file": name in this folder, "subjects": count} and, '
-                    'if known, "bytes" and "sha256"'
-                )
+        raise InputError(version_message(str(path), manifest.get("schema_version")))
+    try:
+        _MANIFEST(manifest, "")
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+_SHARD = schema.record(
+    {
+        "file": schema.text(r"(?!\.{1,2}$)[^/\\]+", longest=255),  # stays in this folder
+        "subjects": schema.integer(0),
+    },
+    {"bytes": schema.integer(0), "sha256": schema.text("[0-9a-f]{64}|")},
+)
+_MANIFEST = schema.record(
+    {
+        "image_size": schema.integer(1, 1 << 16),
+        "views": schema.integer(1, 1 << 20),
+        "seed": schema.integer(),
+        "source": schema.text(),
+        "license": schema.text(),
+        "splits": schema.mapping(schema.array(_SHARD)),
+    },
+    {"split_views": schema.mapping(schema.integer(1, 1 << 20))},
+)

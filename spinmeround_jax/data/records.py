@@ -1,7 +1,7 @@
 """One view of one subject as a `tf.train.Example`, without TensorFlow: the storage schema.
 
 `shards` puts records into files, `docs/data_format.md` documents every field; `SCHEMA_VERSION`
-changes with it. Everything read is checked and every fault is a `RecordError` that names file and
+changes with it. Everything read is checked and every fault is an `InputError` that names file and
 record: a bad disk costs a message, never a hang or a wrong picture.
 """
 
@@ -17,8 +17,10 @@ import numpy as np
 from google.protobuf import message
 from PIL import Image
 
+from spinmeround_jax import cameras
 from spinmeround_jax.data import tfrecord
-from spinmeround_jax.data.tfrecord import REPAIR, RecordError
+from spinmeround_jax.data.tfrecord import REPAIR
+from spinmeround_jax.files import InputError
 
 SCHEMA_VERSION = 1
 ID_EMBEDDING_SIZE = 512
@@ -37,7 +39,8 @@ class ViewRecord:
     image: PNG or WebP, (size, size, 4) RGBA, 8 bits, straight alpha.
     normals: PNG or lossless WebP, RGB as of `encode_normals` or RGBA as of `encode_view`.
     world_to_camera: (4, 4) float32, see `cameras`; yaw and pitch are its angles in degrees.
-    id_embedding: (512,) float32 ArcFace vector of unit length, the same in all views of a subject.
+    id_embedding: (512,) float32 of a face recogniser, unit length, the same in all views of a
+        subject; 0 if there is none.
     """
 
     subject: str
@@ -186,29 +189,38 @@ def _webp(pixels: np.ndarray, **options: Any) -> bytes:
 
 
 def decode_view(
-    record: ViewRecord, size: int, where: str, normals: np.ndarray | None = None
+    record: ViewRecord,
+    size: int,
+    where: str,
+    normals: np.ndarray | None = None,
+    frame: cameras.Frame = "world",
 ) -> tuple[np.ndarray, np.ndarray]:
     """The pictures of a record, however they are stored.
 
     Args:
         normals: (size, size, 3) float32 contiguous array to fill and return.
+        frame: of the normals returned: the head's, in which they are stored, or the view's camera.
 
     Returns:
-        (size, size, 4) uint8 RGBA with straight alpha, and (size, size, 3) float32 world-space
-        normals of at most unit length, 0 on the background.
+        (size, size, 4) uint8 RGBA with straight alpha, and (size, size, 3) float32 normals of at most
+        unit length, 0 on the background.
 
     Raises:
-        RecordError: naming `where`, if one cannot be decoded or has another size.
+        InputError: naming `where`, if one cannot be decoded or has another size.
     """
     rgba = decode_image(record.image, size, where)
     stored = _decode(record.normals, size, ("RGB", "RGBA"), where)
     if normals is None:
         normals = np.empty((size, size, 3), np.float32)
     if stored.shape[2] == 3:
-        normals[...] = _components(stored)
+        found = _components(stored)
+        if frame == "camera":
+            found = cameras.normals_to_camera(found, record.world_to_camera)
+        normals[...] = found
         return rgba, normals
-    # One look-up per pixel, in a table turned to the world's frame: R + 256 G.
-    table = disc() @ np.asarray(record.world_to_camera, np.float32)[:3, :3]
+    # One look-up per pixel, in a table of camera-space vectors turned to `frame`: R + 256 G.
+    turn = np.eye(3) if frame == "camera" else np.asarray(record.world_to_camera)[:3, :3]
+    table = disc() @ turn.astype(np.float32)
     table[0] = 0.0  # where no normal is known
     codes = stored.reshape(-1, 4).view("<u2")[:, 0].astype(np.intp)
     vectors = normals.reshape(-1, 3)
@@ -220,7 +232,7 @@ def decode_view(
 
 
 def decode_image(encoded: bytes, size: int, where: str) -> np.ndarray:
-    """(size, size, 4) uint8 RGBA of `ViewRecord.image`; RecordError naming `where` if it is not."""
+    """(size, size, 4) uint8 RGBA of `ViewRecord.image`; InputError naming `where` if it is not."""
     return _decode(encoded, size, ("RGBA",), where)
 
 
@@ -243,15 +255,15 @@ def _decode(encoded: bytes, size: int, modes: tuple[str, ...], where: str) -> np
         # The size is in the header, so that a picture of 60000 x 60000 is refused before decoding.
         with Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image:
             if image.size != (size, size) or image.mode not in modes:
-                raise RecordError(
+                raise InputError(
                     f"{where}: {image.mode} image of {image.size[0]}x{image.size[1]}, "
                     f"expected {' or '.join(modes)} {size}x{size}; {REPAIR}"
                 )
             return np.array(image)
-    except RecordError:
+    except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, ...
-        raise RecordError(f"{where}: undecodable image ({error}); {REPAIR}") from error
+        raise InputError(f"{where}: undecodable image ({error}); {REPAIR}") from error
 
 
 def header_of(encoded: bytes, where: str) -> tuple[int, int, str]:
@@ -300,19 +312,19 @@ def serialize(record: ViewRecord) -> bytes:
 
 
 def parse(data: bytes, where: str) -> ViewRecord:
-    """The record in `data`; RecordError naming `where` if it is not one of this version."""
+    """The record in `data`; InputError naming `where` if it is not one of this version."""
     try:
         feature = tfrecord.example_class().FromString(data).features.feature
     except message.DecodeError as error:
-        raise RecordError(f"{where}: not a tf.train.Example ({error}); {REPAIR}") from error
+        raise InputError(f"{where}: not a tf.train.Example ({error}); {REPAIR}") from error
 
     def values(name: str, kind: str, count: int) -> Sequence[Any]:
         if name not in feature:
-            raise RecordError(f"{where}: field {name!r} is missing; {REPAIR}")
+            raise InputError(f"{where}: field {name!r} is missing; {REPAIR}")
         found = feature[name].WhichOneof("kind")
         items = getattr(feature[name], kind).value
         if found != kind or len(items) != count:
-            raise RecordError(
+            raise InputError(
                 f"{where}: field {name!r} holds {len(items)} values of {found}, "
                 f"expected {count} of {kind}; {REPAIR}"
             )
@@ -321,21 +333,21 @@ def parse(data: bytes, where: str) -> ViewRecord:
     def floats(name: str, count: int) -> np.ndarray:
         array = np.array(values(name, "float_list", count), np.float32)
         if not np.isfinite(array).all():
-            raise RecordError(f"{where}: field {name!r} is not finite; {REPAIR}")
+            raise InputError(f"{where}: field {name!r} is not finite; {REPAIR}")
         return array
 
     def text(name: str) -> str:
         try:
             return values(name, "bytes_list", 1)[0].decode()
         except UnicodeDecodeError as error:
-            raise RecordError(f"{where}: field {name!r} is not UTF-8; {REPAIR}") from error
+            raise InputError(f"{where}: field {name!r} is not UTF-8; {REPAIR}") from error
 
     version = values("schema_version", "int64_list", 1)[0]
     if version != SCHEMA_VERSION:
-        raise RecordError(version_message(where, version))
+        raise InputError(version_message(where, version))
     id_embedding = floats("id_embedding", ID_EMBEDDING_SIZE)
-    if abs(np.linalg.norm(id_embedding) - 1.0) > 1e-3:
-        raise RecordError(f"{where}: id_embedding is not of unit length; {REPAIR}")
+    if not is_identity(id_embedding):
+        raise InputError(f"{where}: id_embedding is neither of unit length nor 0; {REPAIR}")
     return ViewRecord(
         subject=text("subject"),
         view=values("view", "int64_list", 1)[0],
@@ -348,6 +360,13 @@ def parse(data: bytes, where: str) -> ViewRecord:
         source=text("source"),
         license=text("license"),
     )
+
+
+def is_identity(id_embedding: np.ndarray) -> bool:
+    """Whether it is (ID_EMBEDDING_SIZE,) of unit length, or 0: no identity."""
+    if id_embedding.shape != (ID_EMBEDDING_SIZE,):
+        return False
+    return not id_embedding.any() or bool(abs(np.linalg.norm(id_embedding) - 1.0) < 1e-3)
 
 
 def version_message(where: str, version: Any) -> str:

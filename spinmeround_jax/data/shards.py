@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -21,18 +22,21 @@ import numpy as np
 
 from spinmeround_jax import cameras
 from spinmeround_jax.data import records, tfrecord
-from spinmeround_jax.data.records import RecordError, ViewRecord
+from spinmeround_jax.data.records import ViewRecord
 from spinmeround_jax.data.tfrecord import REPAIR
 from spinmeround_jax.files import (
+    InputError,
     as_path,
     begun,
     is_local,
     publish,
     read_at_random,
+    read_bytes,
     read_ranges,
     write_atomically,
 )
 
+_MAX_INDEX_BYTES = 1 << 30
 _logger = logging.getLogger(__name__)
 
 
@@ -51,7 +55,7 @@ def scan(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, ViewRecord]]:
     with _open(path) as file:
         file_size = _size(file)
         if file_size == 0:
-            raise RecordError(f"{path}: the shard is empty (0 bytes); {REPAIR}")
+            raise InputError(f"{path}: the shard is empty (0 bytes); {REPAIR}")
         while offset < file_size:
             where = _where(path, offset, number)
             data = tfrecord.read_frame(file, file_size, offset, where)
@@ -70,7 +74,7 @@ def _read_view(
 
 def _parse_view(data: bytes, path: pathlib.Path, length: int, where: str) -> ViewRecord:
     if len(data) != length:
-        raise RecordError(
+        raise InputError(
             f"{where}: holds {len(data)} bytes, the index says {length}; "
             f"delete {index_path(path).name}, it will be rebuilt"
         )
@@ -85,7 +89,7 @@ def _open(path: pathlib.Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise RecordError(f"{path}: cannot be opened ({error.strerror}); {REPAIR}") from error
+        raise InputError(f"{path}: cannot be opened ({error.strerror}); {REPAIR}") from error
 
 
 # --------------------------------------------------------------------------------------------------
@@ -101,12 +105,14 @@ class ShardIndex:
     offsets: np.ndarray  # (S, V) int64, byte where the record's frame starts
     lengths: np.ndarray  # (S, V) int64, bytes of the record's data, frame not counted
     world_to_camera: np.ndarray  # (S, V, 4, 4) float32
+    shard_bytes: int = 0  # as its writer saw it, as the next; 0 and "" of one that was scanned
+    sha256: str = ""
 
     def read_views(self, row: int, views: Sequence[int]) -> list[ViewRecord]:
         """The records of some views of the subject in `row`; opens the shard once.
 
         Raises:
-            RecordError: wrong checksums, missing or malformed fields, another version, or records
+            InputError: wrong checksums, missing or malformed fields, another version, or records
                 that are not those the index tells of.
         """
         if not is_local(self.path):
@@ -133,7 +139,7 @@ class ShardIndex:
         try:
             frames = read_ranges(self.path, ranges)
         except OSError as error:
-            raise RecordError(f"{self.path}: cannot be read ({error}); {REPAIR}") from error
+            raise InputError(f"{self.path}: cannot be read ({error}); {REPAIR}") from error
         found = []
         for view, frame, length in zip(views, frames, lengths, strict=True):
             where = self.where(row, int(view))
@@ -149,7 +155,7 @@ class ShardIndex:
             or record.view != view
             or not np.array_equal(record.world_to_camera, self.world_to_camera[row, view])
         ):
-            raise RecordError(
+            raise InputError(
                 f"{_where(self.path, int(self.offsets[row, view]), number)}: is view {record.view} "
                 f"of {record.subject!r}, the index tells of view {view} of "
                 f"{str(self.subjects[row])!r} or of another camera; "
@@ -171,12 +177,12 @@ def read_index(path: str | os.PathLike[str]) -> ShardIndex:
     """Index of the shard at `path`; scans the whole shard where the sidecar is missing or stale.
 
     Raises:
-        RecordError: the shard is missing, empty, truncated or damaged (when scanned).
+        InputError: the shard is missing, empty, truncated or damaged (when scanned).
     """
     path = as_path(path)
     with _open(path) as file:
         if _size(file) == 0:
-            raise RecordError(f"{path}: the shard is empty (0 bytes); {REPAIR}")
+            raise InputError(f"{path}: the shard is empty (0 bytes); {REPAIR}")
     if (index := _load_sidecar(path)) is not None:
         return index
     _logger.warning("%s: no usable index beside it, scanning the shard", path)
@@ -204,14 +210,10 @@ def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Shards written before hashes were kept have none.
     """
-    path = as_path(path)
-    if _load_sidecar(path) is None:
+    index = _load_sidecar(as_path(path))
+    if index is None:
         return {}
-    with np.load(io.BytesIO(index_path(path).read_bytes()), allow_pickle=False) as arrays:
-        found = {"bytes": int(arrays["shard_bytes"])}
-        if "sha256" in arrays:
-            found["sha256"] = str(arrays["sha256"])
-    return found
+    return {"bytes": index.shard_bytes} | ({"sha256": index.sha256} if index.sha256 else {})
 
 
 def is_complete(path: str | os.PathLike[str]) -> bool:
@@ -223,11 +225,12 @@ def is_complete(path: str | os.PathLike[str]) -> bool:
 def _load_sidecar(path: pathlib.Path) -> ShardIndex | None:
     """The sidecar, or None where it is missing, unreadable or was made for another file."""
     try:
-        content = io.BytesIO(index_path(path).read_bytes())
+        content = io.BytesIO(read_bytes(index_path(path), _MAX_INDEX_BYTES))
         with np.load(content, allow_pickle=False) as arrays:
             if arrays["schema_version"] != records.SCHEMA_VERSION:
                 return None
-            if arrays["shard_bytes"] != path.stat().st_size:
+            size = path.stat().st_size
+            if arrays["shard_bytes"] != size:
                 return None
             index = ShardIndex(
                 path,
@@ -235,6 +238,8 @@ def _load_sidecar(path: pathlib.Path) -> ShardIndex | None:
                 arrays["offsets"],
                 arrays["lengths"],
                 arrays["world_to_camera"],
+                size,
+                str(arrays["sha256"]) if "sha256" in arrays else "",
             )
         return index if _is_sound(index) else None
     except Exception:  # the file can hold anything, and the shard tells the same
@@ -252,6 +257,7 @@ def _is_sound(index: ShardIndex) -> bool:
         and index.world_to_camera.shape == (*shape, 4, 4)
         and index.offsets.dtype == index.lengths.dtype == np.int64
         and index.world_to_camera.dtype == np.float32
+        and re.fullmatch("[0-9a-f]{64}|", index.sha256) is not None
     )
 
 
@@ -276,13 +282,13 @@ def _scan_index(path: pathlib.Path) -> ShardIndex:
         if record.view == 0:
             rows.append((record.subject, []))
         if not rows or rows[-1][0] != record.subject or len(rows[-1][1]) != record.view:
-            raise RecordError(
+            raise InputError(
                 f"{_where(path, offset, number)}: view {record.view} of {record.subject!r} is out "
                 f"of order, a shard holds views 0..V-1 of each subject; {REPAIR}"
             )
         rows[-1][1].append((offset, length, record.world_to_camera))
     if len({len(views) for _, views in rows}) != 1:
-        raise RecordError(
+        raise InputError(
             f"{path}: subjects have different numbers of views, the shard is cut; {REPAIR}"
         )
     return _make_index(path, rows)
@@ -387,12 +393,9 @@ class ShardWriter:
                 f"world_to_camera, {cameras.yaw_pitch(pose)}"
             )
         embedding = np.asarray(record.id_embedding)
-        if (
-            embedding.shape != (records.ID_EMBEDDING_SIZE,)
-            or not abs(np.linalg.norm(embedding) - 1) < 1e-3
-        ):
+        if not records.is_identity(embedding):
             raise ValueError(
-                f"{where}: id_embedding is not a unit vector of {records.ID_EMBEDDING_SIZE}"
+                f"{where}: id_embedding is neither a unit vector of {records.ID_EMBEDDING_SIZE} nor 0"
             )
         if not np.array_equal(embedding, first.id_embedding):
             raise ValueError(f"{where}: id_embedding differs between views of one subject")

@@ -11,8 +11,8 @@ import numpy as np
 
 from spinmeround_jax import cameras
 from spinmeround_jax.data import records, shards
-from spinmeround_jax.data.manifest import read_manifest
-from spinmeround_jax.files import as_path
+from spinmeround_jax.data.manifest import read_manifest, views_of
+from spinmeround_jax.files import InputError, as_path
 
 _BLOCK = 2**14  # pixels; what is worked on at once stays in the processor's cache
 
@@ -21,7 +21,7 @@ class SubjectSource:
     """Random access to the subjects of a split: element i is (index of its shard, row in it).
 
     Raises:
-        records.RecordError: no manifest, no such split, a missing or empty shard, a shard that
+        InputError: no manifest, no such split, a missing or empty shard, a shard that
             disagrees with the manifest, one without usable index that is not sound when scanned.
     """
 
@@ -29,17 +29,17 @@ class SubjectSource:
         self.directory, self.split = as_path(directory), split
         manifest = read_manifest(directory)
         self.image_size: int = manifest["image_size"]
-        self.views: int = manifest["views"]
         stored = manifest["splits"].get(split)
         if not stored:
-            raise records.RecordError(
+            raise InputError(
                 f"{self.directory / 'manifest.json'}: no shards in split {split!r}; "
                 f"it has {', '.join(manifest['splits']) or 'no splits'}"
             )
+        self.views: int = views_of(manifest, split)
         self.indexes = [shards.read_index(self.directory / shard["file"]) for shard in stored]
         for shard, index in zip(stored, self.indexes, strict=True):
             if index.offsets.shape != (shard["subjects"], self.views):
-                raise records.RecordError(
+                raise InputError(
                     f"{index.path}: holds (subjects, views) {index.offsets.shape}, manifest.json "
                     f"says {(shard['subjects'], self.views)}; write shard and manifest again"
                 )
@@ -68,7 +68,7 @@ class Subject:
     world_to_camera: np.ndarray  # (v, 4, 4) float32, head's frame
     yaw: np.ndarray  # (v,) float32 degrees
     pitch: np.ndarray  # (v,) float32 degrees
-    id_embedding: np.ndarray  # (512,) float32, unit length
+    id_embedding: np.ndarray  # (512,) float32, unit length or 0
 
 
 class HeldOut:
@@ -90,7 +90,7 @@ class HeldOut:
 
         Raises:
             IndexError: no such subject or view.
-            records.RecordError: the stored data is damaged.
+            InputError: the stored data is damaged.
         """
         index, row = self.source[i]
         wanted = range(self.source.views) if views is None else views
@@ -110,7 +110,11 @@ class HeldOut:
 
 
 def read_views(
-    index: shards.ShardIndex, row: int, views: Sequence[int], size: int
+    index: shards.ShardIndex,
+    row: int,
+    views: Sequence[int],
+    size: int,
+    frame: cameras.Frame = "world",
 ) -> tuple[list[records.ViewRecord], np.ndarray, np.ndarray]:
     """Records, (v, size, size, 4) uint8 RGBA and (v, size, size, 3) normals of some views."""
     found = index.read_views(row, views)
@@ -118,7 +122,7 @@ def read_views(
     normals = np.empty((len(found), size, size, 3), np.float32)
     for i, record in enumerate(found):
         where = index.where(row, record.view)
-        rgba[i], _ = records.decode_view(record, size, where, normals[i])
+        rgba[i], _ = records.decode_view(record, size, where, normals[i], frame)
     return found, rgba, normals
 
 

@@ -14,6 +14,8 @@ from typing import BinaryIO
 import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
+from spinmeround_jax.files import InputError
+
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
 FRAME_OVERHEAD = _HEADER.size + _CRC.size  # bytes added to the data of each record
@@ -22,10 +24,6 @@ REPAIR = (
     "restore the shard, or delete it with its .index.npz and write it again "
     "(in training, data.skip_corrupt = True counts and skips such records)"
 )
-
-
-class RecordError(ValueError):
-    """Stored data cannot be used; the message names the file, the record and what to do."""
 
 
 def masked_crc(data: bytes) -> int:
@@ -44,29 +42,29 @@ def read_frame(file: BinaryIO, file_size: int, offset: int, where: str) -> bytes
     """The data of the record framed at byte `offset` of `file`, which holds `file_size` bytes.
 
     Raises:
-        RecordError: starting with `where`, if the frame is cut or a checksum is wrong.
+        InputError: starting with `where`, if the frame is cut or a checksum is wrong.
     """
     available = file_size - offset - FRAME_OVERHEAD
     if offset < 0 or available < 0:
-        raise RecordError(f"{where}: the file is truncated at {file_size} bytes; {REPAIR}")
+        raise InputError(f"{where}: the file is truncated at {file_size} bytes; {REPAIR}")
     file.seek(offset)
     header = file.read(_HEADER.size)
     if len(header) != _HEADER.size:
-        raise RecordError(f"{where}: the file became shorter while it was read; {REPAIR}")
+        raise InputError(f"{where}: the file became shorter while it was read; {REPAIR}")
     length, length_crc = _HEADER.unpack(header)
     if masked_crc(header[:8]) != length_crc:
-        raise RecordError(f"{where}: wrong checksum of the record length; {REPAIR}")
+        raise InputError(f"{where}: wrong checksum of the record length; {REPAIR}")
     if length > available:  # before read() allocates it
-        raise RecordError(
+        raise InputError(
             f"{where}: the record claims {length} bytes but {available} are left, "
             f"the file is truncated or damaged; {REPAIR}"
         )
     data = file.read(length)
     footer = file.read(_CRC.size)
     if len(data) != length or len(footer) != _CRC.size:
-        raise RecordError(f"{where}: the file became shorter while it was read; {REPAIR}")
+        raise InputError(f"{where}: the file became shorter while it was read; {REPAIR}")
     if masked_crc(data) != _CRC.unpack(footer)[0]:
-        raise RecordError(f"{where}: wrong checksum of the record data; {REPAIR}")
+        raise InputError(f"{where}: wrong checksum of the record data; {REPAIR}")
     return data
 
 

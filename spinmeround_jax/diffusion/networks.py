@@ -99,15 +99,22 @@ class Networks:
         both = standardise(np.concatenate([half, half], axis=-1), self.config)
         return np.split(both, 2, axis=-1)[("image", "normals").index(kind)]
 
-    def decode(self, sampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(..., h, w, 2z) -> images and unit normals, each (..., H, W, 3) in [-1, 1]."""
+    def decode(self, sampled: np.ndarray, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(..., n, h, w, 2z) of views at (n, 2) angles -> images and normals in [-1, 1].
+
+        Both (..., n, H, W, 3). Normals have unit length, or are 0 on the background, and are in the frame
+        in which the angles are counted, whatever the model's own is.
+        """
         graphdef, state = self._autoencoder
         halves = np.stack(np.split(restore(sampled, self.config), 2, axis=-1))
         flat = halves.reshape(-1, *halves.shape[-3:])
         decode = functools.partial(sampling_steps.decode, graphdef=graphdef, mesh=self.mesh)
         images = self._chunked(decode, state, {"latents": flat}, 4 * self.max_batch)
         images = images.reshape(*halves.shape[:-3], *images.shape[1:])
-        return images[0], unit_normals(images[1])
+        normals = unit_normals(images[1])
+        if self.config.normals_frame == "camera":
+            normals = cameras.normals_to_world(normals, cameras.orbit(*angles.T))
+        return images[0], normals
 
     # -- the UNet
 

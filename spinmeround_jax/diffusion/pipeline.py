@@ -1,7 +1,9 @@
 """Sampling for users: portrait -> its normals -> anchors -> views all around, the paper's three steps.
 
 Arrays in, arrays out: no files and no flags. Angles are (yaw, pitch) in degrees relative to the first
-observed view, which is yaw 0, pitch 0.
+observed view, which is yaw 0, pitch 0. Normals are in that view's frame too: where the portrait looks to
+the side, what comes out is turned by as much, cameras and normals alike. With no view observed both are
+the head's.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def sampling_defaults(provenance: Mapping[str, Any]) -> tuple[SamplingConfig, Ab
 class Heads:
     """What was sampled, for b heads; images and normals are float32 in [-1, 1], channels last.
 
-    Normals are unit vectors in world space, and 0 (mid-grey) on the background.
+    Normals are unit vectors in the frame of the angles, and 0 (mid-grey) on the background. A model that
+    learnt normals in the head's frame (`normals_frame` "world") gives them there if the head looks into
+    the camera at yaw 0; of other portraits they lie in between.
 
     Attributes:
         observed_angles, observed_images, observed_normals: (m, 2) and (b, m, h, w, 3), m may be 0.
@@ -203,8 +207,8 @@ class Pipeline:
         known_angles, known = self.sample_anchors(latents, observed_angles, context, seeds)
         views, reused = self.sample_views(known, known_angles, trajectory, context, seeds)
 
-        known_images, known_normals = self.networks.decode(known)
-        view_images, view_normals = self.networks.decode(views)
+        known_images, known_normals = self.networks.decode(known, known_angles)
+        view_images, view_normals = self.networks.decode(views, trajectory)
         # An observed view is shown as it was given, not as the autoencoder repeats it.
         known_images[:, :observed] = images
         for target in np.flatnonzero((reused >= 0) & (reused < observed)):

@@ -22,14 +22,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from spinmeround_jax.files import InputError
+
 FEATURES = 2048
 SIDE = 299
 BATCH = 32
 INSTALL = "pip install 'spinmeround_jax[photo]'"
-
-
-class InceptionError(ValueError):
-    """The network's file is missing or not the right one; the message says what to do."""
 
 
 def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
@@ -81,26 +79,26 @@ class InceptionFeatures:
         path: the ONNX file, see this module's text.
 
     Raises:
-        InceptionError: onnxruntime or the file is missing, or it is not that network.
+        InputError: onnxruntime or the file is missing, or it is not that network.
     """
 
     def __init__(self, path: pathlib.Path | str):
         self.path = pathlib.Path(path)
         if not self.path.is_file():
-            raise InceptionError(
+            raise InputError(
                 f"{self.path}: no such file; spinmeround_jax/evaluation/fid.py says how to make it"
             )
         try:
             import onnxruntime
         except ImportError as error:
-            raise InceptionError(f"Inception is run by onnxruntime; {INSTALL} ({error})") from error
+            raise InputError(f"Inception is run by onnxruntime; {INSTALL} ({error})") from error
         try:
             self._session = onnxruntime.InferenceSession(
                 str(self.path), providers=onnxruntime.get_available_providers()
             )
         except Exception as error:  # onnxruntime raises many kinds
             reason = " ".join(str(error).split())[:200]
-            raise InceptionError(f"{self.path}: not a readable ONNX model ({reason})") from error
+            raise InputError(f"{self.path}: not a readable ONNX model ({reason})") from error
         with self.path.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -110,12 +108,12 @@ class InceptionFeatures:
         if not fits or any(
             isinstance(n, int) and n != m for n, m in zip(shape[1:], expected, strict=True)
         ):
-            raise InceptionError(
+            raise InputError(
                 f"{self.path}: takes {inputs[0].type} {shape}, expected floats (b, 3, {SIDE}, {SIDE})"
             )
         given = outputs[0].shape[1:]  # (2048,) or, as poolings leave it, (2048, 1, 1)
         if all(isinstance(n, int) for n in given) and np.prod(given) != FEATURES:
-            raise InceptionError(
+            raise InputError(
                 f"{self.path}: gives {outputs[0].shape}, expected the (b, {FEATURES}) of the last "
                 "pooling, not a classifier's scores"
             )
@@ -126,7 +124,7 @@ class InceptionFeatures:
         """(..., h, w, 3) pictures in [-1, 1] to (..., 2048) float32.
 
         Raises:
-            InceptionError: the network's answer is not of that shape.
+            InputError: the network's answer is not of that shape.
         """
         flat = np.reshape(images, (-1, *np.shape(images)[-3:]))
         size = self._batch or BATCH
@@ -140,7 +138,7 @@ class InceptionFeatures:
             (answer,) = self._session.run([self._output], {self._input: batch})
             answer = answer.reshape(len(answer), -1)
             if answer.shape != (len(batch), FEATURES):
-                raise InceptionError(
+                raise InputError(
                     f"{self.path}: gave {answer.shape} for {len(batch)} images, "
                     f"expected {(len(batch), FEATURES)}"
                 )

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from spinmeround_jax import cameras, reconstruct, sample
+from spinmeround_jax import cameras, cli, reconstruct, sample
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.diffusion.view_groups import angular_distance
 from spinmeround_jax.evaluation import folders, view_folders
 from spinmeround_jax.evaluation.view_folders import Frame
@@ -35,9 +36,7 @@ EXAMPLES = """examples:
   # the rest of the command goes to reconstruct, or to sample
   python -m spinmeround_jax.evaluation.figures splats out/demo/parametric-* --work out/splats --out splats.png
   python -m spinmeround_jax.evaluation.figures unconditional --checkpoint weights/quickstart --count 6 \\
-      --work out/new --out new.png -- --guidance-scale 1.5
-
-exit code: 0 done, 1 something given cannot be used, 2 wrong usage"""
+      --work out/new --out new.png -- --guidance-scale 1.5"""
 
 YAWS = (-45.0, 45.0, 180.0)  # degrees, of fig. 4
 ALL_AROUND = (0.0, 45.0, 90.0, 135.0, 180.0, -135.0, -90.0, -45.0)
@@ -190,13 +189,9 @@ def unconditional(args: argparse.Namespace) -> Image.Image:
 # The command
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m spinmeround_jax.evaluation.figures",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = cli.build_parser("spinmeround_jax.evaluation.figures", DESCRIPTION, EXAMPLES)
     figures = parser.add_subparsers(dest="figure", required=True)
     path = pathlib.Path
 
@@ -205,20 +200,22 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         one.set_defaults(make=make)
         one.add_argument("--out", type=path, default=path(f"out/{name}.png"), help="PNG to write")
         one.add_argument("--yaws", type=_yaws, default=yaws, metavar="YAW,YAW", help="degrees")
-        one.add_argument("--side", type=_side, default=128, help="pixels of a view (128)")
+        one.add_argument(
+            "--side", type=cli.integer(16, 1024), default=128, help="pixels of a view (128)"
+        )
         return one
 
     one = figure("compare", compare, YAWS)
     one.add_argument("--truth", type=path, help="true heads, for the first row")
     one.add_argument("--method", action="append", required=True, metavar="[NAME=]DIR")
-    one.add_argument("--heads", type=_count, default=3, help="how many at most (3)")
+    one.add_argument("--heads", type=cli.integer(1, 100), default=3, help="how many at most (3)")
     one.add_argument("--normals", action="store_true", help="their normals too")
     one = figure("splats", splats, ALL_AROUND)
     one.add_argument("input", type=path, nargs="+", help="as of reconstruct")
     one.add_argument("--work", type=path, default=path("out/splats"), help="reconstruct's --out")
     one = figure("unconditional", unconditional, ALL_AROUND)
     one.add_argument("--checkpoint", type=path, required=True)
-    one.add_argument("--count", type=_count, default=4, help="people (4)")
+    one.add_argument("--count", type=cli.integer(1, 100), default=4, help="people (4)")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--work", type=path, default=path("out/unconditional"), help="sample's --out")
     own, rest = (
@@ -226,25 +223,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     args = parser.parse_args(own)
     if rest and args.figure == "compare":
-        parser.error("compare passes nothing on; leave out --")
+        raise UsageError("compare passes nothing on; leave out --")
     if args.figure == "compare":
         names = [folders.named(item)[0] for item in args.method]
         if len(set(names)) < len(names) or "true" in names:
-            parser.error(f"--method: rows would be {names}; name each method: NAME=DIR")
+            raise UsageError(f"--method: rows would be {names}; name each method: NAME=DIR")
     args.rest = rest
     return args
-
-
-def _count(text: str) -> int:
-    if not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 to 100")
-    return int(text)
-
-
-def _side(text: str) -> int:
-    if not 16 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text}: expected 16 to 1024")
-    return int(text)
 
 
 def _yaws(text: str) -> tuple[float, ...]:
@@ -254,20 +239,18 @@ def _yaws(text: str) -> tuple[float, ...]:
     return yaws
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    try:
-        picture = args.make(args)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG", optimize=True)
-        write_atomically(args.out, buffer.getvalue())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    picture = args.make(args)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    write_atomically(args.out, buffer.getvalue())
     print(f"{args.out}: {picture.width} x {picture.height} pixels")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.main(parse_arguments, run, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> Result:
     """Judge every method at the views that the truth and all methods have.
 
     Raises:
-        InputError, ValueError, OSError: naming what cannot be used.
+        ValueError, OSError: naming what cannot be used.
     """
     methods = dict(named(item) for item in args.method)
     truth = view_folders.find_heads(args.truth)

@@ -31,7 +31,7 @@ class Candidate:
     """A model to measure, in every way that the command line asks for.
 
     Raises:
-        checkpoints.CheckpointError, ValueError: the folder holds none, or cannot be sampled so.
+        ValueError: the folder holds none, or cannot be sampled so.
     """
 
     def __init__(self, item: str, args: argparse.Namespace):

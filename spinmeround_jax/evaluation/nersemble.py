@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> Result:
     """Sample every model, then judge models and other methods.
 
     Raises:
-        InputError, ValueError, CheckpointError, OSError: naming what cannot be used.
+        ValueError, OSError: naming what cannot be used.
     """
     protocol = read_protocol()
     truth = view_folders.find_heads(args.truth / "views")

@@ -13,7 +13,6 @@ import io
 import json
 import pathlib
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,9 +20,10 @@ import jax
 import numpy as np
 
 import spinmeround_jax
-from spinmeround_jax.files import version, write_atomically
+from spinmeround_jax import files
 
 PACKAGE = pathlib.Path(spinmeround_jax.__file__).parent
+MAX_BYTES = 1 << 32  # of a part
 SHOWING = ("page", "charts", "report", "figures")  # modules that draw what was measured
 
 
@@ -40,11 +40,12 @@ class Parts:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            content = files.unseal(files.read_bytes(path, MAX_BYTES))
+            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             if arrays.pop("about").item() != about:
                 raise ValueError("it was made of something else")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # the file can hold anything
             print(f"{path}: damaged, made again ({error})", file=sys.stderr)
             return None
         return arrays
@@ -60,7 +61,7 @@ class Parts:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, about=np.array(about), **arrays)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, buffer.getvalue())
+            files.write_atomically(path, files.seal(buffer.getvalue()))
         return arrays
 
     def _where(self, decided_by: Mapping[str, Any]) -> tuple[pathlib.Path, str]:
@@ -90,16 +91,21 @@ def hash_of(path: pathlib.Path) -> str:
         OSError: one cannot be read.
     """
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        digest.update(f"{file.relative_to(path)}\n".encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in found:
+        digest.update(f"{file.relative_to(path)}\n{files.sha256(file)}\n".encode())
     return digest.hexdigest()
 
 
 def stamp_of(folder: pathlib.Path) -> str:
-    """Hash of the names, sizes and times of a folder's files: data too large to be read twice."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    about = [(str(p.relative_to(folder)), p.stat().st_size, version(p)) for p in files]
+    """Hash of the names, sizes and times of a folder's files: data too large to be read twice.
+
+    In the folder of a data set others write, too: pages of `validate`, latents, indexes made again.
+    There only manifest and shards count.
+    """
+    if (folder / "manifest.json").is_file():
+        found = [folder / "manifest.json", *sorted(folder.glob("*.tfrecord"))]
+    else:
+        found = sorted(p for p in folder.rglob("*") if p.is_file())
+    about = [(str(p.relative_to(folder)), p.stat().st_size, files.version(p)) for p in found]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -116,8 +117,13 @@ def table(result: Result) -> str:
     ]
     for score in result.scores:
         cells = [cell(score.per_subject(m.name), m.digits) for m in shown]
-        lines.append(f"| {score.name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_plain(score.name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _plain(name: str) -> str:
+    """A name as it is, not as Markdown or HTML."""
+    return re.sub(r"([\\`*\[\]|<>&])", r"\\\1", " ".join(name.split()))
 
 
 def write(result: Result, command: dict[str, Any], out: pathlib.Path) -> None:

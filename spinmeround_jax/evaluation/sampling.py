@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from spinmeround_jax import cameras
 from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.diffusion.pipeline import Heads, Pipeline
 from spinmeround_jax.diffusion.samplers import SAMPLERS
@@ -77,16 +78,21 @@ def _read(kind: type, text: str) -> Any:
 
 
 def repeat(
-    pipeline: Pipeline, images: np.ndarray, normals: np.ndarray
+    pipeline: Pipeline, images: np.ndarray, normals: np.ndarray, angles: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(..., h, w, 3) views and normals through the autoencoder: the best that sampling can do."""
+    """(s, n, h, w, 3) views at (n, 2) angles, and normals, through the autoencoder.
+
+    The best that sampling can do.
+    """
     shape = images.shape
+    if pipeline.networks.config.normals_frame == "camera":
+        normals = cameras.normals_to_camera(normals, cameras.orbit(*angles.T))
     halves = [
         pipeline.networks.encode(pictures.reshape(-1, *shape[-3:]), kind)
         for pictures, kind in ((images, "image"), (normals, "normals"))
     ]
-    images, normals = pipeline.networks.decode(np.concatenate(halves, axis=-1))
-    return images.reshape(shape), normals.reshape(shape)
+    latents = np.concatenate(halves, axis=-1)
+    return pipeline.networks.decode(latents.reshape(*shape[:2], *latents.shape[1:]), angles)
 
 
 def spin(
@@ -152,9 +158,9 @@ def spin_directly(
     latents[:, groups] = sampled.reshape(heads, len(groups), *sampled.shape[1:])[:, :, 1:]
     given = _is_front(trajectory)  # shown as it was given, as `Pipeline.spin` does
     latents[:, given] = observed
-    views, normals = pipeline.networks.decode(latents)
+    views, normals = pipeline.networks.decode(latents, trajectory)
     views[:, given] = images
-    _, observed_normals = pipeline.networks.decode(observed)
+    _, observed_normals = pipeline.networks.decode(observed, front)
     nothing = np.empty((heads, 0, *views.shape[2:]), np.float32)
     return Heads(
         observed_angles=front,

@@ -21,6 +21,7 @@ class ModelConfig:
     identity: IdentityEncoderConfig
     latent_mean: tuple[float, ...]  # of RGB and normal latents' channels, see `latents`;
     latent_std: tuple[float, ...]  # () takes them as the autoencoder gives them
+    normals_frame: str  # "camera" | "world": what the normal latents show, see cameras.Frame
 
     @property
     def latent_size(self) -> int:
@@ -52,4 +53,5 @@ FULL_SIZE = ModelConfig(
     identity=IdentityEncoderConfig(),
     latent_mean=(),
     latent_std=(),
+    normals_frame="world",
 )

@@ -94,13 +94,18 @@ class IdentityEncoder(nnx.Module):
         self.norm_out = LayerNorm(config.width, **common)
 
     def __call__(self, id_embedding: jax.Array) -> jax.Array:
-        """Context of (b, 512) unit-norm ArcFace embeddings: (b, context_length, width) float32."""
+        """Context of (b, 512) unit-norm embeddings: (b, context_length, width) float32.
+
+        A vector of zeros is of nobody known: the empty prompt's context.
+        """
         config = self.config
         tokens = self.token_embedding(self._padded(config.prompt_ids))
         tokens = jnp.broadcast_to(tokens, (id_embedding.shape[0], *tokens.shape))
         padded = jnp.pad(id_embedding, ((0, 0), (0, config.width - id_embedding.shape[-1])))
         position = config.prompt_ids.index(config.id_token)
-        return self._encode(tokens.at[:, position].set(padded.astype(tokens.dtype)))
+        context = self._encode(tokens.at[:, position].set(padded.astype(tokens.dtype)))
+        known = jnp.any(id_embedding != 0.0, axis=-1)
+        return jnp.where(known[:, None, None], context, self.empty())
 
     def empty(self) -> jax.Array:
         """Context of the empty prompt, for guidance: (1, context_length, width) float32."""

@@ -13,51 +13,43 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from spinmeround_jax import cli, schema
+from spinmeround_jax.cli import UsageError
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, images, preview
-from spinmeround_jax.photo.assets import AssetError
-from spinmeround_jax.photo.landmarks import LandmarksError, read_landmarks
+from spinmeround_jax.photo.landmarks import read_landmarks
 from spinmeround_jax.photo.pose import FRAMINGS
-from spinmeround_jax.photo.prepare import GENERATOR, Models, Options, PhotoError, Prepared, prepare
+from spinmeround_jax.photo.prepare import GENERATOR, Models, Options, Prepared, prepare
 
 DESCRIPTION = f"""Make portraits that `sample` takes from photos.
 
 Each photo gives NAME.png ({align.SIZE} x {align.SIZE}, the head upright in its place, on white) and
-NAME.json with its ArcFace identity, the head's pose, and how both came about. One photo that cannot
+NAME.json with its identity, the head's pose, and how both came about. One photo that cannot
 be used does not stop the others. What was done before is skipped."""
 
 EPILOG = """examples:
-  python -m spinmeround_jax.photo.fetch                                   # the models, once
   python -m spinmeround_jax.photo --input photos/ me.jpg --out aligned/ --preview
   python -m spinmeround_jax.sample --checkpoint weights/quickstart --input aligned/ --out out/
 
-  # for the released weights, which know heads as PanoHead crops them
-  ... --framing panohead
+  # for the released weights, which know ArcFace, and heads as PanoHead crops them
+  python -m spinmeround_jax.photo.fetch                       # the models, once; non-commercial
+  ... --front-end insightface --framing panohead
 
   # without detection: landmarks.json holds {"me.jpg": [[x, y], ... 5 or 68 points]}
   ... --landmarks landmarks.json
 
 The five points: eye on the image's left, eye on its right, tip of the nose, corner of the mouth on
-the image's left, on its right; pixels of the photo as viewers show it.
-exit code: 0 all done, 1 some photos failed (the others are done), 2 wrong usage"""
-
-
-class UsageError(ValueError):
-    """The command cannot be carried out as given."""
+the image's left, on its right; pixels of the photo as viewers show it."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spinmeround_jax.photo",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("spinmeround_jax.photo", DESCRIPTION, EPILOG)
     path = pathlib.Path
     parser.add_argument("--input", type=path, nargs="+", required=True, help="photos or folders")
     parser.add_argument("--out", type=path, required=True, help="folder to write")
     parser.add_argument("--landmarks", type=path, help="JSON with points by hand, see below")
     parser.add_argument(
-        "--face", type=_positive, default=1, metavar="N",
+        "--face", type=cli.integer(1), default=1, metavar="N",
         help="which face, if there are several; 1 is the largest (1)",
     )  # fmt: skip
     parser.add_argument(
@@ -67,14 +59,19 @@ def build_parser() -> argparse.ArgumentParser:
     background = parser.add_mutually_exclusive_group()
     background.add_argument(
         "--background", choices=("auto", "rembg"), default="auto",
-        help="what tells it: the photo's own transparency, else face parsing; or rembg (auto)",
+        help="what tells it: the photo's own transparency, else segmentation; or rembg (auto)",
     )  # fmt: skip
     background.add_argument(
         "--keep-background", action="store_const", const="keep", dest="background",
         help="leave it as it is",
     )  # fmt: skip
-    parser.add_argument("--models", type=path, help="folder of models (as of photo.fetch)")
-    parser.add_argument("--recognition", type=path, help="recognition model (glintr100.onnx)")
+    parser.add_argument(
+        "--front-end", choices=("mediapipe", "insightface"), default="mediapipe",
+        help="what finds and recognises faces: as weights trained here know it, or ArcFace (mediapipe)",
+    )  # fmt: skip
+    parser.add_argument("--no-identity", action="store_true", help="only the aligned picture")
+    parser.add_argument("--models", type=path, help="insightface's folder (as of photo.fetch)")
+    parser.add_argument("--recognition", type=path, help="insightface's model (glintr100.onnx)")
     parser.add_argument(
         "--allow-other-recognition", action="store_true",
         help="take a recognition model that is not antelopev2's, for weights that know it",
@@ -84,13 +81,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="prepare finished photos again")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return value
 
 
 def find_photos(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
@@ -104,7 +94,7 @@ def find_photos(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(p for p in path.iterdir() if p.is_file() and images.is_picture_name(p))
+        inside = sorted(p for p in path.iterdir() if not p.is_dir() and images.is_picture_name(p))
         if not inside:
             raise UsageError(f"{path}: no pictures in this folder ({', '.join(images.SUFFIXES)})")
         found += inside
@@ -125,21 +115,21 @@ def is_finished(folder: pathlib.Path, name: str) -> bool:
 
 def _is_ours(record: pathlib.Path) -> bool:
     try:
-        about = json.loads(record.read_text())
+        schema.read(record, schema.record({"generator": schema.one_of(GENERATOR)}))
     except (OSError, ValueError):
         return False
-    return isinstance(about, dict) and about.get("generator") == GENERATOR
+    return True
 
 
 def write(folder: pathlib.Path, prepared: Prepared, with_preview: bool) -> None:
     """Writes a portrait: each file whole or not at all, the JSON, which makes it finished, last.
 
     Raises:
-        PhotoError: files of that name are there that we did not write.
+        InputError: files of that name are there that we did not write.
     """
     image, record = folder / f"{prepared.name}.png", folder / f"{prepared.name}.json"
     if (image.exists() or record.exists()) and not _is_ours(record):
-        raise PhotoError(
+        raise InputError(
             f"{prepared.path}: {image.name} or {record.name} is in the way in {folder}, not written "
             "by this program; move it, or choose another --out"
         )
@@ -169,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit code.
 
     Raises:
-        UsageError, LandmarksError, AssetError: before anything is done.
+        InputError: before anything is done.
     """
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out {args.out}: a file is in the way; choose a folder")
@@ -180,18 +170,21 @@ def run(args: argparse.Namespace) -> int:
         for name in sorted(given.keys() - {photo.name for photo in photos}):
             print(f"note: {args.landmarks}: {name} is not among the photos", file=sys.stderr)
     todo = [p for p in photos if args.overwrite or not is_finished(args.out, p.stem)]
-    models = Models(args.models, args.recognition, args.allow_other_recognition)
+    if args.front_end == "mediapipe" and (args.recognition or args.allow_other_recognition):
+        raise UsageError("--recognition: belongs to --front-end insightface; add that")
+    models = Models(args.models, args.recognition, args.allow_other_recognition, args.front_end)
+    # What is missing is told before any photo.
     if any(photo.name not in given for photo in todo):
-        _ = models.finder, models.recogniser
-    elif todo and models.has_recognition:
-        _ = models.recogniser
-    options = Options(args.face, args.framing, args.background)
+        _ = models.finder
+    if todo and not args.no_identity and (models.has_recognition or not given):
+        _ = models.recognition
+    options = Options(args.face, args.framing, args.background, not args.no_identity)
     written, failed = 0, 0
     for photo in todo:
         try:
             prepared = prepare(photo, options, models, given.get(photo.name))
             write(args.out, prepared, args.preview)
-        except (PhotoError, AssetError, OSError) as error:
+        except (InputError, OSError) as error:
             failed += 1
             where = f"{photo}: " if isinstance(error, OSError) else ""
             print(f"error: {where}{error}", file=sys.stderr)
@@ -205,16 +198,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    try:
-        return run(args)
-    except (UsageError, LandmarksError, AssetError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the portraits written so far are complete", file=sys.stderr)
-        return 130
+    return cli.main(
+        build_parser().parse_args, run, argv, "the portraits written so far are complete"
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

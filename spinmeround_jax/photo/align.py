@@ -12,7 +12,7 @@ from PIL import Image
 
 from spinmeround_jax import cameras
 from spinmeround_jax.photo import pose
-from spinmeround_jax.photo.landmarks import five_of
+from spinmeround_jax.photo.landmarks import FaceError, five_of
 from spinmeround_jax.photo.pose import HeadPose, Square
 
 SIZE = 512
@@ -28,10 +28,6 @@ MAX_FACE_OUTSIDE, MAX_HEAD_OUTSIDE = 0.1, 0.4
 # The head in the canonical image: an ellipse around chin, crown and ears, in fractions of it.
 _HEAD_CENTRE, _HEAD_HALF = np.array([0.5, 0.52]), np.array([0.21, 0.29])
 _BLUR = 0.015  # standard deviation, of the crop; about PanoHead's kernel
-
-
-class AlignError(ValueError):
-    """The photo cannot give a portrait; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +57,14 @@ def align(
         photo_size: width and height, pixels.
 
     Raises:
-        AlignError: not a face, cut by the border, tiny, or turned too far away.
+        FaceError: not a face, cut by the border, tiny, or turned too far away.
     """
     try:
         head = pose.fit(landmarks, framing)
         landmarks = np.asarray(landmarks, np.float64)[:, :2]
         start = pose.ffhq_square(landmarks)
-    except (pose.PoseError, np.linalg.LinAlgError) as error:
-        raise AlignError(f"no head fits the landmarks ({error})") from error
+    except (FaceError, np.linalg.LinAlgError) as error:
+        raise FaceError(f"no head fits the landmarks ({error})") from error
     zoom = pose.FRAMINGS[framing][0]
     head_pixels = 2.0 * _HEAD_HALF[1] * zoom * head.square.side
     face_out = max(_outside(landmarks, photo_size), _outside(head.landmarks, photo_size))
@@ -94,22 +90,22 @@ def _refuse(
     _, _, _, mouth_left, mouth_right = five_of(landmarks)
     eye_left, eye_right = five_of(landmarks)[:2]
     if head.error > MAX_ERROR or np.dot(eye_right - eye_left, mouth_right - mouth_left) <= 0:
-        raise AlignError(
+        raise FaceError(
             f"the landmarks are not those of a face (off by {100 * head.error:.1f} % of the crop); "
             "give the points in order: eye on the image's left, eye on its right, tip of the nose, "
             "corner of the mouth on the image's left, on its right"
         )
     if face_out > MAX_FACE_OUTSIDE or head_out > MAX_HEAD_OUTSIDE:
-        raise AlignError(
+        raise FaceError(
             "the face is cut by the border of the photo; take one that shows the whole head"
         )
     if pixels < MIN_HEAD:
-        raise AlignError(
+        raise FaceError(
             f"the head is only {pixels:.0f} pixels tall; at least {MIN_HEAD:.0f} are needed, "
             f"{GOOD_HEAD:.0f} are good: take a larger photo"
         )
     if abs(head.yaw) > MAX_YAW or abs(head.pitch) > MAX_PITCH:
-        raise AlignError(
+        raise FaceError(
             f"the head is turned by {head.yaw:+.0f} and tilted by {head.pitch:+.0f} degrees; take a "
             f"photo within {MAX_YAW:.0f} and {MAX_PITCH:.0f}, best from the front"
         )

@@ -1,4 +1,4 @@
-"""The model files that the front end needs and that cannot be shipped: what, whose, from where.
+"""The model files of the insightface front end, which cannot be shipped: what, whose, from where.
 
     python -m spinmeround_jax.photo.fetch
 
@@ -15,6 +15,8 @@ import os
 import pathlib
 from typing import Literal
 
+from spinmeround_jax.files import InputError
+
 _INSIGHTFACE = (
     "insightface's pretrained models are for non-commercial research only "
     "(https://github.com/deepinsight/insightface#license)"
@@ -28,7 +30,7 @@ _ARC2FACE = "see https://huggingface.co/FoivosPar/Arc2Face; trained on WebFace42
 Need = Literal["always", "asked"]
 
 
-class AssetError(ValueError):
+class AssetError(InputError):
     """A model file is missing or not the right one; the message says what to do."""
 
 
@@ -103,12 +105,21 @@ FETCH_COMMAND = "python -m spinmeround_jax.photo.fetch"
 
 
 def models_folder(given: pathlib.Path | None = None) -> pathlib.Path:
-    """`given`, else $SPINMEROUND_MODELS, else the user's cache."""
+    """`given`, else $SPINMEROUND_MODELS, else the user's cache.
+
+    Raises:
+        AssetError: there is no home folder.
+    """
     if given is not None:
         return given
     if os.environ.get("SPINMEROUND_MODELS"):
         return pathlib.Path(os.environ["SPINMEROUND_MODELS"])
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    try:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    except RuntimeError as error:  # neither $HOME nor an entry for this user
+        raise AssetError(
+            "no home folder; say where models are: --models or $SPINMEROUND_MODELS"
+        ) from error
     return cache / "spinmeround_jax" / "models"
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from spinmeround_jax.photo import assets
 from spinmeround_jax.photo.assets import AssetError
+from spinmeround_jax.photo.landmarks import FaceError
 
 ID_SIZE = 512
 INSTALL = "pip install 'spinmeround_jax[photo]'"
@@ -25,10 +26,6 @@ _DETECTION_SCORE = 0.5
 _OVERLAP = 0.4
 # The models see at most 640 pixels; sampling them from many more would only alias.
 _LONGEST = 1600
-
-
-class FaceError(ValueError):
-    """A model found nothing that can be used."""
 
 
 @dataclasses.dataclass(frozen=True)

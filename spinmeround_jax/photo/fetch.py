@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import os
 import pathlib
 import shutil
 import sys
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from spinmeround_jax import cli
 from spinmeround_jax.photo import assets
 from spinmeround_jax.photo.assets import Archive, Asset, AssetError
 
@@ -25,19 +26,18 @@ EPILOG = """examples:
   python -m spinmeround_jax.photo.fetch --from antelopev2.zip resnet34.onnx    # without a network
   python -m spinmeround_jax.photo.fetch --also arcface.onnx   # for weights trained from Arc2Face
 
-A download that was interrupted goes on where it stopped. Nothing is kept whose SHA-256 is wrong.
-exit code: 0 all there, 1 something could not be had, 2 wrong usage"""
+A download that was interrupted goes on where it stopped. Nothing is kept whose SHA-256 is wrong."""
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
+_LARGEST = 2 << 30  # bytes of a file of unknown size
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spinmeround_jax.photo.fetch",
-        description="Get the model files that preparing photos needs, and say whose they are.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = cli.build_parser(
+        "spinmeround_jax.photo.fetch",
+        "Get the model files that preparing photos needs, and say whose they are.",
+        EPILOG,
     )
     optional = [asset.name for asset in assets.ASSETS if asset.need == "asked"]
     parser.add_argument(
@@ -52,8 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit code."""
     folder = assets.models_folder(args.models)
     wanted = [a for a in assets.ASSETS if a.need == "always" or a.name in args.also]
     if args.list:
@@ -70,11 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(describe(asset, folder), file=sys.stderr)
                 fetch(asset, folder)
     except (AssetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {cli.message(error)}", file=sys.stderr)
         failed = 1
     for asset in wanted:
         failed |= not report(asset, folder)
     return int(failed)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.main(build_parser().parse_args, run, argv)
 
 
 def describe(asset: Asset, folder: pathlib.Path) -> str:
@@ -147,10 +151,10 @@ def take(source: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def download(url: str, partial: pathlib.Path, size: int | None) -> None:
-    """Downloads to `partial`, going on from what is there already.
+    """Downloads to `partial`, going on from what is there already; never more than `size` bytes.
 
     Raises:
-        AssetError: the server cannot be reached, refuses, or stops early.
+        AssetError: the server cannot be reached, refuses, stops early, or another fetch writes there.
     """
     have = partial.stat().st_size if size is not None and partial.is_file() else 0
     if size is not None and have >= size:
@@ -163,14 +167,23 @@ def download(url: str, partial: pathlib.Path, size: int | None) -> None:
             response = stack.enter_context(urllib.request.urlopen(request, timeout=_TIMEOUT))
             if have and response.status != 206:
                 have = 0  # the server starts from the beginning
-            file = stack.enter_context(partial.open("ab" if have else "wb"))
+            file = stack.enter_context(partial.open("ab"))
+            _lock(file, partial)
+            if file.tell() != have:  # another fetch got further meanwhile, or we start again
+                file.truncate(have)
             bar = stack.enter_context(
                 tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=partial.stem)
             )
+            left = (_LARGEST if size is None else size) - have
             while chunk := response.read(_CHUNK):
+                left -= len(chunk)
+                if left < 0:
+                    raise AssetError(
+                        f"{url}: sends more than the file has; get it elsewhere (--from)"
+                    )
                 file.write(chunk)
                 bar.update(len(chunk))
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise AssetError(
             f"{url}: cannot be downloaded ({error}); try again, or get it elsewhere and give it "
             "with --from"
@@ -178,6 +191,18 @@ def download(url: str, partial: pathlib.Path, size: int | None) -> None:
     got = partial.stat().st_size
     if size is not None and got < size:
         raise AssetError(f"{url}: stopped after {got} of {size} bytes; run this again to go on")
+
+
+def _lock(file: IO[bytes], partial: pathlib.Path) -> None:
+    """Keeps other fetches from a file until it is closed or this process ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: opening for two writers is left to the hash to find out
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise AssetError(f"{partial}: another fetch is writing it; wait for that one") from error
 
 
 def extract(path: pathlib.Path, archive: Archive, folder: pathlib.Path) -> None:
@@ -235,4 +260,4 @@ def _check(path: pathlib.Path, expected: str, url: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

@@ -1,4 +1,4 @@
-"""Reading any image file: pixels in sRGB, upright or as stored, or one `ImageError`.
+"""Reading any image file: pixels in sRGB, upright or as stored, or one `InputError`.
 
 Files are hostile until decoded: the header is checked before any pixel is, only formats whose
 decoders are libraries are tried (no PostScript), and a picture larger than MAX_PIXELS is refused.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import pathlib
 import warnings
 from collections.abc import Iterator
@@ -37,10 +38,6 @@ TO_STORED = {
     1: ((1, 0), (0, 1)), 2: ((-1, 0), (0, 1)), 3: ((-1, 0), (0, -1)), 4: ((1, 0), (0, -1)),
     5: ((0, 1), (1, 0)), 6: ((0, 1), (-1, 0)), 7: ((0, -1), (-1, 0)), 8: ((0, -1), (1, 0)),
 }  # fmt: skip
-
-
-class ImageError(InputError):
-    """A picture cannot be used; the message names the file and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +75,7 @@ def read(path: pathlib.Path, upright: bool = True) -> Picture:
         upright: turn the pixels as the EXIF data says. Calibrated cameras describe the stored pixels.
 
     Raises:
-        ImageError: no such file, empty, not a picture, cut short, too large, HEIC without its
+        InputError: no such file, empty, not a picture, cut short, too large, HEIC without its
             reader, or a kind of pixels that has no colours.
     """
     with _opened(path) as image:
@@ -89,7 +86,7 @@ def read_header(path: pathlib.Path) -> Header:
     """Size and orientation, without decoding pixels.
 
     Raises:
-        ImageError: no such file, empty, not a picture, too large, or HEIC without its reader.
+        InputError: no such file, empty, not a picture, too large, or HEIC without its reader.
     """
     with _opened(path) as image:
         # A PNG may hold EXIF data behind its pixels, which Pillow would decode to get there.
@@ -107,14 +104,17 @@ def to_stored(points: np.ndarray, header: Header) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
-    """The file's image, not decoded yet; whatever goes wrong with it becomes an ImageError."""
+    """The file's image, not decoded yet; whatever goes wrong with it becomes an InputError."""
     try:
         if path.is_dir():
-            raise ImageError(f"{path}: a folder, not a picture")
+            raise InputError(f"{path}: a folder, not a picture")
         if not path.is_file():
-            raise ImageError(f"{path}: no such file; check the path")
+            reason = "not a regular file" if path.exists() else "no such file; check the path"
+            if path.is_symlink():
+                reason = f"a link to {os.readlink(path)}, where there is no file; mend the link"
+            raise InputError(f"{path}: {reason}")
         if path.stat().st_size == 0:
-            raise ImageError(f"{path}: an empty file; copy or download it again")
+            raise InputError(f"{path}: an empty file; copy or download it again")
         _register_heif(path)
         with warnings.catch_warnings():
             # MAX_PIXELS is our limit; files with odd metadata are read without comment.
@@ -124,19 +124,19 @@ def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
             with Image.open(path, formats=known) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
-                    raise ImageError(f"{path}: {width} x {height} pixels; {_too_large()}")
+                    raise InputError(f"{path}: {width} x {height} pixels; {_too_large()}")
                 yield image
-    except ImageError:
+    except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(
+        raise InputError(
             f"{path}: not a readable image (of {', '.join(_FORMATS)}); save it again as PNG or JPEG"
         ) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {_too_large()}") from error
+        raise InputError(f"{path}: {_too_large()}") from error
     except Exception as error:  # Pillow's decoders raise many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(
+        raise InputError(
             f"{path}: not a readable image, perhaps cut short; copy it again ({reason})"
         ) from error
 
@@ -166,7 +166,7 @@ def _eight_bits(path: pathlib.Path, image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float32)
     top = 1.0 if image.mode == "F" else 65535.0
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
-        raise ImageError(
+        raise InputError(
             f"{path}: pixel values outside 0 to {top:g} have no colour; save it with 8 bits a channel"
         )
     return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8))
@@ -196,7 +196,7 @@ def _register_heif(path: pathlib.Path) -> None:
     try:
         import pillow_heif
     except ModuleNotFoundError as error:
-        raise ImageError(
+        raise InputError(
             f"{path}: a HEIC picture; pip install pillow-heif, or save it as JPEG"
         ) from error
     pillow_heif.register_heif_opener()

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 
 import numpy as np
+
+from spinmeround_jax import schema
+from spinmeround_jax.files import InputError
 
 MODEL_FILE = pathlib.Path(__file__).parent / "landmark_model.npz"
 CHAINS = (
@@ -28,8 +30,8 @@ for _row, _points in enumerate((range(36, 42), range(42, 48), (30,), (48,), (54,
     FIVE_OF_68[_row, list(_points)] = 1.0 / len(_points)
 
 
-class LandmarksError(ValueError):
-    """A file of landmarks cannot be used; the message names it and says what to do."""
+class FaceError(InputError):
+    """The image shows no face or head that can be used; the message says why."""
 
 
 def five_of(landmarks: np.ndarray) -> np.ndarray:
@@ -92,23 +94,16 @@ def read_landmarks(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Landmarks by hand: {"photo.jpg": [[x, y], ... 5 or 68 points]} -> (5 or 68, 2) by file name.
 
     Raises:
-        LandmarksError: no such file, or not of that form.
+        InputError: no such file, or not of that form.
     """
     form = '{"photo.jpg": [[x, y], ...]} with 5 or 68 points'
     try:
-        entries = json.loads(path.read_text())
-        if not isinstance(entries, dict) or not entries:
-            raise ValueError("not a JSON object with entries")
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise LandmarksError(f"{path}: expected {form} ({reason})") from error
-    found = {}
-    for name, points in entries.items():
-        try:
-            values = np.array(points, np.float64)
-        except (TypeError, ValueError):
-            values = np.zeros(0)
-        if values.shape not in ((5, 2), (68, 2)) or not np.isfinite(values).all():
-            raise LandmarksError(f"{path}: {name}: expected {form}")
-        found[name] = values
-    return found
+        entries = schema.read(path, schema.mapping(schema.array(_POINT, 5, 68)))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected {form} ({error})") from error
+    if not entries or any(len(points) not in (5, 68) for points in entries.values()):
+        raise InputError(f"{path}: expected {form}")
+    return {name: np.array(points, np.float64) for name, points in entries.items()}
+
+
+_POINT = schema.array(schema.number(-1e6, 1e6), 2, 2)  # pixels

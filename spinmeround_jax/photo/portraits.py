@@ -1,33 +1,33 @@
 """Reading what a user gives: square portraits on a plain background, with identities beside them.
 
     alice.png          the portrait; transparent parts become white
-    alice.npy          its ArcFace embedding, float (512,); or
-    alice.json         {"id_embedding": [512 numbers]}
+    alice.npy          its identity, float (512,), by the recogniser that the weights know; or
+    alice.json         {"id_embedding": [512 numbers]}, or {"no_identity": "why there is none"}
     alice.truth.png    optional, for rendered heads: known views in a row, their normals in a second
                        row; alice.json then holds "truth": [{"yaw": 45, "pitch": 0}, ...]
 
-Every problem is a `PortraitError` that names the file and says what to do.
+Every problem is an `InputError` that names the file and says what to do.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import io
+import os
 import pathlib
 
 import numpy as np
 from PIL import Image
 
+from spinmeround_jax import files, schema
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import images
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TRUTH_SUFFIX = ".truth.png"
 VIEW_SET = "views.json"
 ID_SIZE = 512
-
-
-class PortraitError(ValueError):
-    """An input cannot be used; the message names the file and what to do."""
+MAX_IDENTITY_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ def find(paths: list[pathlib.Path]) -> list[pathlib.Path]:
     Of subfolders only those that are view sets themselves are looked at.
 
     Raises:
-        PortraitError: when a folder holds none, or two of them have the same name.
+        InputError: when a folder holds none, or two of them have the same name.
     """
     found: list[pathlib.Path] = []
     for path in paths:
@@ -65,7 +65,7 @@ def find(paths: list[pathlib.Path]) -> list[pathlib.Path]:
             continue
         inside = sorted(p for p in path.iterdir() if _is_portrait(p) or is_view_set(p))
         if not inside:
-            raise PortraitError(
+            raise InputError(
                 f"{path}: no portraits in this folder; put {', '.join(IMAGE_SUFFIXES)} files there, "
                 f"or folders with a {VIEW_SET}"
             )
@@ -73,12 +73,18 @@ def find(paths: list[pathlib.Path]) -> list[pathlib.Path]:
     found = list(dict.fromkeys(found))
     names: dict[str, pathlib.Path] = {}
     for path in found:
-        other = names.setdefault(path.name if path.is_dir() else path.stem, path)
+        other = names.setdefault(name_of(path), path)
         if other != path:
-            raise PortraitError(
+            raise InputError(
                 f"{path}: would be written to the same folder as {other}; rename one of them"
             )
     return found
+
+
+def name_of(path: pathlib.Path) -> str:
+    """Of the folder that an input's result is written to; of "." the folder's own name."""
+    path = pathlib.Path(os.path.abspath(path))
+    return path.name if path.is_dir() else path.stem
 
 
 def is_view_set(path: pathlib.Path) -> bool:
@@ -91,7 +97,7 @@ def _is_portrait(path: pathlib.Path) -> bool:
         images.is_picture_name(path)
         and not path.name.startswith(".")
         and not path.name.lower().endswith(TRUTH_SUFFIX)
-        and path.is_file()
+        and not path.is_dir()  # a broken link is to be told of
     )
 
 
@@ -102,10 +108,10 @@ def read(path: pathlib.Path, size: int) -> Portrait:
         size: pixels the model wants; larger squares are averaged down to it.
 
     Raises:
-        PortraitError: see the module.
+        InputError: see the module.
     """
     image = read_image(path, size)
-    return Portrait(path.stem, path, image, read_identity(path), _read_truth(path, size))
+    return Portrait(path.stem, path, image, read_identity(path), read_truth(path, size))
 
 
 def read_image(path: pathlib.Path, size: int) -> np.ndarray:
@@ -113,11 +119,9 @@ def read_image(path: pathlib.Path, size: int) -> np.ndarray:
     rgba = _open(path)
     height, width = rgba.shape[:2]
     if height != width:
-        raise PortraitError(
-            f"{path}: {width} x {height} pixels; crop it to a square around the head"
-        )
+        raise InputError(f"{path}: {width} x {height} pixels; crop it to a square around the head")
     if height < size:
-        raise PortraitError(
+        raise InputError(
             f"{path}: {width} x {height} pixels are too few; this model needs {size} x {size}"
         )
     rgb = rgba[..., :3] * rgba[..., 3:] + 1.0 - rgba[..., 3:]
@@ -139,9 +143,9 @@ def read_identity(path: pathlib.Path) -> np.ndarray:
         if candidate.is_file() and (path.suffix.lower() in IMAGE_SUFFIXES or candidate == path):
             return _read_identity_file(candidate)
     if not path.exists():
-        raise PortraitError(f"{path}: no such file; check the path")
-    raise PortraitError(
-        f"{path}: no identity beside it; put the ArcFace embedding (512 numbers) in "
+        raise InputError(f"{path}: no such file; check the path")
+    raise InputError(
+        f"{path}: no identity beside it; put its vector (512 numbers) in "
         f'{path.stem}.npy, or in {path.stem}.json as {{"id_embedding": [...]}}'
     )
 
@@ -156,27 +160,48 @@ def has_identity(path: pathlib.Path) -> bool:
     return any(path.with_suffix(suffix).is_file() for suffix in (".npy", ".json"))
 
 
+def no_identity(path: pathlib.Path) -> str | None:
+    """Why a portrait has no identity, where `photo` wrote that down instead of one."""
+    if path.with_suffix(".npy").is_file():
+        return None
+    try:
+        about = schema.read(
+            path.with_suffix(".json"), schema.record({"no_identity": schema.text()})
+        )
+    except (OSError, ValueError):  # no JSON, or none of ours
+        return None
+    return about["no_identity"] or None
+
+
 def read_recognition(path: pathlib.Path) -> str | None:
     """SHA-256 of the model that made a portrait's identity, where `photo` wrote it down."""
     if path.with_suffix(".npy").is_file():
         return None  # the identity is read from there, and it does not say
     try:
-        recognition = json.loads(path.with_suffix(".json").read_text())["recognition"]["sha256"]
-    except Exception:  # no JSON, or none of ours
+        about = schema.read(path.with_suffix(".json"), _RECOGNITION)
+    except (OSError, ValueError):  # no JSON, or none of ours
         return None
-    return recognition if isinstance(recognition, str) else None
+    return about["recognition"]["sha256"]
+
+
+_RECOGNITION = schema.record({"recognition": schema.record({"sha256": schema.text()})})
 
 
 def _read_identity_file(path: pathlib.Path) -> np.ndarray:
-    wanted = f"expected an ArcFace embedding of {ID_SIZE} finite numbers, not all zero"
+    wanted = f"expected an identity of {ID_SIZE} finite numbers, not all zero"
     try:
         if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
+            content = io.BytesIO(files.read_bytes(path, MAX_IDENTITY_BYTES))
+            if not content.getvalue().startswith(b"\x93NUMPY"):  # numpy would advise to unpickle it
+                raise ValueError("not a .npy file")
+            values = np.load(content, allow_pickle=False)
         else:
-            about = json.loads(path.read_text())
-            if isinstance(about, dict) and about.get("no_identity"):  # by spinmeround_jax.photo
-                raise PortraitError(f"{path}: no identity in it: {about['no_identity']}")
-            values = np.array(about["id_embedding"], np.float64)
+            about = schema.read(
+                path, schema.record({}, {"no_identity": schema.nullable(schema.text())})
+            )
+            if about.get("no_identity"):  # by spinmeround_jax.photo
+                raise InputError(f"{path}: no identity in it: {about['no_identity']}")
+            values = np.array(_IDENTITY(about, "")["id_embedding"], np.float64)
         if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
             raise ValueError("not an array of floating-point numbers")
         if values.shape != (ID_SIZE,):
@@ -184,29 +209,37 @@ def _read_identity_file(path: pathlib.Path) -> np.ndarray:
         norm = float(np.linalg.norm(values.astype(np.float64)))
         if not np.isfinite(norm) or norm < 1e-6:
             raise ValueError(f"its length is {norm:g}")
-    except PortraitError:
+    except InputError:
         raise
     except Exception as error:  # numpy, zip and JSON each have their own
-        raise PortraitError(f"{path}: {wanted} ({_reason(error)})") from error
+        raise InputError(
+            f"{path}: {wanted} ({_reason(error).removeprefix(f'{path}: ')})"
+        ) from error
     return (values / norm).astype(np.float32)
 
 
-def _read_truth(path: pathlib.Path, size: int) -> Truth | None:
+_IDENTITY = schema.record({"id_embedding": schema.array(schema.number(), ID_SIZE, ID_SIZE)})
+
+
+def read_truth(path: pathlib.Path, size: int) -> Truth | None:
+    """Known views of a rendered head, if they are beside its portrait.
+
+    Raises:
+        InputError: see the module.
+    """
     sheet_path, json_path = path.with_suffix(TRUTH_SUFFIX), path.with_suffix(".json")
     if not sheet_path.is_file():
         return None
     wanted = f'{sheet_path}: the angles of its views belong in {json_path.name} as "truth": [...]'
     try:
-        views = json.loads(json_path.read_text())["truth"]
-        angles = np.array([(view["yaw"], view.get("pitch", 0.0)) for view in views], np.float32)
-        if not angles.size or not np.isfinite(angles).all():
-            raise ValueError("no views, or angles that are not finite")
-    except Exception as error:
-        raise PortraitError(f"{wanted} ({_reason(error)})") from error
+        views = schema.read(json_path, _TRUTH)["truth"]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{wanted} ({_reason(error)})") from error
+    angles = np.array([(view["yaw"], view.get("pitch", 0.0)) for view in views], np.float32)
     sheet = np.rint(255.0 * _open(sheet_path)[..., :3]).astype(np.uint8)
     tile, rest = divmod(sheet.shape[1], len(angles))
     if rest or sheet.shape[0] not in (tile, 2 * tile):
-        raise PortraitError(
+        raise InputError(
             f"{sheet_path}: {sheet.shape[1]} x {sheet.shape[0]} pixels are not one or two rows of "
             f"{len(angles)} square views"
         )
@@ -214,14 +247,17 @@ def _read_truth(path: pathlib.Path, size: int) -> Truth | None:
     return Truth(angles, tiles[0], tiles[1] if len(tiles) == 2 else None)
 
 
+_ANGLE = schema.number(-1e6, 1e6)  # degrees
+_TRUTH = schema.record(
+    {"truth": schema.array(schema.record({"yaw": _ANGLE}, {"pitch": _ANGLE}), 1, 1000)}
+)
+
+
 def _open(path: pathlib.Path) -> np.ndarray:
     """(h, w, 4) float32 in [0, 1], straight alpha."""
     if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise PortraitError(f"{path}: not one of {', '.join(IMAGE_SUFFIXES)}; convert it")
-    try:
-        return images.read(path).pixels.astype(np.float32) / 255.0
-    except images.ImageError as error:
-        raise PortraitError(str(error)) from error
+        raise InputError(f"{path}: not one of {', '.join(IMAGE_SUFFIXES)}; convert it")
+    return images.read(path).pixels.astype(np.float32) / 255.0
 
 
 def _reason(error: Exception) -> str:

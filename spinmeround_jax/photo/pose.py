@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 
 from spinmeround_jax import cameras
-from spinmeround_jax.photo.landmarks import LandmarkModel, five_of, load_model
+from spinmeround_jax.photo.landmarks import FaceError, LandmarkModel, five_of, load_model
 
 # Where models expect the head: how data_prep places it (head.placement) is "canonical"; others are
 # that, enlarged and moved in the world. The released weights know heads as PanoHead crops them,
@@ -32,10 +32,6 @@ _ITERATIONS, _ROUNDS = 40, 6
 _FIRST_NOISE, _SMALLEST_NOISE = 0.02, 0.0008
 _FIRST_DEPTH_NOISE = 0.1
 _WIDTHS = cameras.FOCAL / cameras.RADIUS  # world units to image widths, at the head's centre
-
-
-class PoseError(ValueError):
-    """The landmarks do not belong to a head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,15 +122,15 @@ def fit(landmarks: np.ndarray, framing: str = "canonical") -> HeadPose:
         framing: one of FRAMINGS.
 
     Raises:
-        PoseError: not so many landmarks, not finite, or all in one place.
+        FaceError: not so many landmarks, not finite, or all in one place.
     """
     landmarks = np.asarray(landmarks, np.float64)
     if landmarks.ndim != 2 or landmarks.shape[0] not in (5, 68) or landmarks.shape[1] not in (2, 3):
-        raise PoseError(f"expected 5 or 68 landmarks (x, y), got an array {landmarks.shape}")
+        raise FaceError(f"expected 5 or 68 landmarks (x, y), got an array {landmarks.shape}")
     flat = landmarks[:, :2]
     spread = np.linalg.norm(flat - flat.mean(axis=0), axis=1).max()
     if not np.isfinite(landmarks).all() or spread < 1.0:
-        raise PoseError("landmarks that are not finite, or all in one place")
+        raise FaceError("landmarks that are not finite, or all in one place")
     model = load_model().moved(*FRAMINGS[framing])
     problem = _Problem(landmarks, model)
     best = min((problem.solve(problem.start(yaw)) for yaw in _STARTS), key=problem.cost)

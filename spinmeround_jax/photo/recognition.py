@@ -15,7 +15,8 @@ import numpy as np
 
 from spinmeround_jax.photo import assets, faces
 from spinmeround_jax.photo.assets import AssetError
-from spinmeround_jax.photo.faces import FaceError, FaceFinder
+from spinmeround_jax.photo.faces import FaceFinder
+from spinmeround_jax.photo.landmarks import FaceError
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -23,43 +23,59 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from spinmeround_jax import cameras
+from spinmeround_jax import cameras, schema
 from spinmeround_jax.diffusion.pipeline import Heads
-from spinmeround_jax.files import new_folder
+from spinmeround_jax.files import InputError, new_folder, recover
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.portraits import Truth
 from spinmeround_jax.results import transforms
 
+PHOTO = "photo.jpg"
 SETTINGS = "settings.json"
 PAGE = "index.html"  # stands among the heads, so none can have its name
 GENERATOR = "spinmeround_jax.sample"
 TURN_SECONDS = 4.0
 
 
-class OutputError(ValueError):
-    """A result cannot be written; the message names the folder and what to do."""
+def is_finished(folder: pathlib.Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether `folder` is a complete result of ours, made with these settings.
+
+    Raises:
+        InputError: it is one with others, naming them, or not ours.
+    """
+    recover(folder)
+    if not folder.exists():
+        return False
+    check_ours(folder)
+    found = read_settings(folder) or {}
+    if changes := schema.differences({k: v for k, v in found.items() if k in wanted}, wanted):
+        raise InputError(
+            f"{folder}: is finished, made with other settings (there -> here: "
+            f"{'; '.join(changes[:5])}{'; ...' if len(changes) > 5 else ''}); --overwrite replaces "
+            "it, or choose another --out"
+        )
+    return True
 
 
-def is_finished(folder: pathlib.Path, wanted: Mapping[str, Any] | None = None) -> bool:
-    """Whether `folder` is a complete result of ours, and with these settings if any are given."""
-    found = read_settings(folder)
-    if found is None or wanted is None:
-        return found is not None
-    return all(found.get(name) == value for name, value in _as_json(wanted).items())
-
-
-def _as_json(values: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(values))
+def check_ours(folder: pathlib.Path) -> None:
+    """Raises InputError where `folder` is there and not a result of ours to replace."""
+    if folder.name == PAGE:
+        raise InputError(f"{folder}: is the name of the page; rename the input")
+    if (folder.exists() or folder.is_symlink()) and read_settings(folder) is None:
+        raise InputError(
+            f"{folder}: in the way, not written by this program; move it, or choose another --out"
+        )
 
 
 def read_settings(folder: pathlib.Path) -> dict[str, Any] | None:
     """`settings.json` of a folder written here, None where there is none."""
     try:
-        settings = json.loads((folder / SETTINGS).read_text())
-    except (OSError, ValueError, RecursionError):
+        return schema.read(folder / SETTINGS, _SETTINGS)
+    except (OSError, ValueError):
         return None
-    ours = isinstance(settings, dict) and settings.get("generator") == GENERATOR
-    return settings if ours else None
+
+
+_SETTINGS = schema.record({"generator": schema.one_of(GENERATOR)})
 
 
 def select(heads: Heads, index: int) -> Heads:
@@ -76,6 +92,7 @@ def write_head(
     normals_space: str = "world",
     truth: Truth | None = None,
     likeness: Likeness | None = None,
+    photo: Image.Image | None = None,
 ) -> None:
     """Write one head (see `select`) to `folder`, replacing an earlier result.
 
@@ -83,19 +100,15 @@ def write_head(
 
     Args:
         normals_space: "world", or "camera" to rotate each normal map into its own camera.
+        photo: how a photo became the input (`photo.preview`), for the page.
 
     Raises:
-        OutputError: pixels that are not finite, or `folder` is not ours to replace.
+        InputError: pixels that are not finite, or `folder` is not ours to replace.
     """
     pictures = (head.images, head.normals, head.anchor_images, head.anchor_normals)
     if not all(np.isfinite(picture).all() for picture in pictures):
-        raise OutputError(f"{folder}: the model made values that are not finite; nothing written")
-    if folder.name == PAGE:
-        raise OutputError(f"{folder}: is the name of the page; rename the input")
-    if folder.exists() and not is_finished(folder):
-        raise OutputError(
-            f"{folder}: in the way, not written by this program; move it, or choose another --out"
-        )
+        raise InputError(f"{folder}: the model made values that are not finite; nothing written")
+    check_ours(folder)
     with new_folder(folder) as partial:
         _write_pictures(partial, head, normals_space, truth)
         transforms.write(partial / transforms.NAME, _views(head), normals_space=normals_space)
@@ -106,6 +119,8 @@ def write_head(
             "truth_angles": truth.angles.tolist() if truth else None,
         }
         about = {"generator": GENERATOR, "normals_space": normals_space, **settings, **angles}
+        if photo:
+            photo.save(partial / PHOTO, quality=90)
         if likeness:
             _write_likeness(partial / "likeness.csv", head.trajectory, likeness)
             about["likeness"] = {
@@ -140,12 +155,6 @@ def _views(head: Heads) -> list[transforms.View]:
     ]
 
 
-def to_camera_space(normals: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """(n, h, w, 3) world-space normals to the camera space of (n, 2) angles."""
-    rotations = cameras.orbit(angles[:, 0], angles[:, 1])[:, :3, :3]
-    return np.einsum("nij,nhwj->nhwi", rotations, normals)
-
-
 def to_pixels(images: np.ndarray) -> np.ndarray:
     """[-1, 1] -> uint8; 0 becomes 128."""
     return np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
@@ -155,7 +164,9 @@ def _write_pictures(
     folder: pathlib.Path, head: Heads, normals_space: str, truth: Truth | None
 ) -> None:
     def spaced(normals: np.ndarray, angles: np.ndarray) -> np.ndarray:
-        return to_camera_space(normals, angles) if normals_space == "camera" else normals
+        if normals_space == "world":
+            return normals
+        return cameras.normals_to_camera(normals, cameras.orbit(*angles.T))
 
     about = {"normals_space": normals_space}
     observed_normals = spaced(head.observed_normals, head.observed_angles)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from spinmeround_jax.diffusion.view_groups import SAME_VIEW, angular_distance
+from spinmeround_jax.files import InputError, write_atomically
 from spinmeround_jax.results import head_folder
 from spinmeround_jax.results.page_style import CSS, SCRIPT
 
@@ -32,13 +33,11 @@ def write_page(out: pathlib.Path) -> pathlib.Path:
     Heads whose folder is damaged are left out; the page and stderr tell which, and why.
 
     Raises:
-        outputs.OutputError: there is an index.html that was not written here.
+        InputError: there is an index.html that was not written here.
     """
     path = out / head_folder.PAGE
     if path.is_dir() or (path.exists() and MARK not in path.read_text(errors="replace")):
-        raise head_folder.OutputError(
-            f"{path}: not written by this program; move it, or choose another --out"
-        )
+        raise InputError(f"{path}: not written by this program; move it, or choose another --out")
     articles, rules, left_out = [], [], []
     for folder in sorted(out.iterdir()):
         if folder.name.startswith(".") or not (folder / head_folder.SETTINGS).exists():
@@ -51,11 +50,9 @@ def write_page(out: pathlib.Path) -> pathlib.Path:
             continue
         articles.append(article)
         rules += [sheet.rule() for sheet in sheets]
-    partial = out / f".{head_folder.PAGE}.partial"
     # Names of files need not be text: what cannot be encoded becomes a question mark.
     document = _document(articles, rules, left_out)
-    partial.write_text(document, encoding="utf-8", errors="replace")
-    partial.replace(path)
+    write_atomically(path, document.encode(errors="replace"))
     return path
 
 
@@ -187,11 +184,13 @@ def _article(
         # The slider tells the view; autoplay would have this read out ten times a second.
         f'<output aria-live="off">{_label(trajectory[0])}</output></div></div>',
         "</div>",
+        _photo(folder, settings),
         f"<h3>Anchors <small>{len(anchors)} views sampled together</small></h3>",
         _rows([anchor_views, anchor_normals], [_label(pair) for pair in anchors]),
     ]
     if settings.get("truth_angles"):
-        truth, sheet = _truth(folder, settings, number, views, normals, trajectory)
+        sampled = [(trajectory, views, normals), (anchors, anchor_views, anchor_normals)]
+        truth, sheet = _truth(folder, settings, number, sampled)
         sheets.append(sheet)
         sections.append(truth)
     if settings.get("likeness"):
@@ -210,15 +209,29 @@ def _article(
     return f"<article>{''.join(sections)}</article>", sheets
 
 
+def _photo(folder: pathlib.Path, settings: dict[str, Any]) -> str:
+    """How a photo became the input, and which identity was used; nothing for portraits."""
+    if not (folder / head_folder.PHOTO).is_file():
+        return ""
+    about = html.escape(f"identity: {settings['identity']}")
+    uri = _data_uri(_open(folder / head_folder.PHOTO))
+    return (
+        f"<h3>Photo <small>what was found, the crop, the mask, the portrait; {about}</small></h3>"
+        f'<img src="{uri}" alt="photo, crop, mask and portrait" style="max-width:100%">'
+    )
+
+
 def _truth(
     folder: pathlib.Path,
     settings: dict[str, Any],
     number: int,
-    views: _Sheet,
-    normals: _Sheet,
-    trajectory: np.ndarray,
+    sampled: list[tuple[np.ndarray, _Sheet, _Sheet]],
 ) -> tuple[str, _Sheet]:
-    """Known views above the sampled ones at the same angles, where there are any."""
+    """Known views above the sampled ones at the same angles, where there are any.
+
+    Args:
+        sampled: (n, 2) angles, images, normals; earlier ones are preferred.
+    """
     angles = np.array(settings["truth_angles"], np.float32).reshape(-1, 2)
     pixels = np.asarray(_open(folder / "truth.png"))
     side = pixels.shape[1] // len(angles)
@@ -226,22 +239,29 @@ def _truth(
     sheet = _Sheet(f"h{number}t", tiles.reshape(-1, side, side, 3))
     columns = []
     for i, pair in enumerate(angles):
-        distance = angular_distance(trajectory, pair)
-        nearest = int(distance.argmin())
+        same = next(
+            (
+                (int(distance.argmin()), sheets)
+                for others, *sheets in sampled
+                if (distance := angular_distance(others, pair)).min() < SAME_VIEW
+            ),
+            None,
+        )
         cells = []
-        for row, made in enumerate([views, normals][: len(tiles)]):
+        for row in range(len(tiles)):
             cells.append(sheet.tile(row * len(angles) + i, f"true, {_label(pair)}"))
-            if distance[nearest] < SAME_VIEW:
-                cells.append(made.tile(nearest, f"sampled, {_label(pair)}"))
-            else:
+            if same is None:
                 cells.append('<div class="tile"></div>')
+            else:
+                nearest, sheets = same
+                cells.append(sheets[row].tile(nearest, f"sampled, {_label(pair)}"))
         columns.append(_figure("".join(cells), _label(pair)))
     heading = "<h3>Truth <small>each true view, and below it the sampled one</small></h3>"
     return f'{heading}<div class="row">{"".join(columns)}</div>', sheet
 
 
 def _likeness(likeness: dict[str, Any], trajectory: np.ndarray) -> str:
-    """ArcFace similarity of the views over yaw, as a plot from 0 to 1; those below stand at 0."""
+    """Similarity of the views' faces over yaw, as a plot from 0 to 1; those below stand at 0."""
     if likeness["mean"] is None:
         return "<h3>Likeness <small>no face was found in any view</small></h3>"
     width, height = 720, 120
@@ -253,7 +273,7 @@ def _likeness(likeness: dict[str, Any], trajectory: np.ndarray) -> str:
             title = html.escape(f"{_label(angles)}: {cosine:.2f}")
             dots.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{title}</title></circle>')
     note = (
-        f"ArcFace similarity to the input, {likeness['mean']:.2f} on average over the "
+        f"similarity of faces to the input's, {likeness['mean']:.2f} on average over the "
         f"{int(likeness['faces'])} of {len(trajectory)} views with a face"
     )
     lines = "".join(f'<path d="M0 {height * i / 2:g}H{width}"/>' for i in range(3))

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import pathlib
 from collections.abc import Callable
 
@@ -20,21 +21,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spinmeround_jax import metrics
-from spinmeround_jax.files import write_atomically
+from spinmeround_jax import files, metrics
+from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import hull
 from spinmeround_jax.splats.gaussians import Gaussians, from_surface
 from spinmeround_jax.splats.rasterise import CAPACITY, render
 from spinmeround_jax.splats.relocation import add_noise, forget, relocate
 from spinmeround_jax.splats.scene import Scene, camera_positions, middle_and_radius
 
+_logger = logging.getLogger(__name__)
+
 MAX_FAULTS = 20  # steps in a row without a finite gradient
 CHECKPOINT_EVERY = 200  # steps
+_MAX_CHECKPOINT_BYTES = 1 << 32
 RELOCATE_EVERY, RELOCATE_FROM, RELOCATE_UNTIL = 100, 0.1, 0.8  # steps; shares of the fit
-
-
-class FitError(ValueError):
-    """The fit cannot go on; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +224,7 @@ def fit(
     """Gaussians that look like the views.
 
     What is fitted follows from scene, settings and seed, also across a kill: state and moments are
-    kept in `checkpoint` (.npz) and read again if they are of the same scene and settings.
+    kept in `checkpoint` and read again if they are whole, and of the same scene and settings.
 
     Args:
         progress: called with the step, and means of loss and PSNR over the last steps.
@@ -235,15 +235,17 @@ def fit(
         finite), "overflow" (most Gaussians left out in one step by tiles that were full).
 
     Raises:
-        FitError: gradients stay not finite, or the checkpoint is of another fit.
-        InputError: the masks have no hull.
+        InputError: gradients stay not finite, or the masks have no hull.
     """
     _check(scene, settings)
     pixel = pixel_size(scene)
     state = _begin(scene, settings)
     identity = _identity(scene, settings)
     if checkpoint is not None and checkpoint.exists():
-        state = _restore(checkpoint, state, identity)
+        try:
+            state = _restore(checkpoint, state, identity)
+        except Exception as error:  # the file can hold anything
+            _logger.warning("%s: begun anew, not resumed (%s)", checkpoint, error)
     resumed_at = int(state.step)
     unknown = np.zeros((*scene.size, 3), scene.images.dtype)
 
@@ -266,7 +268,7 @@ def fit(
             faults += int((values["faults"] > 0).sum())
             overflow = max(overflow, int(values["overflow"].max()))
             if values["faults"][-1] >= MAX_FAULTS:
-                raise FitError(
+                raise InputError(
                     f"the gradient has not been finite for {MAX_FAULTS} steps; lower --rate, or look "
                     "for wrong cameras among the views"
                 )
@@ -293,11 +295,11 @@ def _check(scene: Scene, settings: FitSettings) -> None:
     smallest = metrics.LPIPS_SMALLEST if settings.lpips else metrics.SSIM_WINDOW
     if min(scene.size) < smallest:
         height, width = scene.size
-        raise FitError(
+        raise InputError(
             f"pictures of {width}x{height} pixels; this loss needs {smallest}: --lpips 0, or larger pictures"
         )
     if settings.steps < 1 or settings.count < 1:
-        raise FitError("at least one step and one Gaussian are needed")
+        raise InputError("at least one step and one Gaussian are needed")
 
 
 def _begin(scene: Scene, settings: FitSettings) -> _State:
@@ -314,35 +316,39 @@ def _view_of(step: int, views: int, seed: int) -> int:
 
 
 # --------------------------------------------------------------------------------------------------
-# Checkpoints: one .npz, no pickles
+# Checkpoints: a sealed .npz, no pickles
 
 
-def _identity(scene: Scene, settings: FitSettings) -> str:
+def views_sha256(scene: Scene) -> str:
+    """SHA-256 of all that a fit sees of a scene, whatever its files are called."""
     digest = hashlib.sha256()
     for array in (scene.images, scene.masks, scene.world_to_camera, scene.focal, scene.centre):
         digest.update(np.ascontiguousarray(array).tobytes())
     if scene.normals is not None:
         digest.update(scene.normals.tobytes())
-    return json.dumps({"views": digest.hexdigest(), **dataclasses.asdict(settings)}, sort_keys=True)
+    return digest.hexdigest()
+
+
+def _identity(scene: Scene, settings: FitSettings) -> str:
+    return json.dumps(
+        {"views": views_sha256(scene), **dataclasses.asdict(settings)}, sort_keys=True
+    )
 
 
 def _save(path: pathlib.Path, state: _State, identity: str) -> None:
     arrays = {f"a{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
     buffer = io.BytesIO()
     np.savez(buffer, identity=np.array(identity), **arrays)
-    write_atomically(path, buffer.getvalue())
+    files.write_atomically(path, files.seal(buffer.getvalue()))
 
 
 def _restore(path: pathlib.Path, like: _State, identity: str) -> _State:
     leaves, structure = jax.tree.flatten(like)
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            found = str(stored["identity"])
-            arrays = [stored[f"a{i}"] for i in range(len(leaves))] if found == identity else []
-    except Exception as error:  # zipfile, zlib and numpy raise what they like
-        raise FitError(f"{path}: not a checkpoint of a fit ({error}); remove it") from error
-    if found != identity:
-        raise FitError(f"{path}: of other views or settings; remove it to begin anew")
+    content = files.unseal(files.read_bytes(path, _MAX_CHECKPOINT_BYTES))
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        if str(stored["identity"]) != identity:
+            raise ValueError("it is of other views or settings")
+        arrays = [stored[f"a{i}"] for i in range(len(leaves))]
     if [a.shape for a in arrays] != [x.shape for x in leaves]:
-        raise FitError(f"{path}: damaged; remove it to begin anew")
+        raise ValueError("arrays of other shapes")
     return jax.tree.unflatten(structure, [jnp.asarray(a) for a in arrays])

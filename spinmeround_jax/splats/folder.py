@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spinmeround_jax.files import new_folder
+from spinmeround_jax.files import InputError, new_folder
 from spinmeround_jax.results import transforms
 from spinmeround_jax.results.head_folder import to_pixels
 from spinmeround_jax.splats import mesh, scene, viewer, views
@@ -61,12 +61,12 @@ def write_folder(
         report["left_out"] = {}
         try:
             write_viewer(partial / "viewer.html", gaussians, given, folder.name)
-        except viewer.ViewerError as error:
+        except InputError as error:
             report["left_out"]["viewer.html"] = str(error)
         try:
             if with_mesh:
                 write_meshes(partial, given, drawn)
-        except mesh.MeshError as error:
+        except InputError as error:
             report["left_out"]["mesh.glb, mesh.ply"] = str(error)
         write_json(partial / REPORT, report)
 

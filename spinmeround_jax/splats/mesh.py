@@ -19,7 +19,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage import measure
 
-from spinmeround_jax.files import write_atomically
+from spinmeround_jax.files import InputError, write_atomically
 
 METRES_PER_UNIT = 0.6  # a head is 0.37 units from chin to crown, 22.5 cm on average
 RESOLUTION = 128  # cells along the longest side
@@ -31,10 +31,6 @@ OPAQUE = 0.9  # alpha from which a pixel's depth is the surface's and not the ed
 FACING = 0.15  # cosine of the angle from which a pixel is used
 LEVEL = 0.5  # sine of the elevation up to which a picture's lower edge tells where the neck is cut
 OUTVOTED = 0.1  # share of the views that may show background where a point is
-
-
-class MeshError(ValueError):
-    """No surface can be made of the views; the message says what is wrong with them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +78,7 @@ def extract(
         resolution: cells along the longest side of the surface's box.
 
     Raises:
-        MeshError: the arrays do not fit together, are not finite, or show too little.
+        InputError: the arrays do not fit together, are not finite, or show too little.
     """
     points = oriented_points(images, alpha, depth, normals, world_to_camera, focal, centre)
     return poisson(points, resolution)
@@ -113,14 +109,14 @@ def oriented_points(
         or normals.shape != (*pixels, 3)
         or poses.shape != (pixels[0], 4, 4)
     ):
-        raise MeshError(
+        raise InputError(
             "images, alpha, depth, normals and cameras do not fit together: "
             f"{images.shape}, {alpha.shape}, {depth.shape}, {normals.shape}, {poses.shape}"
         )
     if not all(np.isfinite(x).all() for x in (images, alpha, depth, normals, poses)):
-        raise MeshError("the views hold values that are not finite; fit the Gaussians again")
+        raise InputError("the views hold values that are not finite; fit the Gaussians again")
     if not (alpha > OPAQUE).any() or not (depth > 0).any():
-        raise MeshError("the views show nothing: depth or alpha is empty in all of them")
+        raise InputError("the views show nothing: depth or alpha is empty in all of them")
 
     height, width = pixels[1:]
     x = (np.arange(width) + 0.5 - centre[0]) / focal[0]
@@ -156,7 +152,7 @@ def oriented_points(
     points = Points(**{name: np.concatenate(part) for name, part in parts.items()})
     points = _inside_silhouettes(points, alpha, poses, focal, centre)
     if len(points.positions) < MIN_POINTS:
-        raise MeshError(
+        raise InputError(
             f"the views show {len(points.positions)} points of a surface, a mesh needs {MIN_POINTS}: "
             "alpha, depth and normals overlap in too few pixels"
         )
@@ -200,16 +196,16 @@ def poisson(points: Points, resolution: int = RESOLUTION) -> Mesh:
     pieces the largest is kept, so that nothing floats.
 
     Raises:
-        MeshError: too few points, or they enclose nothing.
+        InputError: too few points, or they enclose nothing.
     """
     if not 16 <= resolution <= MAX_RESOLUTION:
-        raise MeshError(f"resolution {resolution}; expected 16 to {MAX_RESOLUTION}")
+        raise InputError(f"resolution {resolution}; expected 16 to {MAX_RESOLUTION}")
     if len(points.positions) < MIN_POINTS:
-        raise MeshError(f"{len(points.positions)} points; a mesh needs {MIN_POINTS}")
+        raise InputError(f"{len(points.positions)} points; a mesh needs {MIN_POINTS}")
     low, high = points.positions.min(0), points.positions.max(0)
     step = float((high - low).max()) / resolution
     if not np.isfinite(step) or step <= 0:
-        raise MeshError("all points are in one place; the views hold no surface")
+        raise InputError("all points are in one place; the views hold no surface")
     pad = int(np.ceil(MARGIN * resolution)) + 4
     shape = [
         scipy.fft.next_fast_len(int(np.ceil(n / step)) + 2 * pad, real=True) for n in high - low
@@ -226,7 +222,7 @@ def poisson(points: Points, resolution: int = RESOLUTION) -> Mesh:
         field = np.minimum(field, slope * heights[None, :, None])
     field[[0, -1]] = field[:, [0, -1]] = field[:, :, [0, -1]] = field.min()
     if field.max() <= 0:
-        raise MeshError("the points enclose nothing; are the normals those of a closed surface?")
+        raise InputError("the points enclose nothing; are the normals those of a closed surface?")
     # This direction gives faces that are counter-clockwise from where the field is smaller: outside.
     vertices, faces, _, _ = measure.marching_cubes(field, 0.0, gradient_direction="ascent")
     surface = _largest(trimesh.Trimesh(origin + step * vertices, faces))

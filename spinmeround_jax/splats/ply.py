@@ -12,7 +12,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from spinmeround_jax.files import write_atomically
+from spinmeround_jax.files import InputError, write_atomically
 from spinmeround_jax.splats.gaussians import MAX_DEGREE, Gaussians, degree_of
 
 _TYPES = {
@@ -29,10 +29,6 @@ REST = 3 * (
     (MAX_DEGREE + 1) ** 2 - 1
 )  # readers that descend from 3DGS's own accept no other number
 EXPECTED = "expected a .ply of 3D Gaussian splatting"
-
-
-class PlyError(ValueError):
-    """A file is not a 3DGS .ply; the message names it and what is wrong."""
 
 
 def _half_turn(gaussians: Gaussians, way: float) -> Gaussians:
@@ -100,7 +96,7 @@ def read_ply(path: str | pathlib.Path) -> Gaussians:
     Further properties are passed over, harmonics above the highest degree that is not all zero dropped.
 
     Raises:
-        PlyError: naming the file, when it is not one or holds values that are not finite.
+        InputError: naming the file, when it is not one or holds values that are not finite.
         OSError: the file cannot be read.
     """
     path = pathlib.Path(path)
@@ -108,7 +104,7 @@ def read_ply(path: str | pathlib.Path) -> Gaussians:
         count, dtype, y_up = _read_header(file.read(_MAX_HEADER), path, file)
         size = path.stat().st_size - file.tell()
         if count * dtype.itemsize > size:
-            raise PlyError(
+            raise InputError(
                 f"{path}: holds {size} bytes of data, its header says {count} x {dtype.itemsize}; "
                 "copy the file again"
             )
@@ -116,18 +112,18 @@ def read_ply(path: str | pathlib.Path) -> Gaussians:
     names = set(dtype.names or ())
     rest = sum(name.startswith("f_rest_") for name in names)
     if rest % 3:
-        raise PlyError(f"{path}: {rest} f_rest_ properties; {EXPECTED}")
+        raise InputError(f"{path}: {rest} f_rest_ properties; {EXPECTED}")
     try:
         degree_of(rest // 3 + 1)
     except ValueError as error:
-        raise PlyError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
     if missing := [n for n in _properties(rest) if n not in names and n not in ("nx", "ny", "nz")]:
-        raise PlyError(f"{path}: no property {', '.join(missing)}; {EXPECTED}")
+        raise InputError(f"{path}: no property {', '.join(missing)}; {EXPECTED}")
 
     def columns(*wanted: str) -> np.ndarray:
         values = np.stack([table[name].astype(np.float32) for name in wanted], axis=-1)
         if not np.isfinite(values).all():
-            raise PlyError(f"{path}: {wanted[0]}... hold values that are not finite")
+            raise InputError(f"{path}: {wanted[0]}... hold values that are not finite")
         return values
 
     sh = columns(*(f"f_dc_{i}" for i in range(3)))[:, None]
@@ -151,26 +147,26 @@ def _read_header(start: bytes, path: pathlib.Path, file) -> tuple[int, np.dtype,
     head, found, _ = start.partition(b"end_header\n")
     lines = head.decode("ascii", "replace").split("\n")
     if not found or lines[0].strip() != "ply":
-        raise PlyError(f"{path}: no .ply header; {EXPECTED}")
+        raise InputError(f"{path}: no .ply header; {EXPECTED}")
     if "format binary_little_endian 1.0" not in (line.strip() for line in lines):
-        raise PlyError(f"{path}: not binary_little_endian; {EXPECTED}")
+        raise InputError(f"{path}: not binary_little_endian; {EXPECTED}")
     count, fields, elements = 0, [], []
     for words in (line.split() for line in lines):
         if len(words) == 3 and words[0] == "element":
             elements.append(words[1])
             if elements == ["vertex"]:
                 if not words[2].isdecimal() or not 0 < int(words[2]) <= MAX_GAUSSIANS:
-                    raise PlyError(
+                    raise InputError(
                         f"{path}: {words[2]} vertices; this reads 1 to {MAX_GAUSSIANS} Gaussians"
                     )
                 count = int(words[2])
         elif words and words[0] == "property" and elements == ["vertex"]:
             if len(words) != 3 or words[1] not in _TYPES:
-                raise PlyError(f"{path}: {' '.join(words)!r} in its header; {EXPECTED}")
+                raise InputError(f"{path}: {' '.join(words)!r} in its header; {EXPECTED}")
             fields.append((words[2], _TYPES[words[1]]))
     if not count or elements[0] != "vertex":
-        raise PlyError(f"{path}: does not begin with vertices; {EXPECTED}")
+        raise InputError(f"{path}: does not begin with vertices; {EXPECTED}")
     if len({name for name, _ in fields}) != len(fields):
-        raise PlyError(f"{path}: names a property twice; {EXPECTED}")
+        raise InputError(f"{path}: names a property twice; {EXPECTED}")
     file.seek(len(head) + len(found))
     return count, np.dtype(fields), _Y_UP in (line.strip() for line in lines)

@@ -248,9 +248,9 @@ def _shared_intrinsics(given: transforms.Transforms) -> Intrinsics:
 def _up_rotation(given: transforms.Transforms, up: str) -> tuple[np.ndarray, str]:
     """(3, 3) rotation of the file's world that brings its up to y, and what to tell about it."""
     if up != "auto":
-        return _rotation_to_y(AXES[up]), f"{up}, as given"
+        return rotation_to_y(AXES[up]), f"{up}, as given"
     if given.up is not None:
-        return _rotation_to_y(given.up), f"{_axis_name(given.up)}, as {given.path.name} says"
+        return rotation_to_y(given.up), f"{_axis_name(given.up)}, as {given.path.name} says"
     found = estimate_up(given.frames)
     if found is None:
         raise InputError(
@@ -259,7 +259,7 @@ def _up_rotation(given: transforms.Transforms, up: str) -> tuple[np.ndarray, str
     nearest = max(AXES.values(), key=lambda axis: axis @ found)
     if nearest @ found > np.cos(np.deg2rad(SNAP)):
         found = nearest
-    return _rotation_to_y(found), f"{_axis_name(found)}, as the cameras are held"
+    return rotation_to_y(found), f"{_axis_name(found)}, as the cameras are held"
 
 
 def estimate_up(frames: tuple[Frame, ...]) -> np.ndarray | None:
@@ -286,7 +286,7 @@ def estimate_up(frames: tuple[Frame, ...]) -> np.ndarray | None:
     return np.sign(found @ mean) * found / length
 
 
-def _rotation_to_y(up: np.ndarray) -> np.ndarray:
+def rotation_to_y(up: np.ndarray) -> np.ndarray:
     """(3, 3) the smallest rotation from a unit vector to y; half a turn is about x."""
     target = np.array(transforms.UP)
     cosine = float(up @ target)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from spinmeround_jax import cameras
-from spinmeround_jax.files import write_atomically
+from spinmeround_jax.files import InputError, write_atomically
 from spinmeround_jax.splats.gaussians import Gaussians
 from spinmeround_jax.splats.ply import read_ply
 
@@ -29,10 +29,6 @@ MAX_PAGE = 64 * 2**20  # bytes; browsers and laptops take their time with more
 MAX_TITLE = 200  # characters
 FAINTEST = 1.0 / 255.0  # opacity below which 3DGS draws nothing
 FIELD_OF_VIEW = math.degrees(2.0 * math.atan(0.5 / cameras.FOCAL))  # degrees, of the smaller side
-
-
-class ViewerError(ValueError):
-    """No page can be made of the Gaussians; the message names the file and says what to do."""
 
 
 def write_page(
@@ -55,8 +51,8 @@ def write_page(
         background: (3,) in [0, 1].
 
     Raises:
-        ViewerError: nothing to draw, values that are not finite, or the page would exceed MAX_PAGE.
-        PlyError: the .ply file is not one.
+        InputError: nothing to draw, values that are not finite, or the page would exceed MAX_PAGE.
+        InputError: the .ply file is not one.
         OSError: a file cannot be read or written.
     """
     path = pathlib.Path(path)
@@ -64,9 +60,9 @@ def write_page(
         gaussians = read_ply(gaussians)
     view = np.array([*middle, distance, field_of_view, *background], np.float64)
     if view.shape != (8,) or not np.isfinite(view).all():
-        raise ViewerError(f"{path}: middle, distance, field of view, background: {view.tolist()}")
+        raise InputError(f"{path}: middle, distance, field of view, background: {view.tolist()}")
     if distance <= 0 or not 0 < field_of_view < 180 or (abs(view[5:] - 0.5) > 0.5).any():
-        raise ViewerError(
+        raise InputError(
             f"{path}: distance {distance}, field of view {field_of_view}, background "
             f"{view[5:].tolist()}; expected more than 0, 0 to 180 degrees, 0 to 1"
         )
@@ -99,7 +95,7 @@ def write_page(
     page = re.sub(r"\[\[(\w+)\]\]", lambda match: slots[match[1]], _read("page.html"))
     content = page.encode("utf-8", "replace")
     if len(content) > MAX_PAGE:
-        raise ViewerError(
+        raise InputError(
             f"{path}: {count} Gaussians with harmonics of degree {gaussians.degree} make a page of "
             f"{len(content) / 2**20:.0f} MiB, more than {MAX_PAGE // 2**20}; fit fewer or a lower degree"
         )
@@ -120,10 +116,10 @@ def _columns(gaussians: Gaussians, path: pathlib.Path) -> dict[str, np.ndarray]:
     }
     means = np.asarray(gaussians.means, np.float32)
     if not all(np.isfinite(values).all() for values in (means, *parts.values())):
-        raise ViewerError(f"{path}: the Gaussians hold values that are not finite; fit them again")
+        raise InputError(f"{path}: the Gaussians hold values that are not finite; fit them again")
     seen = parts["opacity"][:, 0] > math.log(FAINTEST / (1.0 - FAINTEST))
     if not seen.any():
-        raise ViewerError(f"{path}: no Gaussian is opaque enough to be drawn; fit them again")
+        raise InputError(f"{path}: no Gaussian is opaque enough to be drawn; fit them again")
     columns = {name: means[seen, i] for i, name in enumerate("xyz")}
     largest = float(np.finfo(np.float16).max)
     for prefix, values in parts.items():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -22,8 +23,9 @@ from spinmeround_jax.config import AutoencoderTrainingConfig, Config, StageConfi
 from spinmeround_jax.data import loader as data_loader
 from spinmeround_jax.data.batch import Batch
 from spinmeround_jax.data.manifest import read_manifest
+from spinmeround_jax.files import InputError
 from spinmeround_jax.models import Autoencoder, parameters
-from spinmeround_jax.training import latents, loop, optim, previews
+from spinmeround_jax.training import held_out_loss, latents, loop, optim, previews
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -42,6 +44,8 @@ def train_autoencoder(
     Raises:
         loop.NotFiniteError, loop.Preempted: see `loop.run`.
     """
+    directory = config.autoencoder_training.directory or config.data.directory
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, directory=directory))
     finished = workdir / "autoencoder"
     settings = made_with(config)
     dtype = jnp.dtype(config.compute_dtype)
@@ -49,7 +53,7 @@ def train_autoencoder(
         autoencoder = checkpoints.load_autoencoder(finished, dtype)
         made = checkpoints.read_provenance(finished)
         if autoencoder.config != config.model.autoencoder or made.get("made_with") != settings:
-            raise checkpoints.CheckpointError(
+            raise InputError(
                 f"{finished}: was trained with other settings of the autoencoder, its training or "
                 "the data; delete the folder to train it again, or start a new run with another "
                 "--workdir"
@@ -88,11 +92,12 @@ def train_autoencoder(
     def step_fn(
         state: optim.TrainState, batch: Batch
     ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
-        key = optim.step_key(config.seed, 0, state.step)
+        crop_key, posterior_key = jax.random.split(optim.step_key(config.seed, 0, state.step))
 
         def loss_fn(params: parameters.Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
+            images = random_crops(latents.pictures(batch), training.crop, crop_key)
             return autoencoder_loss(
-                parameters.merge(graphdef, params), latents.pictures(batch), key, training
+                parameters.merge(graphdef, params), images, posterior_key, training
             )
 
         (loss, terms), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -100,11 +105,20 @@ def train_autoencoder(
         return state, {"loss": loss, **terms, "gradient_norm": norm}
 
     # -- Loop
-    examples = previews.held_out(config.data, count=2)
+    examples = previews.held_out(config, count=2)
 
     def on_sample(state: optim.TrainState, step: int) -> None:
         grid = previews.reconstructions(graphdef, state.ema, examples)
         previews.write(grid, "autoencoder", step, workdir, writer)
+
+    heads = held_out_loss.fixed_heads(config)
+
+    def on_evaluate(state: optim.TrainState) -> dict[str, float]:
+        return {
+            f"{kind}_psnr_{name}": value
+            for name, batch in heads.items()
+            for kind, value in reconstruction_psnr(graphdef, state.ema, batch).items()
+        }
 
     with contextlib.closing(loader):
         state = loop.run(
@@ -116,8 +130,9 @@ def train_autoencoder(
             mesh=mesh,
             steps=training.steps,
             batch_size=batch_size,
-            cadence=loop.Cadence(config.log_every, config.sample_every, config.checkpoint_every),
+            cadence=loop.Cadence.of(config),
             writer=writer,
+            on_evaluate=on_evaluate,
             on_sample=on_sample,
         )
     saved.close()
@@ -139,6 +154,7 @@ def made_with(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "training": dataclasses.asdict(config.autoencoder_training),
         "random_background": config.data.random_background,
+        "normals_frame": config.model.normals_frame,
         "data": {
             name: read_manifest(config.data.directory)[name]
             for name in ("source", "seed", "image_size", "views", "splits")
@@ -157,9 +173,34 @@ def _loader(
         training.optimizer.batch_size,
         1,
         seed,
+        config.model.normals_frame,
         process_index=process_index,
         process_count=process_count,
     )
+
+
+def random_crops(images: jax.Array, size: int, key: jax.Array) -> jax.Array:
+    """(n, h, w, c) -> (n, size, size, c), each from a place of its own."""
+    n, height, width, channels = images.shape
+    if size == height == width:
+        return images
+    corners = jax.random.randint(key, (n, 2), 0, jnp.array([height - size, width - size]) + 1)
+
+    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (*corner, 0), (size, size, channels))
+
+    return jax.vmap(crop)(images, corners)
+
+
+def reconstruction_psnr(
+    graphdef: nnx.GraphDef, params: parameters.Parameters, batch: Batch
+) -> dict[str, float]:
+    """dB between {"image", "normals"} of a batch and what the autoencoder makes of them, mean over views."""
+    found = {}
+    for kind, pictures in (("image", batch.images), ("normals", batch.normals)):
+        made = np.stack([previews.reconstruct(graphdef, params, views) for views in pictures])
+        found[kind] = float(metrics.psnr(made, pictures).mean())
+    return found
 
 
 def autoencoder_loss(

@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,6 +22,8 @@ from spinmeround_jax.training.optim import TrainState
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
+
+    from spinmeround_jax.config import Config
 
 _logger = logging.getLogger(__name__)
 
@@ -44,8 +46,18 @@ class Cadence:
     """Steps between events; the last step has all of them."""
 
     log: int
+    evaluate: int
     sample: int
     checkpoint: int
+
+    @classmethod
+    def of(cls, config: Config) -> Cadence:
+        return cls(
+            config.log_every,
+            config.held_out.every,
+            config.sample_every,
+            config.checkpoint_every,
+        )
 
 
 def run(
@@ -60,6 +72,7 @@ def run(
     batch_size: int,
     cadence: Cadence,
     writer: SummaryWriter | None,
+    on_evaluate: Callable[[TrainState], Mapping[str, float]],
     on_sample: Callable[[TrainState, int], None],
 ) -> TrainState:
     """Train from `state.step` to `steps`, waiting for the device only where there is a report.
@@ -67,6 +80,7 @@ def run(
     Args:
         step_fn: jitted (state, batch of global arrays) -> (state, {name: scalar metric}).
         writer: of TensorBoard events; None in all processes but the first.
+        on_evaluate: figures that are reported beside the step's own, such as losses of held-out heads.
         on_sample: draws what there is to see of (state, step).
 
     Raises:
@@ -110,10 +124,12 @@ def run(
                 raise Preempted(
                     f"{name}: stopped at step {step} of {steps}, the checkpoint is written"
                 )
+            before = time.monotonic()
+            if step % cadence.evaluate == 0 or step == steps:
+                _write(name, step, steps, on_evaluate(state), writer, bar)
             if step % cadence.sample == 0 or step == steps:
-                before = time.monotonic()
                 on_sample(state, step)
-                clock += time.monotonic() - before  # drawing is no training time
+            clock += time.monotonic() - before  # neither is training time
     return state
 
 
@@ -138,15 +154,27 @@ def _report(
     writer: SummaryWriter | None,
     bar: tqdm.tqdm,
 ) -> None:
-    if writer is None:
+    left = tqdm.tqdm.format_interval(int((steps - step) * seconds_per_step))
+    _write(
+        name, step, steps, values, writer, bar, f"{1000 * seconds_per_step:.0f} ms/step  ETA {left}"
+    )
+
+
+def _write(
+    name: str,
+    step: int,
+    steps: int,
+    values: Mapping[str, float],
+    writer: SummaryWriter | None,
+    bar: tqdm.tqdm,
+    remark: str = "",
+) -> None:
+    if writer is None or not values:
         return
     for key, value in values.items():
         writer.add_scalar(f"{name}/{key}", value, step)
-    left = tqdm.tqdm.format_interval(int((steps - step) * seconds_per_step))
-    figures = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-    bar.write(
-        f"{name} {step}/{steps}  {figures}  {1000 * seconds_per_step:.0f} ms/step  ETA {left}"
-    )
+    figures = [f"{key} {value:.4g}" for key, value in values.items()]
+    bar.write("  ".join([f"{name} {step}/{steps}", *figures, *filter(None, [remark])]))
 
 
 def _progress(name: str, start: int, steps: int, visible: bool) -> tqdm.tqdm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from spinmeround_jax import cameras
-from spinmeround_jax.config import Config, DataConfig
+from spinmeround_jax.config import Config
 from spinmeround_jax.data.manifest import read_manifest
 from spinmeround_jax.data.subjects import HeldOut, Subject
 from spinmeround_jax.diffusion import schedules
@@ -36,20 +37,25 @@ if TYPE_CHECKING:
 SAMPLING_STEPS = 16
 
 
-def held_out(config: DataConfig, count: int, views: int = 8) -> list[Subject]:
+def held_out(config: Config, count: int, views: int = 8) -> list[Subject]:
     """The first subjects of the split not trained on (where there is none, of the one that is).
 
     Each with the views that are drawn, as they are kept for the whole run: the most frontal one,
-    then `views` spread over all.
+    then `views` spread over all; normals in the model's frame.
     """
-    splits = read_manifest(config.directory)["splits"]
+    directory = config.data.directory
+    splits = read_manifest(directory)["splits"]
     split = next((name for name in splits if name != "train" and splits[name]), "train")
-    subjects = HeldOut(config.directory, split)
+    subjects = HeldOut(directory, split)
     chosen = []
     for i in range(min(count, len(subjects))):
         angles = subjects.angles(i)
         spread = np.linspace(0, len(angles) - 1, views).astype(int)
-        chosen.append(subjects.load(i, [most_frontal(angles), *spread]))
+        subject = subjects.load(i, [most_frontal(angles), *spread])
+        if config.model.normals_frame == "camera":
+            normals = cameras.normals_to_camera(subject.normals, subject.world_to_camera)
+            subject = dataclasses.replace(subject, normals=normals)
+        chosen.append(subject)
     return chosen
 
 
@@ -60,9 +66,10 @@ def most_frontal(angles: np.ndarray) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _reconstruct(
+def reconstruct(
     graphdef: nnx.GraphDef, params: parameters.Parameters, images: jax.Array
 ) -> jax.Array:
+    """(n, h, w, 3) through the autoencoder."""
     autoencoder = parameters.merge(graphdef, params)
     return autoencoder.decode(autoencoder.encode(images))
 
@@ -74,7 +81,7 @@ def reconstructions(
     rows = []
     for subject in subjects:
         for originals in (subject.images[1:], subject.normals[1:]):
-            rows += [originals, np.asarray(_reconstruct(graphdef, params, originals))]
+            rows += [originals, np.asarray(reconstruct(graphdef, params, originals))]
     return grid(np.stack(rows))
 
 

@@ -25,12 +25,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from spinmeround_jax import sharding
-from spinmeround_jax.config import Config
+from spinmeround_jax.config import AblationConfig, Config
 from spinmeround_jax.data.batch import Batch
 from spinmeround_jax.diffusion import schedules
 from spinmeround_jax.diffusion.denoiser import condition, deny_normals, drop
 from spinmeround_jax.diffusion.loss import diffusion_loss
-from spinmeround_jax.models import parameters
+from spinmeround_jax.models import ModelConfig, parameters
 from spinmeround_jax.models.attention import PLAIN, Execution
 from spinmeround_jax.models.attention_kernels import best_for
 from spinmeround_jax.training import latents, optim
@@ -114,8 +114,8 @@ def _on_one_device(
 
         def loss_fn(params: Tree) -> tuple[jax.Array, Metrics]:
             return batch_loss(
-                config, graphdefs, {**frozen["networks"], **params}, frozen["empty_latent"],
-                clean, batch, sigma, noise, targets, how,
+                config.model, config.ablation, graphdefs, {**frozen["networks"], **params},
+                frozen["empty_latent"], clean, batch, sigma, noise, targets, how,
             )  # fmt: skip
 
         return jax.value_and_grad(loss_fn, has_aux=True)(gathered)
@@ -162,7 +162,8 @@ def _accumulate(gradient: Callable, parts: tuple, count: int) -> Tree:
 
 
 def batch_loss(
-    config: Config,
+    model: ModelConfig,
+    ablation: AblationConfig,
     graphdefs: dict[str, nnx.GraphDef],
     params: Tree,
     empty_latent: jax.Array,
@@ -173,7 +174,7 @@ def batch_loss(
     targets: jax.Array | None = None,
     how: Execution = PLAIN,
 ) -> tuple[jax.Array, Metrics]:
-    """The diffusion loss of a batch: noise, the paper's dropout for guidance, its ablations.
+    """The diffusion loss of a batch: noise, dropout of what is given, the paper's ablations.
 
     Args:
         params: of "unet" and "identity".
@@ -183,23 +184,46 @@ def batch_loss(
         targets: see `diffusion_loss`.
         how: the UNet computes.
     """
-    if config.ablation.no_normals:
+    if ablation.no_normals:
         clean = deny_normals(clean)
 
     identity = parameters.merge(graphdefs["identity"], params["identity"])
     empty_context = identity.empty()
-    if config.ablation.no_identity:
-        context = jnp.broadcast_to(empty_context, (len(clean), *empty_context.shape[1:]))
-    else:
-        context = identity(batch.id_embedding)
+    without = ablation.no_identity | batch.identity_dropped
+    context = jnp.where(without[:, None, None], empty_context, identity(batch.id_embedding))
 
     given = clean
-    if config.ablation.no_image:
+    if ablation.no_image:
         given = jnp.broadcast_to(empty_latent, clean.shape)
-    conditioning = condition(
-        context, batch.observed, given, batch.world_to_camera, config.model.rays
-    )
+    conditioning = condition(context, batch.observed, given, batch.world_to_camera, model.rays)
     conditioning = drop(conditioning, batch.dropped, empty_context, empty_latent)
 
     unet = functools.partial(parameters.merge(graphdefs["unet"], params["unet"]), how=how)
     return diffusion_loss(unet, clean, sigma, noise, conditioning, targets)
+
+
+def loss_per_head(
+    model: ModelConfig,
+    ablation: AblationConfig,
+    graphdefs: dict[str, nnx.GraphDef],
+    params: Tree,
+    empty_latent: jax.Array,
+    clean: jax.Array,
+    batch: Batch,
+    sigma: jax.Array,
+    noise: jax.Array,
+    how: Execution = PLAIN,
+) -> jax.Array:
+    """(b,) losses of the examples of a batch at the () noise level, see `batch_loss`.
+
+    One example after another, so that any number takes the memory of one.
+    """
+
+    def one(example: tuple[jax.Array, Batch, jax.Array]) -> jax.Array:
+        clean, batch, noise = jax.tree.map(lambda x: x[None], example)
+        return batch_loss(
+            model, ablation, graphdefs, params, empty_latent, clean, batch, sigma[None], noise,
+            how=how,
+        )[0]  # fmt: skip
+
+    return jax.lax.map(one, (clean, batch, noise))

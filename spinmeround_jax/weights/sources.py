@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from spinmeround_jax.files import InputError
+
 SUFFIXES = (".ckpt", ".safetensors", ".bin", ".pt", ".pth")
 
 # Entries of a Lightning checkpoint beside its "state_dict", which say how to go on training.
@@ -29,10 +31,6 @@ LIGHTNING_ENTRIES = frozenset(
 )  # fmt: skip
 
 _HASH_BLOCK = 2**22  # bytes
-
-
-class SourceError(ValueError):
-    """A file cannot be used; the message names it and says what to do."""
 
 
 @dataclasses.dataclass
@@ -57,21 +55,21 @@ class TensorFile:
         try:
             return self._get(name)
         except Exception as error:  # torch, safetensors and numpy each have their own
-            raise SourceError(f"{self.path}: {name} cannot be read ({error})") from error
+            raise InputError(f"{self.path}: {name} cannot be read ({error})") from error
 
 
 def open_file(path: pathlib.Path) -> TensorFile:
     """Open a .safetensors file, or what torch.save wrote (.ckpt, .bin, .pt, .pth).
 
     Raises:
-        SourceError: not such a file, damaged, unsafe, or a package is missing.
+        InputError: not such a file, damaged, unsafe, or a package is missing.
     """
     if not path.is_file():
-        raise SourceError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file")
     if path.suffix not in SUFFIXES:
-        raise SourceError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}")
+        raise InputError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}")
     if not path.stat().st_size:
-        raise SourceError(f"{path}: empty, get the file again")
+        raise InputError(f"{path}: empty, get the file again")
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
 
 
@@ -85,8 +83,8 @@ def sha256(path: pathlib.Path, progress: Callable[[int], Any]) -> str:
     return digest.hexdigest()
 
 
-def _missing(package: str, path: pathlib.Path) -> SourceError:
-    return SourceError(
+def _missing(package: str, path: pathlib.Path) -> InputError:
+    return InputError(
         f"{path}: reading it needs {package}; run: pip install 'spinmeround_jax[convert]'"
     )
 
@@ -106,7 +104,7 @@ def _open_safetensors(path: pathlib.Path) -> TensorFile:
     try:
         file = safe_open(path, framework="numpy")
     except SafetensorError as error:
-        raise SourceError(f"{path}: damaged or not safetensors, get it again ({error})") from error
+        raise InputError(f"{path}: damaged or not safetensors, get it again ({error})") from error
     slices = {name: file.get_slice(name) for name in file.keys()}
     types = {name: part.get_dtype() for name, part in slices.items()}
     return TensorFile(
@@ -167,7 +165,7 @@ def _open_torch(path: pathlib.Path) -> TensorFile:
             with torch.serialization.safe_globals([_stand_in(name) for name in unknown]):
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
-        raise SourceError(
+        raise InputError(
             f"{path}: damaged, or it holds objects that cannot be read without running their code. "
             "If you trust the file, write its weights alone in PyTorch: torch.save({'state_dict': "
             "torch.load(OLD, weights_only=False)['state_dict']}, NEW). "
@@ -175,9 +173,9 @@ def _open_torch(path: pathlib.Path) -> TensorFile:
         ) from error
     except Exception as error:  # zip, pickle and storage readers each have their own
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise SourceError(f"{path}: damaged or no PyTorch file, get it again ({reason})") from error
+        raise InputError(f"{path}: damaged or no PyTorch file, get it again ({reason})") from error
     if not isinstance(content, Mapping):
-        raise SourceError(f"{path}: holds a {type(content).__name__}, expected named tensors")
+        raise InputError(f"{path}: holds a {type(content).__name__}, expected named tensors")
     bookkeeping: list[str] = []
     if isinstance(content.get("state_dict"), Mapping):
         rest = {name: value for name, value in content.items() if name != "state_dict"}
@@ -189,7 +187,7 @@ def _open_torch(path: pathlib.Path) -> TensorFile:
         entries = list(_entries(content))
     names = [name for name, _ in entries]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise SourceError(f"{path}: {', '.join(twice)} stands there twice")
+        raise InputError(f"{path}: {', '.join(twice)} stands there twice")
     tensors = {name: value for name, value in entries if isinstance(value, torch.Tensor)}
 
     def get(name: str) -> np.ndarray:

@@ -9,12 +9,12 @@ import pytest
 from data_prep import cache_latents as command
 from spinmeround_jax import checkpoints
 from spinmeround_jax.data import latent_cache, latent_files
-from spinmeround_jax.data.records import RecordError
 from spinmeround_jax.data.subjects import SubjectSource, composite
+from spinmeround_jax.files import InputError
 from spinmeround_jax.models import AutoencoderConfig, parameters
 from spinmeround_jax.training import latents
 from tests.support.loaders import loader
-from tests.support.synthetic_shards import SIZE, pixels, write_dataset
+from tests.support.synthetic_shards import SIZE, pixels, write_dataset, write_two_splits
 from tests.support.tiny_model import CONFIG as MODEL
 from tests.support.tiny_model import random_autoencoder
 
@@ -46,7 +46,9 @@ def cached(tmp_path_factory, directory, autoencoder):
 
 
 def cache(autoencoder, folder, directory, **options):
-    options = {"backgrounds": BACKGROUNDS, "batch_size": 5, **options}
+    options = {
+        "backgrounds": BACKGROUNDS, "normals_frame": "world", "batch_size": 5, **options
+    }  # fmt: skip
     latent_cache.cache_latents(autoencoder, folder, directory, **options)
 
 
@@ -172,7 +174,7 @@ def test_a_killed_writer_leaves_whole_shards_only_and_the_next_call_goes_on(
     assert latent_files.is_complete(tmp_path, first.path)
     assert not latent_files.is_complete(tmp_path, second.path)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-    with pytest.raises(RecordError, match="unusable latents"):
+    with pytest.raises(InputError, match="unusable latents"):
         loader(directory, latents=tmp_path)
 
     cache(autoencoder, tmp_path, directory)
@@ -198,11 +200,16 @@ def test_latents_of_another_autoencoder_or_other_colours_are_refused(
 ):
     copy = copy_of(cached, tmp_path)
     other = random_autoencoder(CONFIG, seed=1)
-    for check in (cache, lambda *args: latent_cache.check_cache(*args, backgrounds=BACKGROUNDS)):
-        with pytest.raises(RecordError, match=r"latents.json|autoencoder was .*, is .*delete"):
+    options = {"backgrounds": BACKGROUNDS, "normals_frame": "world"}
+    for check in (cache, lambda *args: latent_cache.check_cache(*args, **options)):
+        with pytest.raises(InputError, match=r"latents.json|autoencoder was .*, is .*delete"):
             check(other, copy, directory)
-    with pytest.raises(RecordError, match="backgrounds was 2, is 3"):
+    with pytest.raises(InputError, match="backgrounds was 2, is 3"):
         cache(autoencoder, copy, directory, backgrounds=3)
+    with pytest.raises(InputError, match="normals_frame was world, is camera"):
+        cache(autoencoder, copy, directory, normals_frame="camera")
+    with pytest.raises(ValueError, match="world frame, the model has them in the camera frame"):
+        loader(directory, latents=copy, normals_frame="camera")
     assert everything(copy) == everything(cached)
 
 
@@ -259,7 +266,7 @@ def no_description(folder, indexes):
 def test_damage_is_one_error_that_names_the_folder(directory, cached, tmp_path, damage):
     copy = copy_of(cached, tmp_path)
     damage(copy, SubjectSource(directory, "train").indexes)
-    with pytest.raises(RecordError, match=str(copy)):
+    with pytest.raises(InputError, match=str(copy)):
         loader(directory, latents=copy)
 
 
@@ -279,6 +286,7 @@ def test_command_writes_them_with_the_autoencoder_of_a_run(
 ):
     checkpoints.save_autoencoder(tmp_path / "autoencoder", autoencoder, {})
     arguments = ["--data", str(directory), "--backgrounds", str(BACKGROUNDS), "--batch-size", "5"]
+    arguments += ["--normals-frame", "world"]
     arguments += ["--checkpoint", str(tmp_path / "autoencoder"), "--out", str(tmp_path / "out")]
     assert command.main(arguments) == 0
     (out,) = (tmp_path / "out").iterdir()  # named by the autoencoder
@@ -291,3 +299,14 @@ def test_command_writes_them_with_the_autoencoder_of_a_run(
         SIZE // CONFIG.downsampling
         == json.loads((out / "latents.json").read_text())["latent_shape"][0]
     )
+
+
+def test_splits_with_different_numbers_of_views_are_cached_whole(tmp_path, autoencoder):
+    data = write_two_splits(tmp_path / "data", 4, 8)
+    for split, views in (("train", 4), ("held_out", 8)):
+        cache(autoencoder, tmp_path / "latents", data, split=split)
+        source = SubjectSource(data, split)
+        cached = latent_files.LatentSource(tmp_path / "latents", source.indexes)
+        moments = np.empty((1, 2, *cached.description.moments_shape[2:]), np.float32)
+        cached.read(source.indexes[0], 2, [views - 1], 0, moments)
+        assert np.isfinite(moments).all()

@@ -5,9 +5,9 @@ import pytest
 
 from benchmarks.loader import write_random_latents
 from spinmeround_jax.data import latent_files
-from spinmeround_jax.data.records import RecordError
 from spinmeround_jax.data.subjects import SubjectSource
-from spinmeround_jax.files import as_path
+from spinmeround_jax.files import InputError, as_path
+from tests.support.full_disk import full_disk
 from tests.support.synthetic_shards import write_dataset
 
 
@@ -56,5 +56,53 @@ def test_a_file_cut_after_it_was_opened_is_named(folder):
     path = latent_files.paths(folder / "latents", indexes[1].path)[0]
     path.write_bytes(path.read_bytes()[:500])
     moments = np.empty((1, 2, *source.description.moments_shape[2:]), np.float32)
-    with pytest.raises(RecordError, match=rf"{path.name}: became shorter"):
+    with pytest.raises(InputError, match=rf"{path.name}: became shorter"):
         source.read(indexes[1], 1, [6], 1, moments)
+
+
+def test_no_flipped_bit_is_used(folder):
+    indexes = SubjectSource(folder / "data", "train").indexes
+    sound = read(folder / "latents", indexes)
+    rng = np.random.default_rng(0)
+    for path in latent_files.paths(folder / "latents", indexes[1].path):
+        before = path.read_bytes()
+        for _ in range(20):
+            damaged = bytearray(before)
+            damaged[rng.integers(len(before))] ^= 1 << rng.integers(8)
+            path.write_bytes(damaged)
+            try:
+                found = read(folder / "latents", indexes)
+            except InputError as error:
+                assert path.name in str(error) or "moments.npy" in str(error)
+            else:  # of another subject, or in what nobody reads
+                for want, got in zip(sound, found, strict=True):
+                    np.testing.assert_array_equal(got, want)
+        path.write_bytes(before)
+
+
+def test_a_flipped_bit_of_a_view_is_named(folder):
+    indexes = SubjectSource(folder / "data", "train").indexes
+    path = latent_files.paths(folder / "latents", indexes[1].path)[0]
+    stored = np.load(path, mmap_mode="r+")
+    stored[1, 3, latent_files.NORMALS, 0, 0, 0] += 1
+    stored.flush()
+    with pytest.raises(InputError, match=r"moments.npy: wrong checksum at \[1, 3, 0\]; delete"):
+        read(folder / "latents", indexes)
+
+
+def test_latents_without_checksums_still_open(folder):
+    indexes = SubjectSource(folder / "data", "train").indexes
+    sound = read(folder / "latents", indexes)
+    for index in indexes:
+        path = latent_files.paths(folder / "latents", index.path)[1]
+        arrays = dict(np.load(path))
+        del arrays["crc32"]
+        np.savez(path, **arrays)
+    for want, got in zip(sound, read(folder / "latents", indexes), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_full_disk_is_an_error_and_no_bus_error(folder):
+    with pytest.raises(OSError, match=r"moments\.npy"), full_disk(600):
+        write_random_latents(folder / "data", "train", folder / "more", backgrounds=1)
+    assert {path.name for path in (folder / "more").iterdir()} == {"latents.json"}

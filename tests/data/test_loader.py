@@ -4,6 +4,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
+import time
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from spinmeround_jax.config import StageConfig
 from spinmeround_jax.data import shards
 from spinmeround_jax.data.batch import Batch
 from spinmeround_jax.data.manifest import read_manifest, write_manifest
-from spinmeround_jax.data.records import RecordError
+from spinmeround_jax.files import InputError
 from tests.support.loaders import loader
 from tests.support.synthetic_shards import SIZE, angles, pixels, unit_normals, write_dataset
 
@@ -110,9 +112,10 @@ def test_pitch_counts_for_frontal_views(directory):
 
 
 def test_dropout_and_background_frequencies(directory):
-    dropped, backgrounds = [], []
+    dropped, nameless, backgrounds = [], [], []
     for batch in loader(directory, steps=30, batch_size=20, views=2, observed=(1,)):
         dropped.append(batch.dropped)
+        nameless.append(batch.identity_dropped)
         corner = batch.images[:, :, 0, 0]  # alpha is 0 in the first column
         np.testing.assert_array_equal(batch.images[:, :, :, 0], np.broadcast_to(
             corner[:, :1, None], (20, 2, SIZE, 3)))  # the same colour in all views  # fmt: skip
@@ -122,6 +125,9 @@ def test_dropout_and_background_frequencies(directory):
     # 600 draws, four standard deviations: 300 +- 49, 90 +- 35.
     assert 251 < white.sum() < 349
     assert 55 < np.concatenate(dropped).sum() < 125
+    nameless, dropped = np.concatenate(nameless), np.concatenate(dropped)
+    assert 192 < nameless.sum() < 288  # 240 +- 48
+    assert abs(np.corrcoef(nameless, dropped)[0, 1]) < 0.16  # each on its own
     colours = backgrounds[~white]
     assert abs(colours.mean(0)).max() < 0.15 and abs(colours.std(0) - 3**-0.5).max() < 0.1
     assert abs(np.corrcoef(colours.T)[np.triu_indices(3, 1)]).max() < 0.25  # channels independent
@@ -211,13 +217,23 @@ def test_worker_processes_change_nothing(directory, tmp_path):
     """
     whole = list(loader(directory))
     first = loader(directory, workers=2, prefetch=2)
+
+    def disturb(seconds=0.0):
+        """From the first moment of the workers, and for `seconds`."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until or not multiprocessing.active_children():
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGTERM)
+                os.kill(worker.pid, signal.SIGINT)
+            time.sleep(0.01)
+
+    disturbing = threading.Thread(target=disturb, args=(2.0,))
+    disturbing.start()
     assert_same(next(first), whole[0])
     assert_same(next(first), whole[1])  # both work
+    disturbing.join()
     workers = multiprocessing.active_children()
     assert len(workers) == 2
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGTERM)
-        os.kill(worker.pid, signal.SIGINT)
     for want in whole[2:6]:  # more than were made ahead
         assert_same(next(first), want)
     state = first.get_state()
@@ -235,7 +251,7 @@ def test_worker_processes_change_nothing(directory, tmp_path):
     bad = write_dataset(tmp_path, subjects=1, shards=1)[0]
     damage(bad, 0)
     third = loader(tmp_path, workers=1, prefetch=1)
-    with pytest.raises(RecordError, match=rf"{bad.name}: record \d at byte \d+: .*checksum"):
+    with pytest.raises(InputError, match=rf"{bad.name}: record \d at byte \d+: .*checksum"):
         next(third)
     third.close()
 
@@ -317,11 +333,11 @@ def damaged(tmp_path):
 def test_a_damaged_record_stops_the_run_and_is_named(damaged, prefetch):
     run = loader(damaged, prefetch=prefetch)
     message = r"train-00001-of-00002.tfrecord: record (8|9|1\d) at byte \d+: .*checksum.*restore"
-    with pytest.raises(RecordError, match=message):
+    with pytest.raises(InputError, match=message):
         for _ in range(3):
             next(run)
     step = run.step
-    with pytest.raises(RecordError, match=message):  # not an early, silent end
+    with pytest.raises(InputError, match=message):  # not an early, silent end
         next(run)
     assert run.step == step < 2
 
@@ -355,7 +371,7 @@ def test_skipping_is_counted_logged_once_and_repeatable(damaged, directory, capl
 
 def test_a_wholly_damaged_set_is_not_skipped_for_ever(tmp_path):
     damage(write_dataset(tmp_path, subjects=1, shards=1)[0], 0)
-    with pytest.raises(RecordError, match="20 unreadable subjects in a row"):
+    with pytest.raises(InputError, match="20 unreadable subjects in a row"):
         next(loader(tmp_path, skip_corrupt=True))
 
 
@@ -363,26 +379,26 @@ def test_images_of_another_size_than_promised(tmp_path):
     write_dataset(tmp_path, subjects=1, shards=1)
     manifest = read_manifest(tmp_path)
     write_manifest(tmp_path, {**manifest, "image_size": 32})
-    with pytest.raises(RecordError, match=r"record \d at .*16x16, expected RGBA 32x32"):
+    with pytest.raises(InputError, match=r"record \d at .*16x16, expected RGBA 32x32"):
         next(loader(tmp_path))
 
 
 def test_unusable_folders(tmp_path):
-    with pytest.raises(RecordError, match=r"manifest\.json: no such file"):
+    with pytest.raises(InputError, match=r"manifest\.json: no such file"):
         loader(tmp_path)
     shard = write_dataset(tmp_path, subjects=1, shards=1)[0]
-    with pytest.raises(RecordError, match="no shards in split 'test'; it has train"):
+    with pytest.raises(InputError, match="no shards in split 'test'; it has train"):
         loader(tmp_path, split="test")
     manifest = read_manifest(tmp_path)
     entry = {"file": shard.name, "subjects": 2}
     write_manifest(tmp_path, {**manifest, "splits": {"train": [entry]}})
-    with pytest.raises(RecordError, match=r"\(1, 8\), manifest.json says \(2, 8\)"):
+    with pytest.raises(InputError, match=r"\(1, 8\), manifest.json says \(2, 8\)"):
         loader(tmp_path)
     shard.write_bytes(b"")
-    with pytest.raises(RecordError, match="is empty"):
+    with pytest.raises(InputError, match="is empty"):
         loader(tmp_path)
     shard.unlink()
-    with pytest.raises(RecordError, match="cannot be opened"):
+    with pytest.raises(InputError, match="cannot be opened"):
         loader(tmp_path)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
@@ -16,10 +15,12 @@ import pytest
 pytest.importorskip("google_crc32c", reason="writing shards needs '.[train]'")
 
 from data_prep import factory
+from spinmeround_jax import cli
 from spinmeround_jax.data import shards
 from spinmeround_jax.data.manifest import read_manifest
-from spinmeround_jax.files import as_path
+from spinmeround_jax.files import InputError, as_path
 from tests.support.factory_source import Synthetic
+from tests.support.full_disk import full_disk
 from tests.support.paths import ROOT
 
 
@@ -85,12 +86,12 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path):
     try:
         # Two shards there and the third begun, which is the one with the rejected subject.
         wait_until(lambda: len(list(killed.glob("*.tfrecord"))) == 2)
-        wait_until(lambda: list(killed.glob(".*.tmp")))
+        wait_until(lambda: list(killed.glob(".*.unfinished")))
         workers = children(process.pid)
     finally:
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    assert not (killed / "manifest.json").exists() and list(killed.glob(".*.tmp"))
+    assert not (killed / "manifest.json").exists() and list(killed.glob(".*.unfinished"))
     assert len(workers) >= 2
     wait_until(lambda: not any(map(runs, workers)), 20)
     kept = {p.name: p.stat().st_mtime_ns for p in killed.glob("*.tfrecord")}
@@ -102,6 +103,24 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path):
     assert "1 of 10 were rejected" in done.stdout
     assert contents(killed) == contents(whole)
     assert all((killed / name).stat().st_mtime_ns == stamp for name, stamp in kept.items())
+
+
+def test_a_second_process_on_the_same_folder_is_told_of_the_first(tmp_path):
+    source, both = Synthetic(9, bad=(4,)), tmp_path / "both"
+    assert factory.write_dataset(source, tmp_path / "alone", 2)
+    first = subprocess.Popen(
+        command(both, "--workers", "1", "--seconds", "0.3"),
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: list(both.glob(".train-*.lock")))
+        with pytest.raises(InputError, match=rf"process {first.pid} on .* is writing here"):
+            factory.write_dataset(source, both, 2)
+        assert first.wait(120) == 0, first.stderr.read()
+    finally:
+        first.kill()
+        first.communicate()
+    assert contents(both) == contents(tmp_path / "alone")
 
 
 def test_machines_share_the_work(tmp_path, capsys):
@@ -161,7 +180,7 @@ def test_a_shard_whose_subjects_are_rejected_later_disappears(tmp_path):
 
 
 def test_nothing_left_is_an_error(tmp_path):
-    with pytest.raises(factory.FactoryError, match="every subject was rejected"):
+    with pytest.raises(InputError, match="every subject was rejected"):
         factory.write_dataset(Synthetic(1, bad=(0, 1)), tmp_path, 2)
     assert not (tmp_path / "manifest.json").exists()
 
@@ -172,13 +191,9 @@ def test_a_full_disk_loses_nothing_that_was_finished(tmp_path):
     factory.write_dataset(source, whole, 3)
     # The first shard, with one subject, still fits; the next, with three, does not.
     limit = (whole / "train-00000-of-00002.tfrecord").stat().st_size + 64
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        with pytest.raises(factory.FactoryError, match=r"no room left.* same command continues"):
+    with pytest.raises(InputError, match=r"no space left.* same command continues"):
+        with full_disk(limit):
             factory.write_dataset(source, new, 3)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     left = {path.name for path in new.iterdir()} - {factory.SETTINGS}
     assert len(left) == 3 and all(name.startswith("train-00000-of") for name in left)
     factory.write_dataset(source, new, 3)
@@ -211,12 +226,12 @@ def test_a_fault_in_the_source_names_the_subject(tmp_path, workers):
 
 
 def test_unreadable_input_names_the_file(tmp_path):
-    with pytest.raises(factory.FactoryError, match=r"person-3\.obj: Permission denied"):
+    with pytest.raises(InputError, match=r"person-3\.obj: Permission denied"):
         factory.write_dataset(Broken(how="unreadable"), tmp_path, 2)
 
 
 def test_a_killed_worker_ends_the_run_with_advice(tmp_path):
-    with pytest.raises(factory.FactoryError, match=r"worker process was killed.* The same command"):
+    with pytest.raises(InputError, match=r"worker process was killed.* The same command"):
         factory.write_dataset(Broken(how="kill"), tmp_path, 2, workers=2)
     assert not (tmp_path / "manifest.json").exists()
     factory.write_dataset(Synthetic(), tmp_path, 2)
@@ -225,12 +240,12 @@ def test_a_killed_worker_ends_the_run_with_advice(tmp_path):
 
 def test_settings_that_differ_are_refused(tmp_path):
     factory.write_dataset(Synthetic(3), tmp_path, 2)
-    with pytest.raises(factory.FactoryError, match=r"other settings.*'count': \(3, 4\)"):
+    with pytest.raises(InputError, match=r"other settings.*'count': \(3, 4\)"):
         factory.write_dataset(Synthetic(4), tmp_path, 2)
-    with pytest.raises(factory.FactoryError, match="shard_subjects"):
+    with pytest.raises(InputError, match="shard_subjects"):
         factory.write_dataset(Synthetic(3), tmp_path, 3)
     (tmp_path / factory.SETTINGS).write_text('{"of": "another source"}')
-    with pytest.raises(factory.FactoryError, match=r"'of': \('another source', None\)"):
+    with pytest.raises(InputError, match=r"'of': \('another source', None\)"):
         factory.write_dataset(Synthetic(3), tmp_path, 2)
 
 
@@ -243,14 +258,14 @@ def test_a_damaged_list_of_rejects_is_named(tmp_path, content):
         factory.write_dataset(Synthetic(3), tmp_path, 2)
         assert names_in(tmp_path) == everyone(3)
         return
-    with pytest.raises(factory.FactoryError, match=r"rejected\.jsonl: damaged.*delete it"):
+    with pytest.raises(InputError, match=r"rejected\.jsonl: damaged.*delete it"):
         factory.write_dataset(Synthetic(3), tmp_path, 2)
 
 
 def test_one_name_twice_is_refused():
     source = dataclasses.replace(Synthetic(2))
     object.__setattr__(source, "subjects", lambda: {"train": ["a", "b"], "held_out": ["b"]})
-    with pytest.raises(factory.FactoryError, match="two subjects are named 'b'"):
+    with pytest.raises(InputError, match="two subjects are named 'b'"):
         factory.plan(source, pathlib.Path("x"), 2)
 
 
@@ -271,8 +286,8 @@ def test_a_bucket_is_written_and_resumed(tmp_path):
 @pytest.mark.parametrize("text", ["", "1", "2/2", "-1/2", "a/b", "1/0"])
 def test_shares_are_checked(text):
     with pytest.raises(Exception, match="expected I/N"):
-        factory.share(text)
-    assert factory.share("1/4") == (1, 4)
+        cli.part(text)
+    assert cli.part("1/4") == (1, 4)
 
 
 def test_an_interrupted_shard_is_written_from_its_beginning(tmp_path):

@@ -21,6 +21,7 @@ from data_prep.workers import SubjectRejected
 from spinmeround_jax import cameras
 from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.manifest import read_manifest
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import landmarks, pose
 from spinmeround_jax.photo.faces import Face
 from tests.support import head_field, panohead_checkout
@@ -141,9 +142,9 @@ def test_loose_pieces_and_hollows_go_and_the_neck_is_closed():
 
 
 def test_density_without_a_head_is_an_error():
-    with pytest.raises(isosurface.SurfaceError, match="nowhere exceeds 10"):
+    with pytest.raises(InputError, match="nowhere exceeds 10"):
         isosurface.extract(np.zeros((8, 8, 8), np.float32), 1.0, 10.0)
-    with pytest.raises(isosurface.SurfaceError, match="finite"):
+    with pytest.raises(InputError, match="finite"):
         isosurface.extract(np.full((8, 8, 8), np.nan, np.float32), 1.0, 10.0)
 
 
@@ -244,11 +245,11 @@ def test_screening_resumes_filters_and_heeds_the_person(tmp_path, generator, cap
     names = [panohead.subject_name(seed) for seed in (1, 2, 3, 13, 14, 15)]
     counted = Counted(generator, [])
     assert not screening.screen(counted.look, names, tmp_path, {"a": 1}, share=(0, 2))
-    with pytest.raises(factory.FactoryError, match="missing; screen that head first"):
+    with pytest.raises(InputError, match="missing; screen that head first"):
         screening.collect(tmp_path, names, Thresholds())
     assert screening.screen(counted.look, names, tmp_path, {"a": 1})
     assert sorted(counted.seen) == sorted(names)  # each once
-    with pytest.raises(factory.FactoryError, match="other settings"):
+    with pytest.raises(InputError, match="other settings"):
         screening.screen(counted.look, names, tmp_path, {"a": 2})
 
     screening.collect(tmp_path, names, Thresholds(volume=1e9))
@@ -267,7 +268,7 @@ def test_screening_resumes_filters_and_heeds_the_person(tmp_path, generator, cap
     screening.collect(tmp_path, names, Thresholds(volume=1e9))  # leaves the person's list alone
     assert screening.accepted(tmp_path) == [names[0], names[2], names[3]]
     by_hand.write_text("panohead-99\n")
-    with pytest.raises(factory.FactoryError, match=r"reject\.txt: 'panohead-99' is not one of"):
+    with pytest.raises(InputError, match=r"reject\.txt: 'panohead-99' is not one of"):
         screening.accepted(tmp_path)
 
 
@@ -276,12 +277,12 @@ def test_a_damaged_look_is_named(tmp_path, generator, content):
     names = ["panohead-000001"]
     screening.screen(Counted(generator, []).look, names, tmp_path, {})
     (tmp_path / "looks" / "panohead-000001.json").write_bytes(content)
-    with pytest.raises(factory.FactoryError, match=r"000001\.json: damaged.*delete it"):
+    with pytest.raises(InputError, match=r"000001\.json: damaged.*delete it"):
         screening.collect(tmp_path, names, Thresholds())
 
 
 def test_rendering_without_a_screening_is_refused(tmp_path):
-    with pytest.raises(factory.FactoryError, match="run `screen` first"):
+    with pytest.raises(InputError, match="run `screen` first"):
         screening.accepted(tmp_path)
 
 
@@ -394,26 +395,26 @@ class Evil:
 @pytest.mark.parametrize("content", [b"", b"junk", pickle.dumps([1]), pickle.dumps({"G_ema": 3})])
 def test_what_is_no_network_pickle_is_named(network_module, written, content):
     written.path.write_bytes(content)
-    with pytest.raises(network_module.NetworkError, match=r"easy\.pkl.*PanoHead"):
+    with pytest.raises(InputError, match=r"easy\.pkl.*PanoHead"):
         network_module.load(written.checkout, written.path)
 
 
 def test_functions_named_in_a_pickle_are_not_called(network_module, written, monkeypatch):
     monkeypatch.chdir(written.folder)
     written.path.write_bytes(pickle.dumps({"G_ema": Evil()}))
-    with pytest.raises(network_module.NetworkError, match="no TriPlaneGenerator"):
+    with pytest.raises(InputError, match="no TriPlaneGenerator"):
         network_module.load(written.checkout, written.path)
     assert not (written.folder / "ran").exists()
 
 
 def test_another_version_is_refused(network_module, written):
-    with pytest.raises(network_module.NetworkError, match="no checkout of PanoHead"):
+    with pytest.raises(InputError, match="no checkout of PanoHead"):
         network_module.load(written.folder, written.path)
     source = (written.checkout / "training" / "triplane.py").read_text()
     newer = source.replace('register_buffer("w_avg"', 'register_buffer("w_mean"')
     newer = newer.replace("self.map.w_avg", "self.map.w_mean")
     (written.checkout / "training" / "triplane.py").write_text(newer)
-    with pytest.raises(network_module.NetworkError, match=r"map\.w_avg.*one version"):
+    with pytest.raises(InputError, match=r"map\.w_avg.*one version"):
         network_module.load(written.checkout, written.path)
 
 

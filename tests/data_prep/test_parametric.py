@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_prep import factory, render_heads, workers
-from data_prep.parametric import people
+from data_prep import factory, render_heads, rendered_identity, workers
+from data_prep.parametric import occlusion, people
 from data_prep.parametric.subjects import build_scene
-from data_prep.rendering import contact_sheet, render, shading, viewpoints
+from data_prep.rendering import environments, render, shading, viewpoints
 from spinmeround_jax import cameras
 from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.manifest import read_manifest
@@ -23,7 +23,12 @@ SIZE = 48
 @pytest.fixture(scope="module")
 def bald():
     person = dataclasses.replace(
-        people.sample_person(3), hair_style="bald", beard_style="none", glasses="none"
+        people.sample_person(3),
+        hair_style="bald",
+        beard_style="none",
+        glasses="none",
+        hat="none",
+        place="studio",
     )
     return build_scene(person, SIZE)
 
@@ -69,25 +74,39 @@ def test_seeds_differ_and_all_are_adults():
     assert all(18 <= person.age <= 80 for person in drawn)
     assert all(person.beard_style == "none" for person in drawn if person.male < 0.5)
     assert len({person.hair_style for person in drawn}) >= 6
-    embeddings = np.stack([people.id_embedding(person) for person in drawn])
-    assert embeddings.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
-    alike = embeddings @ embeddings.T - np.eye(len(drawn))
-    assert alike.max() < 0.85
 
 
-def test_identity_ignores_styling():
-    person = people.sample_person(7)
-    styled = dataclasses.replace(
-        person,
-        hair_style="afro",
-        hair_colour=(1, 0, 0),
-        beard_style="full",
-        glasses="round",
-        light_azimuth=-50.0,
-        smile=0.5,
+def test_colours_are_those_of_all_people():
+    """Nothing but the picture tells the colours: not ancestry, age or sex."""
+    drawn = [people.sample_person(seed) for seed in range(400)]
+    ancestry = np.array([person.races for person in drawn])[:, :2]
+    facts = np.column_stack([ancestry, [(p.male, p.age) for p in drawn]])
+    colours = np.array(
+        [
+            [p.skin_tone, *p.hair_colour, *p.natural_hair_colour, *p.iris_colour, *p.cloth_colour]
+            for p in drawn
+        ]
     )
-    assert np.array_equal(people.id_embedding(person), people.id_embedding(styled))
+    both = np.corrcoef(facts, colours, rowvar=False)[: facts.shape[1], facts.shape[1] :]
+    assert abs(both).max() < 0.2
+    red, green, blue = np.array([p.hair_colour for p in drawn]).T
+    assert np.quantile(red + green + blue, 0.1) < 0.6 and np.quantile(red + green + blue, 0.9) > 1.6
+    assert (red > 1.8 * green).mean() > 0.1 and (blue > 1.2 * red).mean() > 0.02
+
+
+def test_drawn_viewpoints_begin_with_anchors_and_front():
+    views = viewpoints.viewpoints()
+    chosen = [viewpoints.drawn(views, 24, np.random.default_rng(seed)) for seed in range(2)]
+    assert all(len(set(numbers.tolist())) == 24 for numbers in chosen)
+    assert chosen[0][:8].tolist() == list(viewpoints.ANCHOR_INDICES)
+    frontal = np.flatnonzero((np.abs(views) <= viewpoints.FRONTAL).all(axis=1))
+    assert set(frontal) <= set(chosen[0][: len(frontal) + 7])
+    fixed = len(frontal) + 7
+    np.testing.assert_array_equal(chosen[0][:fixed], chosen[1][:fixed])
+    assert set(chosen[0][fixed:]) != set(chosen[1][fixed:])
+    for count in (fixed - 1, 126):
+        with pytest.raises(ValueError, match="can be drawn"):
+            viewpoints.drawn(views, count, np.random.default_rng(0))
 
 
 def test_viewpoints_hold_anchors_and_ring():
@@ -190,10 +209,74 @@ def test_a_rendered_subject_is_what_the_writer_takes(tmp_path):
     assert 0.2 < (pixels[..., 3] > 127).mean() < 0.9
 
 
+def test_subjects_have_views_of_their_own_and_held_out_ones_all():
+    source = render_heads.ParametricHeads(2, 1, 32, seed=0, views=125, samples=1, train_views=16)
+    train, other, held_out = (
+        [(record.yaw, record.pitch) for record in source.records(name)]
+        for name in (*source.subjects()["train"], *source.subjects()["held_out"])
+    )
+    assert len(train) == len(other) == 16 and train[:14] == other[:14] and train != other
+    np.testing.assert_allclose(held_out, viewpoints.viewpoints(), atol=1e-5)
+    assert source.manifest()["views"] == 16 and source.manifest()["split_views"] == {
+        "held_out": 125
+    }
+
+
+def test_identity_is_of_the_person_not_of_the_light():
+    bald = {"hair_style": "bald", "glasses": "none", "hat": "none", "expression": {}}
+    one, two = (dataclasses.replace(people.sample_person(seed), **bald) for seed in (3, 4))
+    lit = dataclasses.replace(one, place="city", light_side=70.0, smile=0.6)
+    vectors = [rendered_identity.embed(build_scene(p, 64)[0]) for p in (one, lit, two)]
+    assert all(records.is_identity(vector) and vector.any() for vector in vectors)
+    assert vectors[0] @ vectors[1] > 0.6 > vectors[0] @ vectors[2] + 0.2
+
+
+def test_who_shows_no_face_has_no_identity():
+    vector = rendered_identity.embed(sphere_scene())
+    assert records.is_identity(vector) and not vector.any()
+
+
+def test_light_of_a_place_turns_and_is_exposed():
+    place = environments.table()["sunset"]
+    straight, turned = (shading.place_light(place, turn, 1.0, 0.0) for turn in (0.0, 90.0))
+    directions = occlusion.sphere_directions(50)
+    np.testing.assert_allclose(
+        turned.ambient(environments.turn(directions, 90.0)) / straight.ambient(directions),
+        np.broadcast_to(turned.key_colour / straight.key_colour, (50, 3)),
+        rtol=1e-4,
+    )
+    np.testing.assert_allclose(turned.key, environments.turn(straight.key, 90.0), atol=1e-6)
+    neutral = shading.place_light(place, 0.0, 1.0, 1.0)
+    front = np.array([[0.0, 0.0, 1.0]])
+    lit = [x.ambient(front)[0] + max(x.key[2], 0) * x.key_colour for x in (straight, neutral)]
+    assert np.ptp(lit[1]) < 0.5 * np.ptp(lit[0])
+    assert 0.5 < lit[1].mean() < 1.6
+
+
+def test_light_from_a_map_is_where_the_map_is_bright():
+    radiance = np.full((32, 64, 3), 0.2, np.float32)
+    radiance[8, 16] = (400.0, 300.0, 200.0)  # 47 degrees up, from +x
+    light = environments.derive(radiance)
+    assert np.degrees(np.arccos(light.lamp @ shading.direction(92.8, 42.2))) < 3
+    assert light.lamp_colour[0] > light.lamp_colour[1] > light.lamp_colour[2] > 0
+    # What is left is the even grey of the rest.
+    shares = environments.basis(occlusion.sphere_directions(20)) @ light.irradiance
+    np.testing.assert_allclose(shares, shares.mean(), rtol=0.02)
+
+
+def test_many_rays_and_few_agree():
+    """Rays of one triangle and pixel are shaded once: that must not show."""
+    scene, _ = build_scene(people.sample_person(11), SIZE)
+    pose = cameras.orbit(20, 5)
+    few, many = (render.on_white(render.render_view(scene, pose, SIZE, k).rgba) for k in (4, 12))
+    error = np.mean((few.astype(float) - many) ** 2)
+    assert 10 * np.log10(255**2 / error) > 35
+
+
 def test_the_overview_lies_on_white():
     rgba = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
     rgba[0, ..., 3], rgba[1, ..., 3] = 0, 255
-    pixels = contact_sheet.on_white(rgba)
+    pixels = render.on_white(rgba)
     alpha = rgba[..., 3:] / 255.0
     np.testing.assert_allclose(pixels, rgba[..., :3] * alpha + 255 * (1 - alpha), atol=1.0)
     assert (pixels[0] == 255).all() and (pixels[1] == rgba[1, :, :3]).all()
@@ -246,6 +329,12 @@ def test_damaged_settings_are_named_and_left_alone(tmp_path, run_cli, content):
     with pytest.raises(SystemExit, match=r"render_settings\.json: damaged"):
         run_cli(tmp_path)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [content]
+
+
+def test_too_few_training_views_are_wrong_usage(tmp_path, run_cli, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(tmp_path, "--views", "125", "--train-views", "3")
+    assert stopped.value.code == 2 and "--train-views 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--seed", "--held-out"])

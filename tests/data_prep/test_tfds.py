@@ -8,11 +8,11 @@ import pytest
 from spinmeround_jax import cameras
 from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.manifest import read_manifest, write_manifest
-from spinmeround_jax.data.records import RecordError
 from tests.support.synthetic_shards import SIZE, ball, make_records, write_dataset
 
 tfds = pytest.importorskip("tensorflow_datasets")
 from data_prep import tf_records, tfds_heads  # noqa: E402
+from spinmeround_jax.files import InputError  # noqa: E402
 
 
 def load(folder, **options):
@@ -88,11 +88,11 @@ def test_compact_pictures(tmp_path):
 
 
 def test_folders_that_are_no_data_set_are_one_clear_error(tmp_path):
-    with pytest.raises(RecordError, match=r"manifest\.json: no such file"):
+    with pytest.raises(InputError, match=r"manifest\.json: no such file"):
         load(tmp_path, split="train")
     write_dataset(tmp_path, subjects=4)
     manifest = read_manifest(tmp_path)
     splits = {"train": manifest["splits"]["train"][1:]}
     write_manifest(tmp_path, {**manifest, "splits": splits})
-    with pytest.raises(RecordError, match="where TFDS expects"):
+    with pytest.raises(InputError, match="where TFDS expects"):
         tfds_heads.SpinmeroundHeads(data_dir=tmp_path)

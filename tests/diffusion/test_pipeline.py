@@ -366,7 +366,7 @@ def test_standardised_latents_decode_to_the_same_pictures(model, pipeline):
         channels = slice(4 * half, 4 * half + 4)
         np.testing.assert_allclose(ours * std[channels] + mean[channels], plain, atol=1e-5)
     decoded = [
-        p.networks.decode(np.concatenate(h, axis=-1))
+        p.networks.decode(np.concatenate(h, axis=-1), np.zeros((len(images), 2)))
         for p, h in zip((scaled, pipeline), halves, strict=True)
     ]
     for ours, plain in zip(*decoded, strict=True):

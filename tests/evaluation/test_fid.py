@@ -10,6 +10,8 @@ pytest.importorskip("onnxruntime", reason="pip install '.[photo]'")
 onnx = pytest.importorskip("onnx", reason="pip install '.[dev]'")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+from spinmeround_jax.files import InputError  # noqa: E402
+
 
 def with_moments(rng, mean, covariance, count=400):
     """(count, d) samples whose own mean and covariance are exactly these."""
@@ -132,14 +134,14 @@ def test_the_pooling_may_keep_its_axes(tmp_path, network):
 
 
 def test_other_networks_are_refused(tmp_path):
-    with pytest.raises(fid.InceptionError, match=r"missing\.onnx: no such file"):
+    with pytest.raises(InputError, match=r"missing\.onnx: no such file"):
         fid.InceptionFeatures(tmp_path / "missing.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    with pytest.raises(fid.InceptionError, match=r"broken\.onnx: not a readable ONNX model"):
+    with pytest.raises(InputError, match=r"broken\.onnx: not a readable ONNX model"):
         fid.InceptionFeatures(tmp_path / "broken.onnx")
     save_network(tmp_path / "classes.onnx", features=1008)
-    with pytest.raises(fid.InceptionError, match="not a classifier's scores"):
+    with pytest.raises(InputError, match="not a classifier's scores"):
         fid.InceptionFeatures(tmp_path / "classes.onnx")
     save_network(tmp_path / "small.onnx", side=224)
-    with pytest.raises(fid.InceptionError, match="expected floats"):
+    with pytest.raises(InputError, match="expected floats"):
         fid.InceptionFeatures(tmp_path / "small.onnx")

@@ -98,20 +98,40 @@ def test_normals_of_a_camera_are_turned_into_the_world(tmp_path):
     np.testing.assert_allclose(normals[0, 0], [1.0, 0.0, 0.0], atol=0.01)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"file_path": "../secret.png"}, "outside of the folder"),
-     ({"transform_matrix": [[1]]}, "4 x 4"), ({"file_path": None}, "file_path"),
-     ({"transform_matrix": [[2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]}, "rotation")],
-)  # fmt: skip
-def test_bad_transforms_are_refused_by_name(tmp_path, change, message):
+def test_masks_names_and_sizes_follow_the_files(tmp_path):
+    """Two cameras' files of one name, a mask file, half-size images of a full-size camera."""
+    folder = write_head(tmp_path / "head", RING[:2], names=["cam3_0", "cam4_0"])
+    for camera in ("cam3", "cam4"):
+        (folder / camera).mkdir()
+        (folder / "views" / f"{camera}_0.png").rename(folder / camera / "0001.png")
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[: SIZE // 2] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    about = json.loads((folder / "transforms.json").read_text())
+    about |= {"w": 2 * SIZE, "h": 2 * SIZE, "fl_x": 8 * SIZE, "mask_path": "mask.png"}
+    for frame, camera in zip(about["frames"], ("cam3", "cam4"), strict=True):
+        frame["file_path"] = f"{camera}/0001"
+    (folder / "transforms.json").write_text(json.dumps(about))
+    frames = view_folders.read_frames(folder)
+    assert [frame.name for frame in frames] == ["cam3_0001", "cam4_0001"]
+    assert frames[0].focal == 4.0
+    _, _, found = view_folders.load(frames[0], None)
+    alpha = np.arange(SIZE) >= SIZE // 2
+    np.testing.assert_array_equal(found, (mask > 0) & alpha)
+
+
+def test_bad_transforms_are_refused_by_name(tmp_path):
     folder = write_head(tmp_path / "head", RING)
     about = json.loads((folder / "transforms.json").read_text())
-    about["frames"][1] |= change
-    (folder / "transforms.json").write_text(json.dumps(about))
-    with pytest.raises(InputError, match=message) as caught:
-        view_folders.read_frames(folder)
-    assert str(folder / "transforms.json") in str(caught.value)
+    for change, told in (
+        ({"file_path": "../secret.png"}, "outside of"),
+        ({"k1": 0.1}, "undistort"),
+    ):
+        changed = {**about, "frames": [about["frames"][0] | change, *about["frames"][1:]]}
+        (folder / "transforms.json").write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=told) as caught:
+            view_folders.read_frames(folder)
+        assert str(folder / "transforms.json") in str(caught.value)
 
 
 def test_what_does_not_belong_together_is_told(tmp_path, capsys):
@@ -124,9 +144,7 @@ def test_what_does_not_belong_together_is_told(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert evaluate.main([*paths, "--method", str(tmp_path / "empty")]) == 1
     assert "no views in it" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stopped:
-        evaluate.main([*paths, "--checkpoint", "x"])
-    assert stopped.value.code == 2
+    assert evaluate.main([*paths, "--checkpoint", "x"]) == 2
     assert "--checkpoint is not for --protocol folders" in capsys.readouterr().err
 
 

@@ -36,11 +36,11 @@ def direct(devices=None, told=None):
 
 def repeated_on_four_devices():  # in a process of its own
     assert jax.device_count() == 4
-    pictures = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
+    pictures = np.random.default_rng(0).uniform(-1, 1, (1, 3, 16, 16, 3)).astype(np.float32)
     results = []
     for devices in (None, jax.devices()[:1]):
         pipeline = Pipeline(random_model(), SAMPLING, NO_ABLATION, 4, devices=devices)
-        results.append(sampling.repeat(pipeline, pictures, pictures))  # fewer than devices
+        results.append(sampling.repeat(pipeline, pictures, pictures, np.zeros((3, 2))))
         placed = jax.tree.leaves(pipeline.networks._autoencoder[1])[0].sharding.device_set
         assert len(placed) == (1 if devices else 4)
     np.testing.assert_allclose(results[0], results[1], atol=2e-4)

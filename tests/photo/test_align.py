@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from spinmeround_jax import cameras
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, landmarks, pose
+from spinmeround_jax.photo.landmarks import FaceError
 from spinmeround_jax.photo.pose import Square
 
 
@@ -29,7 +31,7 @@ def heads():
 
     try:
         assets.assets_dir()
-    except assets.AssetsMissing as error:
+    except InputError as error:
         pytest.skip(str(error))
     return draw_landmarks(DATA_SEED, range(HELD_OUT_OFFSET, HELD_OUT_OFFSET + 24))
 
@@ -114,7 +116,7 @@ def test_roll_of_any_angle_and_bad_points():
     "points", [np.zeros((5, 2)), np.full((68, 2), np.nan), np.zeros((7, 2)), np.zeros(10)]
 )
 def test_no_landmarks(points):
-    with pytest.raises(pose.PoseError):
+    with pytest.raises(FaceError):
         pose.fit(points)
 
 
@@ -220,7 +222,7 @@ def test_a_good_photo_has_no_notes():
     ],
 )
 def test_refused(arguments, message, points):
-    with pytest.raises(align.AlignError, match=message):
+    with pytest.raises(FaceError, match=message):
         found_at(**arguments, points=points)
 
 
@@ -239,9 +241,9 @@ def test_remarked_upon(arguments, message):
 
 def test_points_that_are_no_face():
     rng = np.random.default_rng(0)
-    with pytest.raises(align.AlignError, match="not those of a face"):
+    with pytest.raises(FaceError, match="not those of a face"):
         align.align(rng.uniform(300, 700, (68, 2)), (1000, 1000))
     five = landmarks.FIVE_OF_68 @ Square(np.array([500.0, 500.0]), 600.0, 0.0).to_photo(mean_head())
     for order in ([1, 0, 2, 3, 4], [3, 4, 2, 0, 1]):
-        with pytest.raises(align.AlignError, match="in order"):
+        with pytest.raises(FaceError, match="in order"):
             align.align(five[order], (1000, 1000))

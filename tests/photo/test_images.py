@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import images
 from tests.support.bad_images import BAD_FILES, HEIC
 
@@ -134,15 +135,15 @@ def test_bad_files(tmp_path, name):
     content, message = BAD_FILES[name]
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(images.ImageError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         images.read(path)
     assert str(path) in str(caught.value)
 
 
 def test_what_is_no_file(tmp_path):
-    with pytest.raises(images.ImageError, match="a folder"):
+    with pytest.raises(InputError, match="a folder"):
         images.read(tmp_path)
-    with pytest.raises(images.ImageError, match="no such file"):
+    with pytest.raises(InputError, match="no such file"):
         images.read(tmp_path / "missing.png")
 
 
@@ -150,7 +151,7 @@ def test_pixels_without_colour(tmp_path):
     Image.fromarray(np.full((9, 9), 3.0, np.float32)).save(tmp_path / "a.tif")
     Image.fromarray(np.full((9, 9), -3, np.int32)).save(tmp_path / "b.tif")
     for name in ("a.tif", "b.tif"):
-        with pytest.raises(images.ImageError, match="8 bits a channel"):
+        with pytest.raises(InputError, match="8 bits a channel"):
             images.read(tmp_path / name)
 
 
@@ -160,7 +161,7 @@ def test_heic(tmp_path):
     wanted = "pip install pillow-heif"
     if importlib.util.find_spec("pillow_heif"):
         wanted = "not a readable image"  # it is only a header
-    with pytest.raises(images.ImageError, match=wanted):
+    with pytest.raises(InputError, match=wanted):
         images.read(path)
 
 

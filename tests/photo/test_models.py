@@ -7,12 +7,13 @@ from PIL import Image
 pytest.importorskip("insightface", reason="photos need insightface: pip install '.[photo]'")
 pytest.importorskip("onnx")
 
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, assets
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.background import Parser, connected
-from spinmeround_jax.photo.faces import FaceError, FaceFinder, Recogniser
-from spinmeround_jax.photo.landmarks import FIVE_OF_68
-from spinmeround_jax.photo.prepare import Models, Options, PhotoError, prepare
+from spinmeround_jax.photo.faces import FaceFinder, Recogniser
+from spinmeround_jax.photo.landmarks import FIVE_OF_68, FaceError
+from spinmeround_jax.photo.prepare import Models, Options, prepare
 from tests.support import photo_models
 from tests.support.photo_models import draw_photo
 
@@ -29,7 +30,7 @@ def finder(folder):
 
 @pytest.fixture(scope="module")
 def models(folder):
-    return Models(folder, allow_other_recognition=True)
+    return Models(folder, allow_other_recognition=True, front_end="insightface")
 
 
 def saved(path, *arguments, **options):
@@ -228,7 +229,7 @@ def test_several_faces(models, tmp_path):
     assert not any("faces" in note for note in chosen[1].notes)
     for square in squares:
         assert np.linalg.norm(centres - square.centre, axis=1).min() < 3
-    with pytest.raises(PhotoError, match="--face 3: only 2 found"):
+    with pytest.raises(InputError, match="--face 3: only 2 found"):
         prepare(path, Options(face=3), models)
 
 
@@ -251,7 +252,7 @@ def test_the_photos_own_transparency(models, tmp_path):
 def test_a_background_remover_that_sees_nobody(models, tmp_path):
     """The parser takes anything greener than red for background: here the person as well."""
     path, _ = saved(tmp_path / "a.png", skin=(60, 150, 90))
-    with pytest.raises(PhotoError, match=r"a\.png.*does not see the person.*--keep-background"):
+    with pytest.raises(InputError, match=r"a\.png.*does not see the person.*--keep-background"):
         prepare(path, Options(), models)
     assert prepare(path, Options(background="keep"), models).image.shape == (512, 512, 3)
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from spinmeround_jax import metrics
+from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import fit as fitting
 from spinmeround_jax.splats import nvidia, rasterise, relocation, views
-from spinmeround_jax.splats.fit import FitError, FitSettings, fit
+from spinmeround_jax.splats.fit import FitSettings, fit
 from tests.support.splat_scenes import random_gaussians
 from tests.support.splat_views import ellipsoid, ring
 
@@ -62,6 +63,12 @@ def test_a_killed_fit_goes_on_bit_for_bit(scene, whole, tmp_path, monkeypatch):
         if step == 40:
             raise KeyboardInterrupt
 
+    resumed = []
+
+    def at_once(step, loss, psnr):
+        resumed.append(step)
+        raise KeyboardInterrupt
+
     file = tmp_path / "fit.npz"
     with pytest.raises(KeyboardInterrupt):
         fit(scene, SMALL, file, kill)
@@ -69,11 +76,18 @@ def test_a_killed_fit_goes_on_bit_for_bit(scene, whole, tmp_path, monkeypatch):
     assert counts["resumed_at"] == 30
     for one, other in zip(jax.tree.leaves(gaussians), jax.tree.leaves(whole[0]), strict=True):
         np.testing.assert_array_equal(one, other)
-    with pytest.raises(FitError, match="of other views or settings"):
-        fit(scene, dataclasses.replace(SMALL, seed=1), file)
-    file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(FitError, match="not a checkpoint"):
-        fit(scene, SMALL, file)
+    # Of other settings, or with a flipped bit, it is begun anew.
+    kept = bytearray(file.read_bytes())
+    file.write_bytes(kept)
+    _, counts = fit(scene, dataclasses.replace(SMALL, seed=1, steps=1), file)
+    assert counts["resumed_at"] == 0
+    for place in (len(kept) // 3, len(kept) // 2, len(kept) - 1):
+        damaged = kept.copy()
+        damaged[place] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(KeyboardInterrupt):
+            fit(scene, SMALL, file, at_once)
+    assert resumed == [20] * 3
 
 
 def test_views_that_are_not_finite(scene):
@@ -85,12 +99,12 @@ def test_views_that_are_not_finite(scene):
     assert counts["faults"] == 2
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gaussians))
     normals[:] = np.nan
-    with pytest.raises(FitError, match="has not been finite for 20 steps"):
+    with pytest.raises(InputError, match="has not been finite for 20 steps"):
         fit(dataclasses.replace(scene, normals=normals), settings)
 
 
 def test_too_small_for_the_loss(scene):
-    with pytest.raises(FitError, match="24x24 pixels; this loss needs 32"):
+    with pytest.raises(InputError, match="24x24 pixels; this loss needs 32"):
         fit(scene, dataclasses.replace(SMALL, lpips=0.1))
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from spinmeround_jax import cameras
-from spinmeround_jax.splats.ply import PlyError, read_ply, write_ply
+from spinmeround_jax.files import InputError
+from spinmeround_jax.splats.ply import read_ply, write_ply
 from spinmeround_jax.splats.rasterise import render
 from tests.support.splat_scenes import random_gaussians
 
@@ -106,7 +107,7 @@ def test_bad_files_are_named(tmp_path):
         (good[:-4] + np.float32(np.nan).tobytes(), "not finite"),
     ]:
         file.write_bytes(content)
-        with pytest.raises(PlyError, match=r"bad\.ply") as raised:
+        with pytest.raises(InputError, match=r"bad\.ply") as raised:
             read_ply(file)
         assert told in str(raised.value), content[:40]
 

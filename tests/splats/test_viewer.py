@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from spinmeround_jax import cameras
+from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import ply, viewer
 from spinmeround_jax.splats.gaussians import Gaussians
 from spinmeround_jax.splats.rasterise import render
@@ -227,7 +228,7 @@ def changed(**values):
 )
 def test_bad_input_is_one_error_and_no_page(tmp_path, gaussians, settings, message):
     page = tmp_path / "a.html"
-    with pytest.raises(viewer.ViewerError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:
         viewer.write_page(page, gaussians, "head", **settings)
     assert str(page) in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -235,6 +236,6 @@ def test_bad_input_is_one_error_and_no_page(tmp_path, gaussians, settings, messa
 
 def test_too_large_a_page_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(viewer, "MAX_PAGE", 2**20)
-    with pytest.raises(viewer.ViewerError, match=r"20 Gaussians with harmonics of degree 1 make"):
+    with pytest.raises(InputError, match=r"20 Gaussians with harmonics of degree 1 make"):
         viewer.write_page(tmp_path / "a.html", changed(), "head")
     assert not list(tmp_path.iterdir())

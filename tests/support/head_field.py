@@ -22,7 +22,7 @@ SLOPE = 1000.0  # of the density there; PanoHead's rises by some tens within a v
 def bald_head(seed: int = 3, level: int = 1):
     """(vertices, faces, normals) of the skin, world units, and its landmarks' head."""
     person = dataclasses.replace(
-        sample_person(seed), hair_style="bald", beard_style="none", glasses="none"
+        sample_person(seed), hair_style="bald", beard_style="none", glasses="none", hat="none"
     )
     head = build_head(person, level)
     vertices = head.placement.to_world(head.skin)

@@ -24,7 +24,8 @@ OPTIMIZER = OptimizerConfig(
 )  # fmt: skip
 DATA = DataConfig(
     directory="", max_frontal_yaw=60.0, max_frontal_pitch=60.0, random_background=0.5,
-    guidance_dropout=0.0, relative_cameras=True, skip_corrupt=False, workers=0, prefetch=2,
+    guidance_dropout=0.0, identity_dropout=0.0, relative_cameras=True, skip_corrupt=False,
+    workers=0, prefetch=2,
 )  # fmt: skip
 
 
@@ -51,6 +52,7 @@ def main(directory: str, workdir: str, steps: str, pause: str, workers: str = "0
         OPTIMIZER.batch_size,
         4,
         seed=0,
+        normals_frame="camera",
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -83,9 +85,9 @@ def main(directory: str, workdir: str, steps: str, pause: str, workers: str = "0
     try:
         loop.run(
             "line", slow_step, state, loader, saved, mesh=mesh, steps=int(steps), batch_size=12,
-            cadence=loop.Cadence(log=1, sample=10**6, checkpoint=10),
+            cadence=loop.Cadence(log=1, evaluate=10**6, sample=10**6, checkpoint=10),
             writer=Writer(work / "losses.jsonl") if jax.process_index() == 0 else None,
-            on_sample=lambda state, step: None,
+            on_evaluate=lambda state: {}, on_sample=lambda state, step: None,
         )  # fmt: skip
     except loop.Preempted as message:
         print(message, flush=True)

@@ -5,8 +5,9 @@ import pytest
 pytest.importorskip("embreex", reason="rendering heads needs '.[data]'")
 
 from data_prep.parametric import assets
+from spinmeround_jax.files import InputError
 
 try:
     assets.assets_dir()
-except assets.AssetsMissing as error:
+except InputError as error:
     pytest.skip(str(error), allow_module_level=True)

@@ -24,6 +24,7 @@ CONFIG = ModelConfig(
     views=8,
     latent_mean=(),
     latent_std=(),
+    normals_frame="world",
     rays="true",
     unet=UNetConfig(
         model_channels=16, channel_mult=(1,), res_blocks=1, attention_levels=(0,),

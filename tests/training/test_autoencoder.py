@@ -18,7 +18,9 @@ OPTIMIZER = OptimizerConfig(
     learning_rate=0.1, warmup_steps=0, schedule="constant", weight_decay=0.0, beta1=0.9,
     beta2=0.99, max_gradient_norm=1.0, ema_decay=0.9, batch_size=1,
 )  # fmt: skip
-CONFIG = AutoencoderTrainingConfig(steps=1, lpips_weight=0.0, kl_weight=0.01, optimizer=OPTIMIZER)
+CONFIG = AutoencoderTrainingConfig(
+    steps=1, directory="", crop=16, lpips_weight=0.0, kl_weight=0.01, optimizer=OPTIMIZER
+)
 
 
 def autoencoder() -> Autoencoder:
@@ -54,3 +56,16 @@ def test_perceptual_term_counts():
         loss, terms["l1"] + 0.01 * terms["kl"] + 2.0 * terms["lpips"], rtol=1e-6
     )
     assert terms["lpips"] > 0.01
+
+
+def test_crops_are_parts_of_their_images_from_places_of_their_own():
+    x = np.asarray(images(n=40))
+    crops = np.asarray(autoencoder_training.random_crops(jnp.asarray(x), 8, jax.random.key(0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (8, 8), axis=(1, 2))
+    same = (windows == np.moveaxis(crops, -1, 1)[:, None, None]).all((-3, -2, -1))  # (n, 9, 9)
+    assert (same.sum((1, 2)) == 1).all()
+    rows, columns = same.any(2).argmax(1), same.any(1).argmax(1)
+    assert {0, 8} <= set(rows) and {0, 8} <= set(columns)  # up to the edges
+    assert len(set(zip(rows, columns, strict=True))) > 20
+    whole = autoencoder_training.random_crops(jnp.asarray(x), 16, jax.random.key(0))
+    np.testing.assert_array_equal(whole, x)

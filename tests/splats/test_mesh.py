@@ -10,6 +10,7 @@ import pytest
 import trimesh
 
 from spinmeround_jax import cameras
+from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import mesh
 
 SIZE = 48
@@ -264,7 +265,7 @@ def too_fine(views):
 def test_bad_input_is_one_clear_error(spoil, message):
     views = egg()
     spoil(views)
-    with pytest.raises(mesh.MeshError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:
         mesh.extract(**views)
     assert "\n" not in str(error.value)
 
@@ -273,5 +274,5 @@ def test_points_in_one_place():
     points = mesh.Points(
         np.zeros((300, 3)), np.tile([0.0, 0.0, 1.0], (300, 1)), np.ones((300, 3)), np.ones(300)
     )
-    with pytest.raises(mesh.MeshError, match="one place"):
+    with pytest.raises(InputError, match="one place"):
         mesh.poisson(points)

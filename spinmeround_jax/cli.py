@@ -1,0 +1,138 @@
+"""The skeleton of all commands: argument types, one line for each error, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+
+from spinmeround_jax import files
+from spinmeround_jax.files import InputError
+
+EXIT_CODES = """exit code: 0 done, 1 something given cannot be used (the other inputs are done), 2 wrong usage,
+130 interrupted"""
+
+
+class UsageError(InputError):
+    """The arguments contradict each other; exit code 2, like the errors of argparse."""
+
+
+def build_parser(
+    module: str, description: str | None, examples: str | None = None
+) -> argparse.ArgumentParser:
+    """The parser of `python -m module`; both texts are printed as they are."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog=EXIT_CODES if examples is None else f"{examples.rstrip()}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    # "-30,10" is a value, not an option; argparse knows it from Python 3.14 on.
+    parser._negative_number_matcher = re.compile(r"-\.?\d")
+    return parser
+
+
+def main(
+    parse: Callable[[Sequence[str] | None], argparse.Namespace],
+    run: Callable[[argparse.Namespace], int | None],
+    argv: Sequence[str] | None = None,
+    stopped: str = "the same command resumes",
+) -> int:
+    """Parse `argv` and run the command; returns the exit code.
+
+    Args:
+        stopped: what remains when the command is interrupted.
+    """
+    return guarded(lambda: run(parse(argv)), stopped)
+
+
+def guarded(run: Callable[[], int | None], stopped: str) -> int:
+    """Call `run`; an error becomes one line on the terminal and an exit code."""
+    try:
+        return run() or 0
+    except UsageError as error:
+        print(f"error: {message(error)}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, FloatingPointError, ImportError, BrokenProcessPool) as error:
+        print(f"error: {message(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"stopped; {stopped}", file=sys.stderr)
+        return 130
+
+
+def message(error: BaseException) -> str:
+    """One line about `error`, without the numbers of the operating system."""
+    text = str(error)
+    if isinstance(error, OSError):
+        text = files.explain(error)
+    elif isinstance(error, BrokenProcessPool):
+        text = "a worker process was killed, perhaps for want of memory; try fewer --workers"
+    elif isinstance(error, ModuleNotFoundError):
+        text += "; README lists the extras that bring such packages"
+    return " ".join(text.split()) or type(error).__name__
+
+
+def end(code: int, interrupted: bool = False) -> None:
+    """End the process; once interrupted without waiting for what still compiles in threads."""
+    if interrupted or code == 130:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+# --------------------------------------------------------------------------------------------------
+# Types of arguments
+
+
+def integer(least: int = 0, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """A whole number from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        # int() refuses, and takes long for, very many digits.
+        value = int(text) if re.fullmatch(r"[+-]?\d{1,20}", text.strip()) else None
+        if value is None or not least <= value <= most:
+            limits = f"at least {least}" if most == 2**31 - 1 else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, {limits}")
+        return value
+
+    return parse
+
+
+def real(least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
+    """A finite number from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not least <= value <= most:
+            limits = f" of at least {least:g}" if math.isfinite(least) else ""
+            limits += f" and at most {most:g}" if math.isfinite(most) else ""
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a finite number{limits}")
+        return value
+
+    return parse
+
+
+def part(text: str) -> tuple[int, int]:
+    """'1/4' -> (1, 4): the part with index 1 of 4."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 0 to N - 1")
+    return int(index), int(count)
+
+
+def path(text: str) -> pathlib.Path:
+    """A file or folder, local or in a bucket (gs://...)."""
+    try:
+        return files.as_path(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
