@@ -48,7 +48,11 @@ def compile_forward(
 ) -> jax.stages.Compiled:
     """(parameters, *inputs) -> output, for the first device."""
     graphdef, _ = parameters.split(network)
-    how = Execution(kernel=best_for(jax.devices()[0], jnp.dtype(config.compute_dtype)))
+    how = Execution(
+        kernel=best_for(
+            jax.devices()[0], jnp.dtype(config.compute_dtype), config.model.attention_shapes
+        )
+    )
     run = jax.jit(lambda values, *given: parameters.merge(graphdef, values)(*given, how=how))
     return run.lower(values, *inputs).compile()
 

@@ -51,7 +51,9 @@ def make_mesh(
         ValueError: the devices do not divide so.
     """
     devices = jax.devices() if devices is None else devices
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # JAX calls a node with GPUs a slice, too, but their network takes any group, slower.
+    apart = devices[0].platform not in ("gpu", "cuda", "rocm")
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if apart else 1
     group = config.fsdp * config.views
     if group < 1 or len(devices) % (slices * group):
         raise ValueError(

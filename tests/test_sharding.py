@@ -19,10 +19,11 @@ from tests.support.paths import ROOT
 
 
 class FakeDevice:
-    platform, device_kind = "cpu", "fake"
+    device_kind = "fake"
 
-    def __init__(self, index, slice_index=0, process_index=0):
+    def __init__(self, index, slice_index=0, process_index=0, platform="cpu"):
         self.id, self.slice_index, self.process_index = index, slice_index, process_index
+        self.platform = platform
 
 
 def test_large_arrays_are_split_along_their_largest_divisible_axis():
@@ -34,6 +35,16 @@ def test_large_arrays_are_split_along_their_largest_divisible_axis():
     assert split["odd"].spec == split["small"].spec == P()
     whole = sharding.state_shardings(AbstractMesh((8, 1, 1), sharding.AXES), tree)
     assert all(placement.spec == P() for placement in whole.values())
+
+
+def test_parameters_may_be_split_over_nodes_with_gpus():
+    """JAX gives each node a slice_index of its own."""
+    nodes = [FakeDevice(i, i // 4, i // 4, "gpu") for i in range(8)]
+    mesh = sharding.make_mesh(MeshConfig(fsdp=8, views=1), nodes)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 8, "views": 1}
+    assert {device.id for device in mesh.devices.flat} == set(range(8))
+    mesh = sharding.make_mesh(MeshConfig(fsdp=4, views=2), nodes)
+    sharding.check_views(mesh, 8)  # views stay in their process
 
 
 def test_mesh_takes_all_devices_and_keeps_groups_inside_a_slice():

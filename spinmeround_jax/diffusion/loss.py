@@ -33,7 +33,7 @@ def diffusion_loss(
     x = latents + sigma[:, None, None, None, None] * noise
     error = (denoise(network, x, sigma, conditioning) - latents) ** 2
     weight = edm.loss_weight(sigma)[:, None] * jnp.where(conditioning.observed, 0.0, 1.0)
-    per_channel = jnp.einsum("bvhwc,bv->c", error, weight)
+    per_channel = jnp.einsum("bvhwc,bv->c", error, weight, precision="highest")
     targets = jnp.sum(~conditioning.observed) if targets is None else targets
     per_channel /= latents.shape[2] * latents.shape[3] * targets
     rgb, normals = jnp.split(per_channel, 2)

@@ -61,7 +61,9 @@ class Networks:
         self.max_batch = max_batch
         self.progress = progress or (lambda step, evaluations: None)
         self.mesh = sharding.make_mesh(devices=devices or jax.local_devices())
-        self._kernel = best_for(self.mesh.devices.flat[0], jnp.dtype(model.unet.dtype))
+        self._kernel = best_for(
+            self.mesh.devices.flat[0], jnp.dtype(model.unet.dtype), self.config.attention_shapes
+        )
         self._unet, self._autoencoder, self._identity = (
             (graphdef, jax.device_put(state, sharding.replicated(self.mesh)))
             for graphdef, state in map(nnx.split, (model.unet, model.autoencoder, model.identity))

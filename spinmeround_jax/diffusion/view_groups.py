@@ -54,11 +54,10 @@ class Plan:
 def plan_views(known: np.ndarray, trajectory: np.ndarray, size: int) -> Plan:
     """Group targets that observe the same three known views (step 3).
 
-    The three are the input, `known[0]`, and the two anchors between whose yaws the target lies.
-    Outside of the front these are the two nearest; the front sector, from the last anchor over the
-    input to the first, is observed with both of these and the input between. So 48 turntable views
-    are 8 known ones and 8 groups of 5. Targets of a sector are spread evenly over its groups, in
-    order of yaw.
+    The three are the input, `known[0]`, and the two anchors nearest to the target. Targets with the same
+    two are spread evenly over their groups, in order of yaw. Of 48 turntable views 8 are known and the
+    others make 10 groups: behind the input 5 views lie between two anchors, beside it 7 have the anchors at
+    45 and 90 degrees, and the 6 in front those at -45 and 45.
 
     Args:
         known: (r, 2) angles, r >= 3.
@@ -68,19 +67,18 @@ def plan_views(known: np.ndarray, trajectory: np.ndarray, size: int) -> Plan:
     distance = angular_distance(trajectory[:, None], known[None])
     reused = np.where(distance.min(1) < SAME_VIEW, distance.argmin(1), -1)
 
-    order = 1 + np.argsort(known[1:, 0] % 360.0, kind="stable")
-    yaws = known[order, 0] % 360.0
-    sector = np.searchsorted(yaws, trajectory[:, 0] % 360.0, side="right") % len(order)
-    past_last = (trajectory[:, 0] - known[order[-1], 0]) % 360.0
+    # Of two that are equally near, the one that is nearer to the input.
+    from_input = np.broadcast_to(angular_distance(known, known[0]), distance.shape)
+    order = np.lexsort((from_input[:, 1:].round(2), distance[:, 1:].round(2)), axis=1)
+    nearest = 1 + np.sort(order[:, : IN_GROUP - 1], axis=1)
 
     triplets, targets = [], []
-    for index in np.unique(sector[reused < 0]):
-        members = np.flatnonzero((sector == index) & (reused < 0))
-        # The sector that wraps around 360 is the front: order it from its own beginning.
-        along = past_last if index == 0 else trajectory[:, 0] % 360.0
-        members = members[np.argsort(along[members], kind="stable")]
+    for pair in np.unique(nearest[reused < 0], axis=0):
+        members = np.flatnonzero((nearest == pair).all(1) & (reused < 0))
+        along = (trajectory[members, 0] - known[pair[0], 0] + 180.0) % 360.0
+        members = members[np.argsort(along, kind="stable")]
         for group in np.array_split(members, -(-len(members) // size)):
-            triplets.append([0, order[index - 1], order[index]])
+            triplets.append([0, *pair])
             targets.append(np.pad(group, (0, size - len(group)), mode="edge"))
     return Plan(
         reused=reused,

@@ -23,6 +23,7 @@ from spinmeround_jax.models.layers import (
     linear,
     row_major,
 )
+from spinmeround_jax.models.precision import exact_float32
 
 # Size of all logits beyond which the CPU path takes the examples one by one, so that logits stay in
 # the cache: 5 times faster for 8 examples of 4 heads and 512 tokens.
@@ -72,7 +73,8 @@ def attention(
             default=functools.partial(jax.nn.dot_product_attention, is_causal=causal),
         )
 
-    return platform_attention(q, k, v)
+    with exact_float32(q.dtype):
+        return platform_attention(q, k, v)
 
 
 def attention_on_cpu(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:

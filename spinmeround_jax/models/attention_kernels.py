@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from spinmeround_jax.models.precision import exact_float32
 from spinmeround_jax.models.tiles import LANES, tile
 
 _logger = logging.getLogger(__name__)
@@ -110,10 +111,14 @@ KERNELS = {"flash": flash, "splash": splash, "cudnn": cudnn}
 
 
 @functools.cache
-def best_for(device: jax.Device, dtype: jnp.dtype) -> str:
+def best_for(device: jax.Device, dtype: jnp.dtype, shapes: tuple[tuple[int, int], ...] = ()) -> str:
     """The kernel for a device: the first that runs there and is right, else "plain".
 
     One line of log for each that is passed over.
+
+    Args:
+        shapes: (tokens, channels of a head) of the self-attentions it is for: what a kernel takes of
+            the chip's memory follows from them. `ModelConfig.attention_shapes`.
     """
     candidates = _FOR.get(device.platform, ())
     if not candidates or (candidates == ("cudnn",) and dtype == jnp.float32):
@@ -121,31 +126,55 @@ def best_for(device: jax.Device, dtype: jnp.dtype) -> str:
     if device not in jax.devices():
         return candidates[0]  # it is only compiled for
     here = jax.local_devices()[0]  # `device` may be another process's
-    found = next((kernel for kernel in candidates if _runs(kernel, here, dtype)), "plain")
+    found = next((kernel for kernel in candidates if _runs(kernel, here, dtype, shapes)), "plain")
     if jax.process_count() > 1:  # all must run one program
         numbers = [*candidates, "plain"]
         found = numbers[multihost_utils.process_allgather(np.array(numbers.index(found))).max()]
     return found
 
 
-def _runs(kernel: str, device: jax.Device, dtype: jnp.dtype) -> bool:
-    """Whether the kernel does what plain attention does, forward and backward, on a small example."""
-    rng = np.random.default_rng(0)
-    shapes = [(1, tokens, 2, 40) for tokens in (LANES, 77, 77)]
-    inputs = [jnp.asarray(rng.standard_normal(s), dtype, device=device) for s in shapes]
+def _runs(
+    kernel: str, device: jax.Device, dtype: jnp.dtype, shapes: tuple[tuple[int, int], ...]
+) -> bool:
+    """Whether the kernel does what plain attention does, forward and backward.
 
-    def gradients(attend: Callable[..., jax.Array]) -> list[np.ndarray]:
+    On a small example with keys that need padding, and on one head of each of `shapes` that it is
+    taken for.
+    """
+
+    def gradients(attend: Callable[..., jax.Array], inputs: list[jax.Array]) -> list[np.ndarray]:
         loss = jax.jit(jax.grad(lambda *x: jnp.sum(attend(*x).astype(jnp.float32) ** 2), (0, 1, 2)))
         return [np.asarray(x, np.float32) for x in loss(*inputs)]
 
-    try:
-        pairs = zip(
-            gradients(KERNELS[kernel]), gradients(jax.nn.dot_product_attention), strict=True
+    reason = ""
+    for queries, keys, heads, channels in (
+        (LANES, 77, 2, 40),
+        *((tokens, tokens, 1, channels) for tokens, channels in shapes),
+    ):
+        rng = np.random.default_rng(0)
+        q, k, v = (
+            jnp.asarray(rng.standard_normal((1, tokens, heads, channels)), dtype, device=device)
+            for tokens in (queries, keys, keys)
         )
-        off = max(float(abs(a - b).max() / abs(b).max()) for a, b in pairs)
-        reason = f"its gradients are off by {off:.2g}" if not off < _TOLERANCE else ""
-    except Exception as error:  # each compiler has its own
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-    if reason:
-        _logger.warning("%s attention does not run here, passing it over: %s", kernel, reason)
+        if not fits(kernel, q, k):
+            continue
+        try:
+            found, exact = (gradients(f, [q, k, v]) for f in (KERNELS[kernel], _plain))
+            off = max(
+                float(abs(a - b).max() / abs(b).max()) for a, b in zip(found, exact, strict=True)
+            )
+            reason = f"its gradients are off by {off:.2g}" if not off < _TOLERANCE else ""
+        except Exception as error:  # each compiler has its own
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+        if reason:
+            _logger.warning(
+                "%s attention does not run here, passing it over: %s (%d tokens, %d channels)",
+                kernel, reason, queries, channels,
+            )  # fmt: skip
+            break
     return not reason
+
+
+def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    with exact_float32(q.dtype):
+        return jax.nn.dot_product_attention(q, k, v)

@@ -31,6 +31,17 @@ class ModelConfig:
     def latent_channels(self) -> int:
         return 2 * self.autoencoder.latent_channels  # RGB and normals
 
+    @property
+    def attention_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(tokens, channels of a head) of self-attention in the UNet: for each width the most tokens."""
+        unet, most = self.unet, {}
+        middle = (len(unet.channel_mult) - 1, True)
+        for level, joint in (*((n, n in unet.joint_levels) for n in unet.attention_levels), middle):
+            tokens = (self.latent_size >> level) ** 2 * (self.views if joint else 1)
+            channels = unet.widths[level] // unet.heads
+            most[channels] = max(tokens, most.get(channels, 0))
+        return tuple((tokens, channels) for channels, tokens in most.items())
+
 
 # The paper's model, which the released weights fit; the networks' own defaults are its shapes.
 FULL_SIZE = ModelConfig(

@@ -22,11 +22,13 @@ from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from spinmeround_jax.models import precision
 from spinmeround_jax.models.tiles import LANES, tile
 
-# Channels x tokens of the keys that lie in the vector memory together; with twice as many, the backward
-# pass does not fit its 16 MiB.
-_RESIDENT = 80 * 4096
+# Bytes of the vector memory for what belongs to the keys of a block. A kernel has 16 MiB on a v4; the
+# queries and what is computed at once take the rest, which is more in float32: exact products of it are sums of
+# products of its parts.
+_RESIDENT = {2: 9 * 2**20, 4: 5 * 2**20}  # by the bytes of a number
 _MASKED = -1e30  # a logit; not -inf, whose differences are not numbers
 _LOG2E = math.log2(math.e)
 
@@ -55,7 +57,7 @@ def _attend(keys: int, interpret: Any, q: jax.Array, k: jax.Array, v: jax.Array)
 def _forward(keys, interpret, q, k, v):
     """The output, and what the backward pass reads."""
     (m, d, s), t = q.shape, k.shape[-1]
-    across, along = tile(s), _resident(d, t)
+    across, along = tile(s), _resident(d, t, q.dtype)
     queries = pl.BlockSpec((None, d, across), lambda head, i, j: (head, 0, i))
     others = pl.BlockSpec((None, d, along), lambda head, i, j: (head, 0, j))
     numbers = pl.BlockSpec((None, 1, across), lambda head, i, j: (head, 0, i))
@@ -85,7 +87,7 @@ def _forward(keys, interpret, q, k, v):
 def _backward(keys, interpret, residuals, g):
     q, k, v, out, log_sums = residuals
     (m, d, s), t = q.shape, k.shape[-1]
-    across, along = tile(s), _resident(d, t)
+    across, along = tile(s), _resident(d, t, q.dtype)
     queries = pl.BlockSpec((None, d, across), lambda head, j, i: (head, 0, i))
     others = pl.BlockSpec((None, d, along), lambda head, j, i: (head, 0, j))
     numbers = pl.BlockSpec((None, 1, across), lambda head, j, i: (head, 0, i))
@@ -121,7 +123,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, out_ref, log_sum_ref, largest, total, w
     """
     block, blocks = pl.program_id(2), pl.num_programs(2)
     d, along = k_ref.shape
-    q = _scaled(q_ref).T
+    q = q_ref[...].T
     size = tile(along)
 
     @pl.when(block == 0)
@@ -132,7 +134,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, out_ref, log_sum_ref, largest, total, w
 
     def step(i, _):
         here = pl.ds(i * size, size)
-        logits = jax.lax.dot_general(q, k_ref[:, here], _NN, preferred_element_type=jnp.float32)
+        logits = _logits(q, k_ref[:, here])
         if keys < blocks * along:
             logits = _mask(logits, 1, keys - block * along - i * size, _MASKED)
         before = largest[...]
@@ -142,9 +144,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, out_ref, log_sum_ref, largest, total, w
         largest[...] = after
         total[...] = total[...] * fade + jnp.sum(p, axis=1)[:, None]
         values = v_ref[:, here]
-        new = jax.lax.dot_general(
-            p.astype(values.dtype), values, _NT, preferred_element_type=jnp.float32
-        )
+        new = _dot(p.astype(values.dtype), values, _NT)
         weighted[...] = weighted[...] * _over_channels(fade, d) + new
 
     jax.lax.fori_loop(0, along // size, step, None, unroll=True)
@@ -164,7 +164,7 @@ def _backward_kernel(
     """
     block, blocks = pl.program_id(1), pl.num_programs(1)
     d, along = k_ref.shape
-    q, g = _scaled(q_ref), g_ref[...]
+    q, g = q_ref[...], g_ref[...]
     q_rows, g_rows = q.T, g.T
     log_sum = log_sum_ref[...]
     own = jnp.sum(out_ref[...].astype(jnp.float32) * g.astype(jnp.float32), axis=0, keepdims=True)
@@ -178,17 +178,15 @@ def _backward_kernel(
     def step(i, dq):
         here = pl.ds(i * size, size)
         k = k_ref[:, here]
-        logits = jax.lax.dot_general(k.T, q, _NN, preferred_element_type=jnp.float32)
+        logits = _logits(k.T, q)
         p = jnp.exp2(logits - log_sum)
         if keys < blocks * along:
             p = _mask(p, 0, keys - block * along - i * size, 0.0)
-        dv[here, :] += jax.lax.dot_general(
-            p.astype(g.dtype), g_rows, _NN, preferred_element_type=jnp.float32
-        )
-        dp = jax.lax.dot_general(v_ref[:, here].T, g, _NN, preferred_element_type=jnp.float32)
+        dv[here, :] += _dot(p.astype(g.dtype), g_rows, _NN)
+        dp = _dot(v_ref[:, here].T, g, _NN)
         ds = (p * (dp - own)).astype(q.dtype)
-        dk[here, :] += jax.lax.dot_general(ds, q_rows, _NN, preferred_element_type=jnp.float32)
-        return dq + jax.lax.dot_general(k, ds, _NN, preferred_element_type=jnp.float32)
+        dk[here, :] += _dot(ds, q_rows, _NN)
+        return dq + _dot(k, ds, _NN)
 
     dq = jnp.zeros(q.shape, jnp.float32)
     dq = jax.lax.fori_loop(0, along // size, step, dq, unroll=True)
@@ -196,14 +194,23 @@ def _backward_kernel(
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def finish():
-        dk_ref[...] = (dk[...] / _LOG2E).T.astype(dk_ref.dtype)  # q had it as a factor
+        dk_ref[...] = (dk[...] * d**-0.5).T.astype(dk_ref.dtype)
         dv_ref[...] = dv[...].T.astype(dv_ref.dtype)
 
 
-def _scaled(q_ref) -> jax.Array:
-    """So that logits are powers of two."""
-    scale = q_ref.shape[0] ** -0.5 * _LOG2E
-    return (q_ref[...].astype(jnp.float32) * scale).astype(q_ref.dtype)
+def _logits(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a (rows, d) and b (d, columns): their product as powers of two.
+
+    Scaled after the product: a scaled query would be rounded once more in half precision, which
+    doubles and more the error of large logits.
+    """
+    return _dot(a, b, _NN) * (b.shape[0] ** -0.5 * _LOG2E)
+
+
+def _dot(a: jax.Array, b: jax.Array, dimensions: Any) -> jax.Array:
+    return jax.lax.dot_general(
+        a, b, dimensions, precision=precision.of(a.dtype), preferred_element_type=jnp.float32
+    )
 
 
 def _mask(x: jax.Array, axis: int, count: jax.Array, value: float) -> jax.Array:
@@ -215,9 +222,16 @@ def _over_channels(x: jax.Array, d: int) -> jax.Array:
     return jnp.tile(x, (1, pl.cdiv(d, LANES)))[:, :d]
 
 
-def _resident(d: int, tokens: int) -> int:
-    """Tokens of a block of keys: a whole part of all of them, in whole tiles."""
+def _resident(d: int, tokens: int, dtype: jnp.dtype) -> int:
+    """Tokens of a block of keys: a whole part of all of them, in whole tiles.
+
+    By the backward pass, which holds of each token k, v and their gradients, two of each since the next
+    block is on its way, and two sums in float32 whose channels are padded to whole lanes.
+    """
+    width = jnp.dtype(dtype).itemsize
+    blocks = 4 * 2 * d * width
+    sums = 2 * pl.cdiv(d, LANES) * LANES * 4
     size = tile(tokens)
     tiles = tokens // size
-    fitting = (n for n in range(tiles, 0, -1) if tiles % n == 0 and d * n * size <= _RESIDENT)
-    return next(fitting, 1) * size
+    most = _RESIDENT[width] // ((blocks + sums) * size)
+    return next((n for n in range(tiles, 0, -1) if tiles % n == 0 and n <= most), 1) * size

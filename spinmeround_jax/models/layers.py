@@ -16,6 +16,8 @@ from einops import rearrange, repeat
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from spinmeround_jax.models import precision
+
 ZEROS = nnx.initializers.zeros_init()
 
 
@@ -198,6 +200,7 @@ def _convolve(
     60 times slower), and splits its work badly where there are fewer positions than channels (1.7 times
     slower than the product at 8 views of 8 x 8 and 1280 channels, 2.7 times at 4 x 4).
     """
+    options["precision"] = precision.of(x.dtype)
     rows, columns = (
         (x.shape[axis + 1] + sum(padding[axis]) - kernel.shape[axis]) // strides[axis] + 1
         for axis in (0, 1)
@@ -213,7 +216,10 @@ def _convolve(
             for i in range(kernel.shape[0])
             for j in range(kernel.shape[1])
         ]
-        return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+        kernel = kernel.reshape(-1, kernel.shape[-1])
+        return jnp.matmul(
+            jnp.concatenate(patches, axis=-1), kernel, precision=precision.of(x.dtype)
+        )
 
     enough = len(x) * rows * columns >= kernel.shape[-1]
     if enough and rows >= kernel.shape[0] and columns >= kernel.shape[1]:
@@ -263,17 +269,21 @@ def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     With several leading axes XLA's CPU backend copies a transposed g for the latter.
     """
-    return x @ kernel
+    return jnp.matmul(x, kernel, precision=precision.of(x.dtype))
 
 
 def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
-    return x @ kernel, (x, kernel)
+    return jnp.matmul(x, kernel, precision=precision.of(x.dtype)), (x, kernel)
 
 
 def _matmul_backward(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     leading = tuple(range(x.ndim - 1))
-    return g @ kernel.T, jnp.tensordot(x, g, axes=(leading, leading))
+    how = precision.of(x.dtype)
+    return (
+        jnp.matmul(g, kernel.T, precision=how),
+        jnp.tensordot(x, g, axes=(leading, leading), precision=how),
+    )
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)

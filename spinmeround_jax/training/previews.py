@@ -123,7 +123,11 @@ def _sample(
     shape = (b, 1 if sampling.shared_noise else v, *observed.shape[2:])
     noise = jnp.broadcast_to(jax.random.normal(jax.random.key(0), shape), observed.shape)
     without = unconditional(conditional, identity.empty(), empty_latent)
-    how = Execution(kernel=best_for(everywhere.mesh.devices.flat[0], networks["unet"].dtype))
+    how = Execution(
+        kernel=best_for(
+            everywhere.mesh.devices.flat[0], networks["unet"].dtype, config.model.attention_shapes
+        )
+    )
 
     def each(unet_params: parameters.Parameters, *examples: Any) -> jax.Array:
         """One subject after another: all at once need more memory than a training step."""

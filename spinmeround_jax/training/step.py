@@ -56,7 +56,11 @@ def make_step(
     how = Execution(
         view_axis="views" if mesh.shape["views"] > 1 else None,
         remat=config.remat,
-        kernel=best_for(mesh.devices.flat[0], jnp.dtype(config.compute_dtype)),
+        kernel=best_for(
+            mesh.devices.flat[0],
+            jnp.dtype(config.compute_dtype),
+            config.model.attention_shapes,
+        ),
     )
 
     def step(

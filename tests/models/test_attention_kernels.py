@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from spinmeround_jax.models import attention_kernels, flash_attention
+from spinmeround_jax.models import FULL_SIZE, attention_kernels, flash_attention
 from spinmeround_jax.models.attention import attention
 
 
@@ -47,8 +47,8 @@ def gradients(attend, weight, *inputs):
 def test_flash_takes_the_keys_in_blocks_where_all_would_not_fit(monkeypatch):
     q, k, v = (tokens(2, n, 1, 48, seed=n) for n in (200, 900, 901))
     v, weight = v[:, :900], tokens(2, 200, 1, 48, seed=1)
-    monkeypatch.setattr(flash_attention, "_RESIDENT", 48 * 600)
-    assert flash_attention._resident(48, 1024) == 512
+    monkeypatch.setattr(flash_attention, "_RESIDENT", {4: 2 * 2**20})
+    assert flash_attention._resident(48, 1024, jnp.float32) == 512
     flash = TPU["flash"]
     np.testing.assert_allclose(flash(q, k, v), attention(q, k, v), atol=2e-5)
     for a, b in zip(*(gradients(f, weight, q, k, v) for f in (flash, attention)), strict=True):
@@ -68,6 +68,31 @@ def test_kernels_in_half_precision(name):
     found = TPU[name](q, k, v)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=2e-2)
+
+
+@pytest.mark.parametrize("d", [40, 160])
+def test_flash_rounds_large_logits_no_more_than_plain_attention(d):
+    """Logits of deviation 36, where rounding a scaled query alone is worth six times plain's error."""
+    q, k = (6 * tokens(1, 256, 1, d, seed=i) for i in range(2))
+    q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, tokens(1, 256, 1, d, seed=2)))
+    exact = attention(*(x.astype(jnp.float32) for x in (q, k, v)))
+
+    def error(found):
+        return jnp.linalg.norm(found.astype(jnp.float32) - exact) / jnp.linalg.norm(exact)
+
+    assert error(TPU["flash"](q, k, v)) < 1.5 * error(jax.nn.dot_product_attention(q, k, v))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_blocks_of_keys_take_bytes_not_numbers(dtype):
+    """What the backward pass holds of a block of keys, in a chip's vector memory of 16 MiB."""
+    for d, total in ((40, 16384), (80, 8192), (80, 32768), (160, 2048), (256, 4096)):
+        along = flash_attention._resident(d, total, dtype)
+        blocks = 4 * 2 * d * along * jnp.dtype(dtype).itemsize
+        sums = 2 * along * -(-d // 128) * 128 * 4
+        assert total % along == 0 and blocks + sums < 10 * 2**20
+    half, single = (flash_attention._resident(80, 8192, kind) for kind in ("bfloat16", "float32"))
+    assert half == 4096 and single < half
 
 
 def test_kernels_are_taken_where_they_fit():
@@ -149,3 +174,26 @@ def test_a_kernel_that_does_not_run_is_passed_over_with_one_line(there, caplog, 
         assert best_for(tpu, half) == "splash"
     assert len(caplog.records) == 1 and "flash attention does not run here" in caplog.text
     assert "off by 0.2" in caplog.text
+
+
+def test_a_kernel_is_tried_on_the_shapes_that_it_is_for(there, caplog, monkeypatch):
+    """As where a chip's memory holds the keys of a small example and not those of the model."""
+    tpu = Device("tpu")
+    best_for = there(tpu)
+
+    def small(q, k, v):
+        if k.shape[1] > 200:
+            raise MemoryError("Ran out of memory in memory space vmem")
+        return TPU["flash"](q, k, v)
+
+    monkeypatch.setattr(attention_kernels, "KERNELS", TPU | {"flash": small})
+    half = jnp.dtype("bfloat16")
+    assert best_for(tpu, half) == "flash"
+    assert best_for(tpu, half, ((128, 40), (64, 40))) == "flash"  # 64 are too few for kernels
+    with caplog.at_level(logging.WARNING):
+        assert best_for(tpu, half, ((128, 40), (256, 48))) == "splash"
+    assert "memory space vmem (256 tokens, 48 channels)" in caplog.text
+
+
+def test_shapes_of_the_models_attention():
+    assert set(FULL_SIZE.attention_shapes) == {(4096, 40), (8192, 80), (2048, 160)}

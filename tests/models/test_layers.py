@@ -9,6 +9,8 @@ import pytest
 from flax import nnx
 
 from spinmeround_jax.models import layers
+from spinmeround_jax.models.unet import MultiViewUNet
+from tests.support import tiny_model
 
 # Of bfloat16's 8 bits; gradients are sums of products of rounded numbers.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
@@ -78,3 +80,38 @@ def test_the_layout_of_tokens_changes_no_number():
     x = numbers(2, 3, 4, 5)
     found = jax.jit(jax.vmap(jax.grad(lambda x: jnp.sum(layers.row_major(x) ** 2))))(x)
     np.testing.assert_array_equal(found, 2 * x)
+
+
+def test_products_of_float32_are_exact_on_every_device():
+    """By default they are one pass of bfloat16 on TPU, and TF32 on NVIDIA; backward passes, too."""
+    config = tiny_model.CONFIG.unet
+    network = nnx.eval_shape(lambda: MultiViewUNet(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(network)
+    inputs = (
+        numbers(1, 2, 8, 8, config.in_channels),
+        numbers(1),
+        numbers(1, 7, config.context_dim),
+    )
+
+    def loss(params):
+        return jnp.sum(nnx.merge(graphdef, params)(*inputs).astype(jnp.float32))
+
+    found = list(products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+    assert len(found) > 40
+    for kinds, precision in found:
+        assert kinds == {jnp.dtype("float32")}
+        assert set(precision or ()) == {jax.lax.Precision.HIGHEST}
+
+
+def products(jaxpr):
+    """(dtypes of the operands, precision) of every product and convolution, but those of the CPU alone."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield {v.aval.dtype for v in equation.invars}, equation.params["precision"]
+        inner = list(jax.core.jaxprs_in_params(equation.params))
+        if (
+            equation.primitive.name == "cond" and len(inner) == 2
+        ):  # platform_dependent: CPU, then others
+            inner = inner[1:]
+        for each in inner:
+            yield from products(each)
