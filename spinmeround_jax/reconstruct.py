@@ -27,7 +27,8 @@ from spinmeround_jax.splats.gaussians import MAX_DEGREE
 from spinmeround_jax.splats.scene import Scene
 
 DESCRIPTION = """3D Gaussians of a head from views with cameras: what sample writes, or any transforms.json
-in nerfstudio's convention with PNG, JPEG or WebP pictures of one size, 32 to 2048 pixels.
+in nerfstudio's convention with images of one size, 32 to 2048 pixels, and masks or transparency if they have a
+background (docs/transforms.md).
 
 Every input gets a folder: splats.ply (opens in the usual viewers of 3D Gaussian splatting), viewer.html (the
 same in one page, opens from disk), mesh.glb and mesh.ply, turntable.webp, report.json with the distances to
@@ -41,6 +42,9 @@ EXAMPLES = """examples:
   # all views, none held out; without the predicted normals; colours that do not change with the view
   python -m spinmeround_jax.reconstruct out/demo/parametric-0-1000000 --hold-out 0
   ... --normals 0        ... --degree 0
+
+  # views by Blender or nerfstudio, where z is up: seen from the cameras, or stated
+  python -m spinmeround_jax.reconstruct scan --up z
 
   # views of something else, on black
   python -m spinmeround_jax.reconstruct scan/transforms.json --background 0,0,0

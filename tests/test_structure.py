@@ -63,7 +63,7 @@ HEAVY = {  # package: the modules that may import it
     "safetensors": {"spinmeround_jax.weights.sources"},
     "diffusers": {"benchmarks.torch_unet"},
     "transformers": set(),
-    "tensorflow": {"data_prep.tf_records", "data_prep.tfds_heads", "benchmarks.tf_data"},
+    "tensorflow": {"data_prep.tf_records", "data_prep.tfds_heads"},
     "tensorflow_datasets": {"data_prep.tfds_heads"},
     "upath": {"spinmeround_jax.files"},
     "anny": set(),

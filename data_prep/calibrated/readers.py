@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import numpy as np
 
+from spinmeround_jax import schema
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import images
 from spinmeround_jax.results import transforms
@@ -146,25 +146,13 @@ def _photo(
     )
 
 
-def _matrix(values: Any, path: pathlib.Path, what: str, rows: int = 4) -> np.ndarray:
-    try:
-        matrix = np.array(values, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        matrix = np.zeros(0)
-    if matrix.shape != (rows, rows) or not np.isfinite(matrix).all():
-        raise InputError(f"{path}: {what} must be {rows} x {rows} finite numbers")
-    return matrix
-
-
 def _read_ours(folder: pathlib.Path) -> list[Photo]:
     path, photos = folder / "cameras.json", []
-    entries = transforms.read_json(path)
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(f"{path}: expected a list of cameras, see docs/data_factory.md")
-    for entry in entries:
+    kind = schema.record({"world_to_camera": schema.matrix(4, 4)})
+    for entry in transforms.read_json(path, schema.array(kind)):
         file = transforms.find_file(path, entry.get("file"))
         mask = None if entry.get("mask") is None else transforms.find_file(path, entry["mask"])
-        pose = _matrix(entry.get("world_to_camera"), path, "world_to_camera")
+        pose = np.array(entry["world_to_camera"])
         camera = transforms.read_intrinsics(entry, file, f"{path}: {entry['file']}")
         photos.append(_photo(file, mask, pose, *camera))
     return photos
@@ -245,10 +233,12 @@ def _calibration(folder: pathlib.Path) -> pathlib.Path:
 
 def _read_nersemble(folder: pathlib.Path, sequence: str | None, frame: int | None) -> list[Photo]:
     path = _calibration(folder)
-    about = transforms.read_json(path)
-    if not isinstance(about, dict) or not isinstance(about.get("world_2_cam"), dict):
-        raise InputError(f"{path}: expected world_2_cam and intrinsics")
-    intrinsics = _matrix(about.get("intrinsics"), path, "intrinsics", 3)
+    matrices = {
+        "world_2_cam": schema.mapping(schema.matrix(4, 4)),
+        "intrinsics": schema.matrix(3, 3),
+    }
+    about = transforms.read_json(path, schema.record(matrices))
+    intrinsics = np.array(about["intrinsics"])
     place = _nersemble_frame(folder, sequence, frame)
     pictures = next((p for p in sorted(place.glob("images*")) if p.is_dir()), None)
     masks = next((p for p in sorted(place.glob("alpha_map*")) if p.is_dir()), None)
@@ -265,7 +255,7 @@ def _read_nersemble(folder: pathlib.Path, sequence: str | None, frame: int | Non
             Photo(
                 named[0],
                 mask if mask is not None and mask.is_file() else None,
-                _matrix(pose, path, f"world_2_cam of {serial}"),
+                np.array(pose),
                 scale * intrinsics[[0, 1], [0, 1]],
                 scale * (intrinsics[:2, 2] + 0.5),  # OpenCV counts from the first pixel's centre
                 np.zeros(4),

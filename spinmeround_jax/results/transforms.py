@@ -28,6 +28,18 @@ _LENSES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
 _DISTORTION = ("k1", "k2", "p1", "p2")
 _HIGHER_DISTORTION = ("k3", "k4", "k5", "k6")
 _FARTHEST = 1e9  # of a camera from the origin; beyond, float64 cannot tell pixels apart
+_MATRIX = schema.array(schema.array(schema.number(), 4, 4), 3, 4)
+_DOCUMENT = schema.record(
+    {
+        "frames": schema.array(
+            schema.record({"file_path": schema.text(), "transform_matrix": _MATRIX}), 1
+        )
+    },
+    {
+        "up": schema.nullable(schema.array(schema.number(), 3, 3)),
+        "applied_transform": schema.nullable(_MATRIX),
+    },
+)
 _NEAR_ONE = 1e-3  # how far rounded rotations may be from orthonormal
 
 
@@ -101,46 +113,39 @@ def read(path: pathlib.Path) -> Transforms:
     """
     if path.is_dir():
         path = path / NAME
-    document = read_json(path)
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: expected an object with frames, as nerfstudio writes it")
-    entries = document.get("frames")
-    if (
-        not isinstance(entries, list)
-        or not entries
-        or not all(isinstance(e, dict) for e in entries)
-    ):
-        raise InputError(f"{path}: no list of frames; expected nerfstudio's transforms.json")
-    entries = [{**document, **entry} for entry in entries]
-    files = [find_image(path, entry.get("file_path")) for entry in entries]
+    document = read_json(path, _DOCUMENT)
+    entries = [{**document, **entry} for entry in document["frames"]]
+    files = [find_image(path, entry["file_path"]) for entry in entries]
     times = collections.Counter(file.resolve() for file in files)
     if twice := [file for file, n in times.items() if n > 1]:
         raise InputError(
             f"{path}: names {twice[0].name} twice; every frame needs an image of its own"
         )
     frames = tuple(_frame(path, *both) for both in zip(entries, files, strict=True))
-    up = document.get("up")
+    up, applied = document.get("up"), np.eye(4)
     if up is not None:
-        up = _matrix(up, (3,), f"{path}: up")
         if np.linalg.norm(up) < 1e-6:
-            raise InputError(f"{path}: up is {up.tolist()}; expected a direction")
-        up = up / np.linalg.norm(up)
-    applied = np.eye(4)
+            raise InputError(f"{path}: up is {up}; expected a direction")
+        up = np.array(up) / np.linalg.norm(up)
     if document.get("applied_transform") is not None:
-        applied = _matrix(document["applied_transform"], (4, 4), f"{path}: applied_transform")
+        applied = _square(document["applied_transform"])
     return Transforms(path, frames, up, applied)
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """What a JSON file holds, also one with a byte order mark.
-
-    Raises:
-        InputError: no regular file, too large, or not JSON.
-    """
+def read_json(path: pathlib.Path, kind: schema.Kind) -> Any:
+    """`schema.read`, with its errors as InputError."""
     try:
-        return schema.read(path, schema.anything)
+        return schema.read(path, kind)
     except OSError as error:
         raise InputError(explain(error)) from error
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def checked(kind: schema.Kind, value: Any, where: str) -> Any:
+    """A value of this kind, else an InputError that begins with `where`."""
+    try:
+        return kind(value, where)
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -201,9 +206,7 @@ def _frame(path: pathlib.Path, entry: Mapping[str, Any], file: pathlib.Path) -> 
         file,
         *others,
         space,
-        invert_pose(
-            _matrix(entry.get("transform_matrix"), (4, 4), f"{where}: transform_matrix"), where
-        ),
+        invert_pose(_square(entry["transform_matrix"]), where),
         intrinsics,
         orientation,
     )
@@ -295,38 +298,17 @@ def invert_pose(pose: np.ndarray, where: str) -> np.ndarray:
     return inverse
 
 
-def _matrix(values: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """float64 of this shape; the last row of a (4, 4) matrix may be left out."""
-    try:
-        rows = values if len(shape) == 2 else [values]
-        if not all(_is_number(value) for row in rows for value in row):
-            raise TypeError
-        matrix = np.array(values, np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{where} is missing or not numbers") from error
-    if shape == (4, 4) and matrix.shape == (3, 4):
-        matrix = np.concatenate([matrix, [[0.0, 0.0, 0.0, 1.0]]])
-    if matrix.shape != shape or not np.isfinite(matrix).all():
-        raise InputError(f"{where} is not {' x '.join(map(str, shape))} finite numbers")
-    return matrix
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _square(rows: list[list[float]]) -> np.ndarray:
+    """(4, 4) of a matrix whose last row may be left out."""
+    return np.array([*rows, [0.0, 0.0, 0.0, 1.0]][:4])
 
 
 def _number(
     entry: Mapping[str, Any], key: str, where: str, low: float = -1e6, high: float = 1e6
 ) -> float | None:
     """A number from `low` to `high`, None if it is not given."""
-    value = entry.get(key)
-    if value is None:
-        return None
-    if not _is_number(value) or not low <= value <= high:  # also false for NaN
-        raise InputError(
-            f"{where}: {key} is {str(value)[:40]}; expected a number from {low:g} to {high:g}"
-        )
-    return float(value)
+    kind = schema.nullable(schema.number(low, high))
+    return checked(kind, entry.get(key), f"{where}: {key}")
 
 
 def _focal(entry: Mapping[str, Any], axis: str, side: float, where: str) -> float | None:
@@ -340,14 +322,15 @@ def _focal(entry: Mapping[str, Any], axis: str, side: float, where: str) -> floa
 def _distortion(entry: Mapping[str, Any], where: str) -> tuple[float, float, float, float]:
     """k1, k2, p1, p2; InputError for lenses that need more."""
     if entry.get("distortion_params") is not None:  # nerfstudio's other way
-        values = _matrix(entry["distortion_params"], (6,), f"{where}: distortion_params").tolist()
+        six = schema.array(schema.number(), 6, 6)
+        values = checked(six, entry["distortion_params"], f"{where}: distortion_params")
         entry = {**entry, **dict(zip(("k1", "k2", "k3", "k4", "p1", "p2"), values, strict=True))}
     lens = entry.get("camera_model", "OPENCV")
     more = [key for key in _HIGHER_DISTORTION if _number(entry, key, where)]
     if lens not in _LENSES or more or entry.get("is_fisheye"):
+        kind = " with ".join([str(lens)[:40], *more])
         raise InputError(
-            f"{where}: a lens of kind {str(lens)[:40]} {' '.join(more) or ''} is not supported; "
-            "undistort the images, or calibrate as OPENCV"
+            f"{where}: a lens of kind {kind} is not supported; undistort the images, or calibrate as OPENCV"
         )
     return tuple(_number(entry, key, where) or 0.0 for key in _DISTORTION)
 

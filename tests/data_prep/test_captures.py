@@ -17,7 +17,7 @@ from data_prep.parametric.people import sample_person
 from data_prep.rendering import render
 from spinmeround_jax import cameras
 from spinmeround_jax.files import InputError
-from spinmeround_jax.photo import portraits
+from spinmeround_jax.photo import images, portraits
 from spinmeround_jax.photo.assets import AssetError
 from tests.support import head_field
 
@@ -86,7 +86,7 @@ def points():
 
 def write_ours(folder, scene, points):
     """A capture in our layout with landmarks and an identity; returns its photos."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     entries, given, photos = [], {}, []
     for number, (yaw, pitch) in enumerate(ANGLES):
         path = folder / f"photo{number}.png"
@@ -313,6 +313,153 @@ def test_photos_without_a_mask_need_a_word(scene, tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------
+# Image and camera belong together
+
+
+def change_capture(folder, change):
+    """Rewrites a capture: `change(image, camera, landmarks)` of each photo, landmarks may be None."""
+    entries = json.loads((folder / "cameras.json").read_text())
+    given = json.loads((folder / "landmarks.json").read_text())
+    for entry in entries:
+        path = folder / entry["file"]
+        points = given.get(entry["file"])
+        points = change(path, entry, None if points is None else np.array(points))
+        if points is not None:
+            given[entry["file"]] = points.tolist()
+    (folder / "cameras.json").write_text(json.dumps(entries))
+    (folder / "landmarks.json").write_text(json.dumps(given))
+
+
+def store_sideways(path, entry, points):
+    """As a telephone held upright stores photos; the camera is calibrated on the stored pixels."""
+    turn = np.array(images.TO_STORED[6])
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    middle, stored_middle = np.array([WIDTH, HEIGHT]) / 2, np.array([HEIGHT, WIDTH]) / 2
+    whole = np.eye(4)
+    whole[:2, :2] = turn
+    entry["world_to_camera"] = (whole @ entry["world_to_camera"]).tolist()
+    entry["fl_x"], entry["fl_y"] = entry["fl_y"], entry["fl_x"]
+    centre = turn @ (np.array([entry["cx"], entry["cy"]]) - middle) + stored_middle
+    entry["cx"], entry["cy"] = centre.tolist()
+    entry["p2"], entry["p1"] = (turn @ [entry["p2"], entry["p1"]]).tolist()
+    return None if points is None else (points - middle) @ turn.T + stored_middle
+
+
+def halve(path, entry, points):
+    """Smaller copies of the photos, the camera still that of the originals."""
+    entry |= {"w": WIDTH, "h": HEIGHT}
+    Image.open(path).resize((WIDTH // 2, HEIGHT // 2), Image.Resampling.BOX).save(path)
+    return None if points is None else points / 2
+
+
+@pytest.mark.parametrize(("change", "tolerance"), [(store_sideways, 1.0), (halve, 10.0)])
+def test_photos_that_differ_from_their_camera_give_the_same_views(
+    tmp_path, scene, points, change, tolerance
+):
+    write_ours(tmp_path, scene, points)
+    before, _ = captures.read_capture(tmp_path, OPTIONS, None)
+    change_capture(tmp_path, change)
+    after, _ = captures.read_capture(tmp_path, OPTIONS, None)
+    for one, other in zip(before, after, strict=True):
+        assert (one.name, one.yaw) == (other.name, pytest.approx(other.yaw, abs=0.1))
+        difference = np.abs(one.rgba.astype(int) - other.rgba)[8:46, 14:50]
+        assert difference.mean() < tolerance, one.name
+
+
+def test_photos_of_another_shape_than_their_camera_are_refused(tmp_path, scene, points):
+    write_ours(tmp_path, scene, points)
+    change_capture(tmp_path, lambda path, entry, points: entry.update(w=HEIGHT, h=HEIGHT))
+    with pytest.raises(InputError, match=r"photo0\.png: 110 x 160 pixels.*160 x 160"):
+        captures.read_capture(tmp_path, OPTIONS, None)
+
+
+def test_faces_are_looked_for_upright(tmp_path, scene, points):
+    write_ours(tmp_path, scene, points)
+    upright = json.loads((tmp_path / "landmarks.json").read_text())
+    before, _ = captures.read_capture(tmp_path, OPTIONS, None)
+    change_capture(tmp_path, store_sideways)
+    (tmp_path / "landmarks.json").unlink()
+    names = iter(f"photo{i}.png" for i in range(5))
+
+    def find(image):
+        assert image.shape[:2] == (HEIGHT, WIDTH)
+        seen = upright.get(next(names))
+        if seen is None:
+            return []
+        landmarks = np.column_stack([seen, np.zeros(68)])
+        return [types.SimpleNamespace(landmarks=landmarks, five=landmarks[:5, :2])]
+
+    models = types.SimpleNamespace(finder=types.SimpleNamespace(find=find))
+    after, _ = captures.read_capture(tmp_path, OPTIONS, models)
+    found = {view.name: view.yaw for view in after}
+    assert found == {view.name: pytest.approx(view.yaw, abs=6) for view in before}
+
+
+def test_photos_of_one_name_in_several_folders(tmp_path, scene, points):
+    """As rigs and nerfstudio leave them: cam1/0001.png, cam2/0001.png."""
+    write_ours(tmp_path, scene, points)
+    before, _ = captures.read_capture(tmp_path, OPTIONS, None)
+    entries = json.loads((tmp_path / "cameras.json").read_text())
+    given = json.loads((tmp_path / "landmarks.json").read_text())
+    for number, entry in enumerate(entries[:2]):
+        (tmp_path / f"cam{number}").mkdir()
+        new = f"cam{number}/0001.png"
+        (tmp_path / entry["file"]).rename(tmp_path / new)
+        given[new] = given.pop(entry["file"])
+        entry["file"] = new
+    (tmp_path / "cameras.json").write_text(json.dumps(entries))
+    (tmp_path / "landmarks.json").write_text(json.dumps(given))
+    after, identity = captures.read_capture(tmp_path, OPTIONS, None)
+    assert [view.yaw for view in after] == [view.yaw for view in before]
+    assert [view.name for view in after[:1]] == ["cam0_0001"]
+    captures.write_capture(tmp_path / "out", "anna", after, identity, OPTIONS)
+    written = sorted(p.name for p in (tmp_path / "out" / "views" / "anna" / "images").iterdir())
+    assert written == ["cam0_0001.png", "cam1_0001.png", *(f"photo{i}.png" for i in (2, 3, 4))]
+    given["0001.png"] = given.pop("cam0/0001.png")
+    (tmp_path / "landmarks.json").write_text(json.dumps(given))
+    with pytest.raises(InputError, match=r"'0001\.png' names 2 photos.*cam0/0001\.png"):
+        captures.read_capture(tmp_path, OPTIONS, None)
+
+
+def test_colmap_calibrates_stored_pixels_of_its_own_size(tmp_path):
+    """Written by COLMAP's own library; the photos on disk have half the size and an EXIF rotation."""
+    pycolmap = pytest.importorskip("pycolmap", reason="COLMAP needs '.[captures]'")
+    model = tmp_path / "sparse" / "0"
+    model.mkdir(parents=True)
+    stored = pycolmap.Reconstruction()
+    camera = pycolmap.Camera(
+        model="FULL_OPENCV", width=400, height=300, camera_id=1,
+        params=[500.0, 510.0, 190.0, 160.0, 0.1, 0.0, 0.0, 0.01, 0.0, 0.0, 0.0, 0.0],
+    )  # fmt: skip
+    stored.add_camera_with_trivial_rig(camera)
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    for number in range(2):
+        photo = photo_at(*ANGLES[number])
+        name = f"cam{number}/IMG_1.jpg"
+        image = pycolmap.Image(name=name, camera_id=1, image_id=number + 1)
+        rotation = pycolmap.Rotation3d(photo.world_to_camera[:3, :3])
+        pose = pycolmap.Rigid3d(rotation, photo.world_to_camera[:3, 3])
+        stored.add_image_with_trivial_frame(image, pose)
+        (tmp_path / "images" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (200, 150)).save(tmp_path / "images" / name, exif=exif)
+    (tmp_path / "masks" / "cam0").mkdir(parents=True)
+    Image.new("L", (200, 150)).save(tmp_path / "masks" / "cam0" / "IMG_1.jpg.PNG")
+    stored.write(str(model))
+    first, second = readers.read(tmp_path)
+    np.testing.assert_allclose(first.focal, [250.0, 255.0])
+    np.testing.assert_allclose(first.centre, [95.0, 80.0])
+    np.testing.assert_allclose(first.distortion, [0.1, 0.0, 0.0, 0.01])
+    assert first.orientation == 6 and second.mask is None
+    assert first.mask.name == "IMG_1.jpg.PNG"
+    Image.new("RGB", (150, 150)).save(tmp_path / "images" / "cam1" / "IMG_1.jpg")
+    with pytest.raises(InputError, match=r"IMG_1\.jpg: 150 x 150 pixels.*400 x 300"):
+        readers.read(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------
 # The command
 
 
@@ -352,7 +499,7 @@ def test_captures_become_views_and_portraits(tmp_path, scene, points, capsys):
     assert captures.main(command) == 0
     assert (folder / "transforms.json").stat().st_mtime_ns == stamp
     assert not (tmp_path / "out" / "rejected.jsonl").exists()
-    assert captures.main([*command, "--keep-background"]) == 2
+    assert captures.main([*command, "--keep-background"]) == 1
     assert "other settings" in capsys.readouterr().err
 
 
