@@ -117,7 +117,7 @@ def get_config() -> ConfigDict:
     config.autoencoder_training = ConfigDict(
         dict(
             steps=5000,
-            directory="data/heads128_early",  # 64 heads: as good for this, and there first
+            directory="",
             crop=64,  # four times as many pictures for the same time
             lpips_weight=0.5,
             kl_weight=1e-4,

@@ -243,12 +243,6 @@ def check(config: Config, mesh: Mesh) -> None:
     measured = config.held_out
     if measured.every < 1 or measured.heads < 0 or not all(s > 0 for s in measured.sigmas):
         raise ValueError(f"config.held_out: every and sigmas must be positive, got {measured}")
-    crop, pixels = config.autoencoder_training.crop, config.model.autoencoder.downsampling
-    if not 0 < crop <= config.model.image_size or crop % pixels:
-        raise ValueError(
-            f"config.autoencoder_training.crop must be a multiple of {pixels}, at most "
-            f"model.image_size, got {crop}"
-        )
     sharding.check_batch_size(mesh, config.optimizer.batch_size, config.accumulation)
     sharding.check_views(mesh, config.model.views)
     trains_autoencoder = config.autoencoder_training.steps > 0
@@ -257,6 +251,13 @@ def check(config: Config, mesh: Mesh) -> None:
             "either config.init_from names a folder with pretrained weights, or "
             "config.autoencoder_training.steps is positive: "
             f"got {config.init_from!r} and {config.autoencoder_training.steps}"
+        )
+    crop, pixels = config.autoencoder_training.crop, config.model.autoencoder.downsampling
+    whole = config.model.image_size
+    if trains_autoencoder and not (0 < crop <= whole and crop % pixels == 0):
+        raise ValueError(
+            f"config.autoencoder_training.crop must be a multiple of {pixels}, at most "
+            f"model.image_size, got {crop}"
         )
     if not config.init_from and not config.train_identity_encoder:
         raise ValueError("train_identity_encoder = False needs pretrained weights in init_from")
