@@ -352,7 +352,7 @@ def test_captures_become_views_and_portraits(tmp_path, scene, points, capsys):
     assert captures.main(command) == 0
     assert (folder / "transforms.json").stat().st_mtime_ns == stamp
     assert not (tmp_path / "out" / "rejected.jsonl").exists()
-    assert captures.main([*command, "--keep-background"]) == 2
+    assert captures.main([*command, "--keep-background"]) == 1
     assert "other settings" in capsys.readouterr().err
 
 

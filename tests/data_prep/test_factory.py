@@ -268,13 +268,6 @@ def test_a_bucket_is_written_and_resumed(tmp_path):
     assert {path.name: path.read_bytes() for path in bucket.iterdir()} == contents(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "1", "2/2", "-1/2", "a/b", "1/0"])
-def test_shares_are_checked(text):
-    with pytest.raises(Exception, match="expected I/N"):
-        factory.share(text)
-    assert factory.share("1/4") == (1, 4)
-
-
 def test_an_interrupted_shard_is_written_from_its_beginning(tmp_path):
     factory.write_dataset(Synthetic(3), tmp_path, 2)
     before = contents(tmp_path)
