@@ -88,7 +88,7 @@ def prepare(config: Config, pictures: bool) -> Training:
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_size(mesh, config.optimizer.batch_size, config.accumulation)
     sharding.check_views(mesh, config.model.views)
-    networks = nnx.eval_shape(lambda: train._all_networks(train.new_model(config)))
+    networks = nnx.eval_shape(lambda: train.new_model(config).networks)
     graphdefs = {name: parameters.split(network)[0] for name, network in networks.items()}
     trained = ("unet", "identity") if config.train_identity_encoder else ("unet",)
     needed = set(networks) if pictures else {"unet", "identity"}

@@ -52,7 +52,7 @@ def train_step(
             "the compiler counts one pass of a loop, here one part of the batch: give "
             "--config.accumulation=1 and the --examples of a part"
         )
-    networks = nnx.eval_shape(lambda: train._all_networks(train.new_model(config)))
+    networks = nnx.eval_shape(lambda: train.new_model(config).networks)
     graphdefs = {name: parameters.split(module)[0] for name, module in networks.items()}
     shapes = {name: parameters.split(module)[1] for name, module in networks.items()}
     trained = ("unet", "identity") if config.train_identity_encoder else ("unet",)

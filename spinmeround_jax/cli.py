@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import math
 import os
 import pathlib
@@ -68,13 +67,9 @@ def guarded(run: Callable[[], int | None], stopped: str) -> int:
 
 
 def message(error: BaseException) -> str:
-    """One line about `error`, without the numbers of the operating system."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-        if error.errno == errno.ENOSPC:
-            text += "; free some space, then give the same command again"
-    elif isinstance(error, BrokenProcessPool):
+    """One line about `error`."""
+    text = files.explain(error) if isinstance(error, OSError) else str(error)
+    if isinstance(error, BrokenProcessPool):
         text = "a worker process was killed, perhaps for want of memory; try fewer --workers"
     elif isinstance(error, ModuleNotFoundError):
         text += "; README lists the extras that bring such packages"

@@ -141,7 +141,11 @@ def explain(error: OSError, folder: pathlib.Path | None = None) -> str:
     """
     if error.errno not in _FULL:
         place = error.filename or folder
-        return f"{place}: {error.strerror}" if place and error.strerror else str(error)
+        return (
+            f"{place}: {error.strerror}"
+            if place and error.strerror
+            else error.strerror or str(error)
+        )
     place = error.filename or folder
     # Worker processes pass arrays through shared memory, whose errors name no file.
     for other in () if error.filename else (pathlib.Path("/dev/shm"), tempfile.gettempdir()):

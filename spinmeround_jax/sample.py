@@ -12,24 +12,20 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-import spinmeround_jax
-from spinmeround_jax import checkpoints, cli, requests
+from spinmeround_jax import cameras, checkpoints, cli, requests
 from spinmeround_jax.cli import UsageError
-from spinmeround_jax.config import SamplingConfig
-from spinmeround_jax.diffusion.pipeline import Heads, Pipeline, sampling_defaults
-from spinmeround_jax.diffusion.view_groups import SAME_VIEW, angular_distance
+from spinmeround_jax.diffusion.pipeline import Pipeline, default_batch, run_settings
 from spinmeround_jax.files import InputError
-from spinmeround_jax.models import Model
 from spinmeround_jax.photo import likeness
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.prepare import Models, Options
 from spinmeround_jax.requests import Job
-from spinmeround_jax.results import head_folder, page
+from spinmeround_jax.results import head_folder, layout, page
+from spinmeround_jax.results.head_folder import Heads
 from spinmeround_jax.sample_options import build_parser, parse_observed, parse_trajectory
 
 # --------------------------------------------------------------------------------------------------
@@ -51,42 +47,13 @@ def plan(args: argparse.Namespace, size: int, photos: requests.Photos) -> list[r
     return requests.from_inputs(args.input, args.seed, size, photos)
 
 
-def photo_settings(args: argparse.Namespace) -> requests.Photos:
+def photo_settings(args: argparse.Namespace, kind: str | None) -> requests.Photos:
     """How photos become portraits; models are loaded when the first one needs them."""
     # The released weights know heads as PanoHead crops them, others as data_prep places them.
-    kind = checkpoints.read_provenance(args.checkpoint).get("kind")
     framing = "panohead" if kind == "released weights" else "canonical"
     return requests.Photos(
         Models(args.models), Options(args.face, framing, "keep" if args.keep_background else "auto")
     )
-
-
-def sampling_settings(args: argparse.Namespace, sampling: SamplingConfig) -> SamplingConfig:
-    """The checkpoint's own, with what the command line changes."""
-    names = ("steps", "sampler", "guidance_scale", "temperature")
-    changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return dataclasses.replace(sampling, **changed)
-
-
-def settings_of(
-    args: argparse.Namespace, model: Model, sampling: SamplingConfig, argv: list[str]
-) -> dict[str, Any]:
-    """What is common to all heads of a run, for settings.json."""
-    return {
-        "command": shlex.join(["python", "-m", "spinmeround_jax.sample", *argv]),
-        "image_size": model.config.image_size,
-        "sampling": dataclasses.asdict(sampling),
-        "dtype": args.dtype,
-        "max_batch": args.max_batch,
-        "device": f"{jax.devices()[0].platform} ({jax.devices()[0].device_kind})",
-        "versions": {"spinmeround_jax": spinmeround_jax.__version__, "jax": jax.__version__},
-        "checkpoint": str(args.checkpoint),
-        "provenance": {
-            name: value
-            for name, value in checkpoints.read_provenance(args.checkpoint).items()
-            if name != "config"
-        },
-    }
 
 
 def use_compilation_cache() -> None:
@@ -109,22 +76,20 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     if not args.no_compilation_cache:
         use_compilation_cache()
     trajectory = parse_trajectory(args)
-    if args.max_batch is None:
-        # More gains a tenth on a CPU, and the progress bar moves once per batch.
-        args.max_batch = 2 if jax.default_backend() == "cpu" else 8
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out {args.out}: a file is in the way; choose a folder")
-    model = checkpoints.load_model(args.checkpoint, dtype=jnp.dtype(args.dtype))
-    for origin in checkpoints.origins(args.checkpoint):
-        print(f"weights converted from {origin}")
-    try:
-        defaults, ablation = sampling_defaults(checkpoints.read_provenance(args.checkpoint))
-    except ValueError as error:
-        raise UsageError(f"{args.checkpoint}: {error}") from error
-    sampling = sampling_settings(args, defaults)
-    photos = photo_settings(args)
-    plans = plan(args, model.config.image_size, photos)
-    common = settings_of(args, model, sampling, argv)
+    description = checkpoints.describe(args.checkpoint)
+    names = ("steps", "sampler", "guidance_scale", "temperature")
+    changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    sampling = dataclasses.replace(description.sampling, **changed)
+    args.max_batch = args.max_batch or default_batch()
+    common = {
+        "command": shlex.join(["python", "-m", "spinmeround_jax.sample", *argv]),
+        "checkpoint": str(args.checkpoint),
+        **run_settings(description, sampling, args.dtype, args.max_batch),
+    }
+    photos = photo_settings(args, description.provenance.get("kind"))
+    plans = plan(args, description.config.image_size, photos)
     # What decides the pictures: a head that was made with the same is left alone.
     same = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
     same |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
@@ -132,24 +97,29 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         p
         for p in plans
         if args.overwrite
-        or not head_folder.is_finished(args.out / p.name, {**same, "request": p.request()})
+        or not layout.is_finished(args.out / p.name, {**same, "request": p.request()})
     ]
 
     failed, unread = 0, []
+    for origin in checkpoints.origins(args.checkpoint):
+        print(f"weights converted from {origin}")
     if wanted:
-        with tqdm(desc="starting", unit="eval", dynamic_ncols=True) as bar:
+        with tqdm(desc="loading", unit="example", dynamic_ncols=True) as bar:
 
-            def progress(step: str, evaluations: int) -> None:
+            def progress(step: str, done: int, examples: int) -> None:
+                if done < bar.n or examples != bar.total:
+                    bar.reset(examples)
                 bar.set_description(step, refresh=False)
-                bar.update(evaluations)
+                bar.update(done - bar.n)
 
-            try:
-                pipeline = Pipeline(model, sampling, ablation, args.max_batch, progress)
-            except ValueError as error:
-                raise UsageError(str(error)) from error
-            failed, unread = make_all(
-                pipeline, wanted, trajectory, common, args, photos.models, bar
+            pipeline = Pipeline.load(
+                args.checkpoint,
+                dtype=args.dtype,
+                max_batch=args.max_batch,
+                progress=progress,
+                **changed,
             )
+            failed, unread = make_all(pipeline, wanted, trajectory, common, args, photos.models)
 
     skipped = len(plans) - len(wanted)
     print(f"{len(wanted) - failed} written, {skipped} skipped, {failed} failed")
@@ -169,24 +139,14 @@ def make_all(
     common: dict[str, Any],
     args: argparse.Namespace,
     models: Models,
-    bar: tqdm,
 ) -> tuple[int, list[str]]:
     """Batch by batch; returns how many failed, and what is wrong with those that cannot be read."""
-
-    def evaluations(batch: list[requests.Plan]) -> int:
-        angles = batch[0].observed_angles
-        return pipeline.evaluations(len(batch), trajectory, angles, not args.unconditional)
-
-    batches = group(plans, args.max_batch)
-    bar.reset(sum(map(evaluations, batches)))
     failed, unread = 0, []
-    for batch in batches:
+    for batch in group(plans, args.max_batch):
         loaded, errors = load(batch)
         for error in errors:
             tqdm.write(f"error: {error}", file=sys.stderr)
         unread += errors
-        # What cannot be read will not be sampled.
-        bar.total -= evaluations(batch[: len(errors)]) if errors else 0
         if loaded:
             angles = batch[0].observed_angles
             failed += make(pipeline, loaded, trajectory, angles, common, args, models)
@@ -240,7 +200,7 @@ def make(
         settings = {**about, **common}
         folder = args.out / job.name
         try:
-            head = head_folder.select(heads, i)
+            head = heads.head(i)
             measured = measure_likeness(head, job, models)
             head_folder.write_head(folder, head, settings, args.normals, job.truth, measured)
         except (InputError, OSError) as error:
@@ -261,7 +221,7 @@ def measure_likeness(head: Heads, job: Job, models: Models) -> Likeness | None:
         return None  # portraits prepared elsewhere need no models here
     # A view that was given is shown as it is, and would only flatter the mean.
     given = [
-        bool((angular_distance(head.observed_angles, pair) < SAME_VIEW).any())
+        bool((cameras.angular_distance(head.observed_angles, pair) < cameras.SAME_VIEW).any())
         for pair in head.trajectory
     ]
     return dataclasses.replace(measured, similarity=np.where(given, np.nan, measured.similarity))

@@ -16,7 +16,7 @@ from spinmeround_jax.files import InputError
         (InputError("a.png: empty\n  file"), 1, "a.png: empty file"),
         (cli.UsageError("leave out --views"), 2, "leave out --views"),
         (FileNotFoundError(errno.ENOENT, "No such file", "b.npy"), 1, "b.npy: No such file"),
-        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device; free some"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "free some space"),
         (BrokenProcessPool("x"), 1, "fewer --workers"),
         (KeyboardInterrupt(), 130, "stopped; all is kept"),
     ],

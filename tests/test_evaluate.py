@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from spinmeround_jax import cameras, checkpoints, evaluate
+from spinmeround_jax.config import RELEASED
 from spinmeround_jax.data.subjects import HeldOut
-from spinmeround_jax.diffusion.pipeline import RELEASED, Pipeline
+from spinmeround_jax.diffusion.pipeline import Pipeline
 from spinmeround_jax.evaluation import heads as protocol
 from spinmeround_jax.evaluation import measures, parts
 from tests.support import synthetic_shards

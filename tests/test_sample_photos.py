@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spinmeround_jax import checkpoints, sample
-from spinmeround_jax.diffusion.pipeline import RELEASED
+from spinmeround_jax.config import RELEASED
 from spinmeround_jax.photo import assets, likeness
 from spinmeround_jax.photo.prepare import Models
 from tests.support import photo_models
