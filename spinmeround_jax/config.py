@@ -115,6 +115,22 @@ class SamplingConfig:
     temperature: float = 1.0  # of the initial noise where a view is observed; 1 as released
 
 
+# The released code's values; 6.1 is its in-painting weight, free of the resolution (diffusion/guidance.py).
+RELEASED = SamplingConfig(
+    steps=50,
+    sampler="euler",
+    sigma_min=0.002,
+    sigma_max=700.0,
+    rho=7.0,
+    guidance_scale=3.5,
+    shared_noise=True,
+    normals_steps=50,
+    normals_guidance=6.1,
+    temperature=1.0,
+)
+NO_ABLATION = AblationConfig(no_identity=False, no_normals=False, no_image=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     name: str

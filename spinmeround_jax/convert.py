@@ -251,12 +251,7 @@ def _bar(title: str, total: int) -> tqdm:
 
 def networks_of(config: ModelConfig) -> dict[str, nnx.Module]:
     """The three networks, shapes only."""
-
-    def build() -> dict[str, nnx.Module]:
-        model = models.build(config, rngs=nnx.Rngs(0))
-        return {"unet": model.unet, "autoencoder": model.autoencoder, "identity": model.identity}
-
-    return nnx.eval_shape(build)
+    return nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)).networks)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -301,10 +301,8 @@ def new_parameters(config: Config) -> dict[str, parameters.Parameters]:
 
 
 def trained_part(config: Config, model: Model) -> dict[str, parameters.Parameters]:
-    trained = {"unet": model.unet}
-    if config.train_identity_encoder:
-        trained["identity"] = model.identity
-    return {name: parameters.split(module)[1] for name, module in trained.items()}
+    names = ("unet", "identity") if config.train_identity_encoder else ("unet",)
+    return {name: parameters.split(model.networks[name])[1] for name in names}
 
 
 def freeze(
@@ -314,7 +312,7 @@ def freeze(
 
     The latter is {"networks": parameters by network, "empty_latent": (h, w, 2 z) of a zero image}.
     """
-    graphdefs = nnx.eval_shape(lambda: _all_networks(new_model(config)))
+    graphdefs = nnx.eval_shape(lambda: new_model(config).networks)
     graphdefs = {name: parameters.split(module)[0] for name, module in graphdefs.items()}
     fixed = {"autoencoder": autoencoder}
     if not config.train_identity_encoder:
@@ -332,10 +330,6 @@ def freeze(
     }
     # Through the host: arrays of one device cannot go to those of other processes.
     return graphdefs, jax.device_put(jax.device_get(frozen), sharding.replicated(mesh))
-
-
-def _all_networks(model: Model) -> dict[str, nnx.Module]:
-    return {"unet": model.unet, "autoencoder": model.autoencoder, "identity": model.identity}
 
 
 # --------------------------------------------------------------------------------------------------

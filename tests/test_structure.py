@@ -12,10 +12,10 @@ from tests.support.paths import ROOT
 FLOORS = [  # names below spinmeround_jax; the first floor is the lowest
     {"cameras", "cli", "files", "schema", "metrics", "distributed", "sharding"},
     {"models", "photo"},
-    {"config", "weights"},
+    {"config", "results", "weights"},
     {"checkpoints"},
     {"data", "diffusion"},
-    {"training", "results", "requests"},
+    {"training", "requests"},
     {"splats", "evaluation"},
     {
         "train", "sample", "sample_options", "evaluate", "evaluation.figures", "reconstruct",

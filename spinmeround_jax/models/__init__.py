@@ -36,6 +36,11 @@ class Model:
     autoencoder: Autoencoder
     identity: IdentityEncoder
 
+    @property
+    def networks(self) -> dict[str, nnx.Module]:
+        """By name, as they are saved."""
+        return {"unet": self.unet, "autoencoder": self.autoencoder, "identity": self.identity}
+
 
 def build(config: ModelConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs) -> Model:
     """New networks computing in `dtype`, with float32 parameters.
