@@ -1,18 +1,20 @@
-"""What the benchmarks of speed share: rounds in turns, peaks, memory, words."""
+"""Shared by the benchmarks: interleaved rounds, peaks, memory, profiles, tables, command lines."""
 
 from __future__ import annotations
 
 import argparse
+import collections
 import importlib.util
 import json
 import os
 import pathlib
 import platform
+import re
 import resource
 import statistics
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -23,44 +25,15 @@ import tqdm
 
 from launch import chips
 from launch import compile as compile_report
-from spinmeround_jax import files
+from spinmeround_jax import cli, files
+from spinmeround_jax.files import InputError
 
-GIB = 2**30
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers")
-_MATRIX = 4096  # side of the matrices whose product stands for a CPU's peak
+_MATRIX = 4096  # side of the matrices whose product measures the peak of a CPU
 
 
 # --------------------------------------------------------------------------------------------------
 # Time
-
-
-def in_turns(
-    cases: Mapping[str, Callable[[], Any]], rounds: int, say: str
-) -> dict[str, list[dict[str, float]]]:
-    """Seconds of each case in each round, A B A B ...
-
-    Args:
-        cases: functions that return when the work is done; whoever calls this has called each before,
-            so that nothing is compiled here.
-        say: what the progress bar is called.
-
-    Returns:
-        By case, {"wall": s, "processor": s of all threads of this process} for every round.
-    """
-    measured: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
-    with tqdm.tqdm(total=rounds * len(cases), desc=say, unit="run") as bar:
-        for _ in range(rounds):
-            for name, run in cases.items():
-                wall, processor = time.perf_counter(), time.process_time()
-                run()
-                measured[name].append(
-                    {
-                        "wall": time.perf_counter() - wall,
-                        "processor": time.process_time() - processor,
-                    }
-                )
-                bar.update()
-    return measured
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -68,31 +41,100 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "largest": max(values)}
 
 
-def ratios(
-    ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]]
-) -> dict[str, dict[str, float]]:
-    """Their time over ours, round by round: above 1 where ours is faster."""
-    return {
-        clock: spread([b[clock] / a[clock] for a, b in zip(ours, theirs, strict=True)])
-        for clock in ("wall", "processor")
+def compare(cases: Mapping[str, Callable[[], Any]], rounds: int, desc: str) -> dict[str, Any]:
+    """Time the cases in interleaved rounds, A B A B ...
+
+    Args:
+        cases: functions that return when the work is done; call each before, so that nothing compiles here.
+        desc: label of the progress bar.
+
+    Returns:
+        "rounds": by case, seconds by clock ("wall", or "processor" of all threads of this process) of each;
+        "seconds": by case and clock, their `spread`; with the cases "jax" and "torch" also "torch_over_jax":
+        PyTorch's time over ours in each round, above 1 where ours is faster.
+    """
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
+    with tqdm.tqdm(total=rounds * len(cases), desc=desc, unit="run") as bar:
+        for _ in range(rounds):
+            for name, run in cases.items():
+                wall, processor = time.perf_counter(), time.process_time()
+                run()
+                seconds = time.perf_counter() - wall, time.process_time() - processor
+                measured[name].append(dict(zip(("wall", "processor"), seconds, strict=True)))
+                bar.update()
+
+    def by_clock(value: Callable[[str], Sequence[float]]) -> dict[str, dict[str, float]]:
+        return {clock: spread(value(clock)) for clock in ("wall", "processor")}
+
+    report: dict[str, Any] = {
+        "rounds": measured,
+        "seconds": {
+            name: by_clock(lambda clock, found=found: [round_[clock] for round_ in found])
+            for name, found in measured.items()
+        },
     }
+    if {"jax", "torch"} <= set(cases):
+        pairs = list(zip(measured["jax"], measured["torch"], strict=True))
+        report["torch_over_jax"] = by_clock(
+            lambda clock: [torch[clock] / ours[clock] for ours, torch in pairs]
+        )
+    return report
+
+
+def largest_operations(run: Callable[[], Any], count: int = 10) -> list[dict[str, Any]]:
+    """The operations that take longest on the first device while `run` runs, from JAX's profiler.
+
+    Returns:
+        "name" (without its number), "calls", "seconds" and "share" of the time of all operations.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_serialized_xspace(path.read_bytes())
+    planes = sorted(profile.planes, key=lambda plane: plane.name)
+    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    found: dict[str, list[float]] = collections.defaultdict(list)
+    for line in (line for plane in devices[:1] or planes for line in plane.lines):
+        if devices and not line.name.startswith(("Stream", "XLA Ops")):
+            continue  # modules, steps and the like, which contain the operations
+        for event in line.events:
+            # On a CPU, operations stand between other events, and loops contain operations.
+            name = re.sub(r"[._]?[0-9]+$", "", event.name)
+            if devices or ("hlo_op" in dict(event.stats) and name not in ("while", "call")):
+                found[name].append(event.duration_ns / 1e9)
+    seconds = {name: sum(times) for name, times in found.items()}
+    largest = sorted(seconds, key=seconds.get, reverse=True)[:count]
+    return [
+        {"name": name, "calls": len(found[name]), "seconds": seconds[name],
+         "share": seconds[name] / sum(seconds.values())}
+        for name in largest
+    ]  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------
 # The machine
 
 
-def peak_flops(dtype: str) -> tuple[float, str]:
-    """FLOP/s that this process's devices can do at best, and whose word that is.
+def speed(flops: float, seconds: float, dtype: str) -> dict[str, Any]:
+    """FLOP/s and MFU (model FLOPs utilisation) of `flops` in `seconds`."""
+    peak, source = peak_flops(dtype)
+    return {
+        "flops": flops, "flops_per_second": flops / seconds,
+        "peak_flops_per_second": peak, "peak_source": source, "mfu": flops / seconds / peak,
+    }  # fmt: skip
 
-    Of accelerators their maker's, in bfloat16; of a CPU what a large product of matrices takes here.
+
+def peak_flops(dtype: str) -> tuple[float, str]:
+    """Peak FLOP/s of this process's devices, and the source of the figure.
+
+    For accelerators the data sheet's, in bfloat16; for a CPU the fastest of four large matrix products.
     """
     device, count = jax.devices()[0], jax.device_count()
-    chip = chips.of_device(device.device_kind)
-    if chip:
+    if chip := chips.DEVICES.get(device.device_kind):
         return chip.flops * count, f"{count} x {device.device_kind}, bfloat16, data sheet"
     if device.platform != "cpu":
-        return float("nan"), f"no peak is known of {device.device_kind!r}, see launch/chips.py"
+        return float("nan"), f"unknown device {device.device_kind!r}, see launch/chips.py"
     matrix = jnp.asarray(np.random.default_rng(0).standard_normal((_MATRIX, _MATRIX)), dtype)
     product = jax.jit(jnp.matmul)
     best = float("inf")
@@ -100,25 +142,21 @@ def peak_flops(dtype: str) -> tuple[float, str]:
         start = time.perf_counter()
         jax.block_until_ready(product(matrix, matrix))
         best = min(best, time.perf_counter() - start)
-    name = f"the fastest of four {dtype} products of {_MATRIX} x {_MATRIX} matrices in this run"
-    return 2.0 * _MATRIX**3 / best, name
+    source = f"the fastest of four {dtype} products of {_MATRIX} x {_MATRIX} matrices in this run"
+    return 2.0 * _MATRIX**3 / best, source
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int | None]:
-    """Bytes that the program needs at once by the compiler's account, and `seen_memory`."""
-    return {"program": compile_report.peak(compiled.memory_analysis()), **seen_memory()}
+    """Bytes that the program needs at once by XLA's memory analysis, and `seen_memory`."""
+    return {"program_bytes": compile_report.peak(compiled.memory_analysis()), **seen_memory()}
 
 
 def seen_memory() -> dict[str, int | None]:
-    """Bytes so far.
-
-    "device" is the largest sum of arrays on the first device, where the backend counts; "process" the
-    largest resident set of this process.
-    """
+    """Peaks so far: arrays on the first device, where its backend counts them; the process's resident set."""
     stats = jax.devices()[0].memory_stats() or {}
     return {
-        "device": stats.get("peak_bytes_in_use"),
-        "process": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "device_bytes": stats.get("peak_bytes_in_use"),
+        "process_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
 
 
@@ -133,16 +171,16 @@ def machine() -> dict[str, Any]:
     return {
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
-        "load": round(os.getloadavg()[0], 2),  # other programs count, so this tells of them
+        "load": round(os.getloadavg()[0], 2),  # shows whether other programs were running
         "python": platform.python_version(),
         **versions,
     }
 
 
 def random_parameters(shapes: Mapping[str, Any], seed: int = 0) -> dict[str, jax.Array]:
-    """Values for parameters by name (anything with a shape), of a size that keeps signals alive.
+    """Values for parameters by name (anything with a shape), such that activations keep their scale.
 
-    New networks end in zeros, of which a comparison of outputs would learn nothing.
+    New networks end in zeros, which would make a comparison of outputs meaningless.
     """
     rng = np.random.default_rng(seed)
     values = {}
@@ -157,112 +195,92 @@ def random_parameters(shapes: Mapping[str, Any], seed: int = 0) -> dict[str, jax
 
 
 # --------------------------------------------------------------------------------------------------
-# Words
+# Command lines and tables
 
 
 def parser(
     name: str, description: str, examples: str, what: str = "examples of all views at once"
 ) -> argparse.ArgumentParser:
-    """With the arguments that all have; `main` parses it.
+    """A parser with the arguments that all benchmarks of a config have, for `main`.
 
     Args:
-        what: --examples counts.
+        what: the thing that --examples counts.
     """
-    made = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
-        description=description,
-        epilog=examples + "\nAny further --config.NAME=VALUE overrides a value of the config.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    made = cli.build_parser(
+        f"benchmarks.{name}",
+        description,
+        examples + "\nFurther --config.NAME=VALUE arguments override values of the config.",
     )
     made.add_argument("--config", required=True, help="a file of configs/")
-    made.add_argument("--examples", type=int, default=1, help=f"{what}, on each device (1)")
-    made.add_argument("--repeats", type=int, default=5, help="rounds that are counted (5)")
+    made.add_argument(
+        "--examples", type=cli.integer(1), default=1, help=f"{what}, on each device (1)"
+    )
+    made.add_argument("--repeats", type=cli.integer(1), default=5, help="timed rounds (5)")
     made.add_argument("--out", type=pathlib.Path, help="JSON file to write")
     made.add_argument(
-        "--against", choices=("torch",), help="also PyTorch, in turns; needs the extra [parity]"
+        "--against", choices=("torch",), help="interleaved with PyTorch; needs the extra [parity]"
     )
     made.add_argument("--compile", action="store_true", help="PyTorch: with torch.compile")
     made.add_argument("--channels-last", action="store_true", help="PyTorch: that memory format")
     return made
 
 
-def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, and `overrides` of the config."""
-    arguments, rest = made.parse_known_args(argv)
-    if wrong := [word for word in rest if not word.startswith("--config.")]:
-        made.error(f"unrecognized arguments: {' '.join(wrong)}")
-    if min(arguments.examples, arguments.repeats) < 1:
-        made.error("--examples and --repeats must be positive")
-    arguments.overrides = rest
-    return arguments
-
-
-def table(rows: Sequence[tuple[str, str]], head: tuple[str, str] = ("", "")) -> str:
-    """Markdown."""
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    return "\n".join(lines + [f"| {name} | {value} |" for name, value in rows])
-
-
-def seconds(values: Mapping[str, float]) -> str:
-    """A `spread` in words."""
-    return f"{values['median']:.3g} s ({values['least']:.3g} to {values['largest']:.3g})"
-
-
-def memory_rows(found: Mapping[str, int | None]) -> list[tuple[str, str]]:
-    """Of what `memory` returned."""
-    names = {
-        "program": "memory of the program, by the compiler",
-        "device": "largest memory in use on the device",
-        "process": "largest resident set of the process",
-    }
-    return [
-        (names[name], f"{value / GIB:.2f} GiB")
-        for name, value in found.items()
-        if value is not None
-    ]
-
-
-def against_rows(
-    measured: Mapping[str, Sequence[Mapping[str, float]]],
-    torch_over_jax: Mapping[str, Mapping[str, float]],
-) -> list[tuple[str, str]]:
-    """Of both sides of a comparison, by both clocks."""
-    rows = [
-        (f"{name}, {clock}", seconds(spread([round_[clock] for round_ in rounds])))
-        for name, rounds in measured.items()
-        for clock in ("wall", "processor")
-    ]
-    for clock, value in torch_over_jax.items():
-        text = f"{value['median']:.2f} ({value['least']:.2f} to {value['largest']:.2f})"
-        rows.append((f"torch / jax, {clock}, round by round", text))
-    return rows
-
-
-def write(path: pathlib.Path, report: Mapping[str, Any]) -> None:
-    """JSON, whole or not at all."""
-    files.write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
-
-
 def main(
     made: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     run: Callable[[argparse.Namespace], dict[str, Any]],
-    words: Callable[[dict[str, Any]], str],
 ) -> int:
-    """Reads the arguments, runs, prints the table and writes the JSON; the exit code."""
-    arguments = parse(made, argv)
-    missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
-    if arguments.against and missing:
-        print(f"error: {' and '.join(missing)} missing: pip install '.[parity]'", file=sys.stderr)
-        return 1
-    try:
-        report = run(arguments)
+    """Parse, run, print a table and write the JSON; return the exit code."""
+
+    def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+        arguments, overrides = made.parse_known_args(argv)
+        arguments.overrides = overrides
+        if wrong := [word for word in overrides if not word.startswith("--config.")]:
+            made.error(f"unrecognized arguments: {' '.join(wrong)}")
+        missing = [
+            name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None
+        ]
+        if arguments.against and missing:
+            raise InputError(f"{' and '.join(missing)} missing: pip install '.[parity]'")
+        return arguments
+
+    def report(arguments: argparse.Namespace) -> None:
         settings = {name: str(value) for name, value in vars(arguments).items() if value}
-        report = {"settings": settings, "machine": machine(), **report}
-        print(words(report))
-        if arguments.out:
-            write(arguments.out, report)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        finish({"settings": settings, "machine": machine(), **run(arguments)}, arguments.out)
+
+    return cli.main(parse, report, argv)
+
+
+def finish(report: Mapping[str, Any], out: pathlib.Path | None) -> None:
+    """Print the report as a table and write it as JSON."""
+    print(table(rows(report)))
+    if out:
+        files.write_atomically(out, (json.dumps(report, indent=2) + "\n").encode())
+
+
+def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ("", "")) -> str:
+    """Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def rows(report: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """(name, value) of all figures in a report; single rounds and other lists are left out."""
+    for name, value in report.items():
+        label = f"{before}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping) and set(value) == {"median", "least", "largest"}:
+            middle, least, largest = map(number, value.values())
+            yield label, f"{middle} ({least} to {largest})"
+        elif isinstance(value, Mapping):
+            yield from rows(value, f"{label}, ")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield label, number(value)
+        elif value is not None and not isinstance(value, (list, tuple)):
+            yield label, str(value)
+
+
+def number(value: float) -> str:
+    """Three digits, large numbers with M, G or T."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,36 +1,33 @@
-"""How good splats get, fitted to true renders and to generated views, with and without each loss.
+"""Fit splats to true renders and to generated views, with and without each loss, and compare.
 
     python -m benchmarks.reconstruction --data data/heads64 --checkpoint weights/quickstart --subjects 1 2
 
-Every subject is fitted eight times: to its true renders and to the views the model makes of its
-frontal one, with and without LPIPS, with and without the normals. All fits see 42 of the 48 views of the
-ring at pitch 0; every eighth is held out. They are judged
+All fits see 42 of the 48 views of the ring at pitch 0. They are judged
 
-  between   at the 6 held-out views of the ring: against the views of their own kind, true or generated,
-  unseen    at the data's other views within 5 degrees of the ring's pitch: against the true renders,
-  beyond    likewise at those between 5 and 15 degrees.
+  between   at the other 6 (every eighth), against views of their own kind, true or generated,
+  unseen    at the data's other views within 5 degrees of the ring's pitch, against the true renders,
+  beyond    likewise at views between 5 and 15 degrees.
 
-A second table has what each loss changes, subject by subject: mean and standard error. A fit is kept in
---out and not done again; `table.md` is written after each subject.
+The second table has the change that each loss makes, per subject: mean and standard error.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
+import collections
 import json
 import pathlib
 import time
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from spinmeround_jax import cameras, cli
+from benchmarks import measuring
+from spinmeround_jax import cameras, cli, files
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.diffusion.pipeline import Pipeline
-from spinmeround_jax.evaluation.parts import stamp_of
 from spinmeround_jax.splats import scene, views
 from spinmeround_jax.splats.fit import FitSettings, fit
 from spinmeround_jax.splats.scene import Scene
@@ -39,6 +36,7 @@ RING, EVERY = 48, 8
 NEAR, FAR = 5.0, 15.0  # degrees of pitch
 KINDS = ("true renders", "generated views")
 PLACES = ("between", "unseen", "beyond")
+MEASURES = ("psnr", "ssim", "lpips")
 LOSSES = {
     "L1 + DSSIM": {"lpips": 0.0, "normals": 0.0},
     "+ LPIPS": {"normals": 0.0},
@@ -46,9 +44,11 @@ LOSSES = {
     "+ LPIPS + normals": {},
 }
 
+Results = dict[tuple[str, str], list[dict[str, Any]]]  # by kind and losses, of each subject
+
 
 def true_scenes(held_out: HeldOut, subject: int) -> dict[str, Scene]:
-    """The "ring" in the turntable's order, and the views "unseen" and "beyond"."""
+    """The "ring" in the order of the turntable, and the views "unseen" and "beyond"."""
     angles = held_out.angles(subject)
     ring = []
     for yaw, _ in cameras.turntable(RING):
@@ -74,7 +74,7 @@ def true_scenes(held_out: HeldOut, subject: int) -> dict[str, Scene]:
 
 
 def generated_scene(directory: pathlib.Path, held_out: HeldOut, subject: int, ring: Scene) -> Scene:
-    """The ring as the model sees it from the frontal view."""
+    """The ring as the model generates it from the frontal view."""
     pipeline = Pipeline.load(directory, max_batch=2)
     portrait = 2.0 * ring.images[None, :1] - 1.0
     identity = held_out.load(subject, [0]).id_embedding[None]
@@ -83,21 +83,17 @@ def generated_scene(directory: pathlib.Path, held_out: HeldOut, subject: int, ri
 
 
 def judge(given: Scene, scenes: dict[str, Scene], settings: FitSettings, desc: str) -> dict:
-    """Fit to `given` without every eighth view; means of the distances at each of PLACES."""
+    """Fit to `given` without every eighth view; mean distances at each of PLACES."""
     numbers = np.arange(RING)
     held = numbers % EVERY == EVERY // 2
-    started, busy = time.monotonic(), time.process_time()
+    started = time.monotonic()
     with tqdm(desc=desc, total=settings.steps, unit="step") as bar:
-        gaussians, told = fit(
+        gaussians, info = fit(
             given.take(numbers[~held]),
             settings,
             progress=lambda step, loss, psnr: bar.update(step - bar.n),
         )
-    result = {
-        "seconds": time.monotonic() - started,
-        "cpu_seconds": time.process_time() - busy,
-        **told,
-    }
+    result = {"seconds": time.monotonic() - started, **info}
     for place in PLACES:
         target = given.take(numbers[held]) if place == "between" else scenes[place]
         distances = views.measure(views.draw_views(gaussians, target), target)
@@ -105,92 +101,54 @@ def judge(given: Scene, scenes: dict[str, Scene], settings: FitSettings, desc: s
     return result
 
 
-def table(found: dict[tuple[str, str], list[dict]]) -> str:
-    """Markdown: means over subjects."""
-    lines = [
-        "| fitted to | losses | "
-        + " | ".join(f"{place}: PSNR ↑ / SSIM ↑ / LPIPS ↓" for place in PLACES)
-        + " | normals (°) ↓, unseen | subjects | CPU seconds |",
-        "|---|---|" + "---|" * (len(PLACES) + 3),
-    ]
-    for (kind, losses), results in found.items():
-
-        def mean(place: str, name: str, results: list[dict] = results) -> float:
-            return float(np.mean([result[place][name] for result in results]))
-
+def tables(results: Results) -> str:
+    """Markdown: means over subjects, and the change of each loss at the unseen views."""
+    head = ["fitted to", "losses", *(f"{place}: PSNR, SSIM, LPIPS" for place in PLACES)]
+    means, changes = [], []
+    for (kind, losses), found in results.items():
         cells = [
-            f"{mean(p, 'psnr'):.2f} / {mean(p, 'ssim'):.3f} / {mean(p, 'lpips'):.3f}"
-            for p in PLACES
+            ", ".join(f"{np.mean([r[place][x] for r in found]):.3f}" for x in MEASURES)
+            for place in PLACES
         ]
-        cells += [f"{mean('unseen', 'normals'):.1f}", str(len(results))]
-        cells += [f"{np.mean([r['cpu_seconds'] for r in results]):.0f}"]
-        lines.append(f"| {kind} | {losses} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def changes(found: dict[tuple[str, str], list[dict]]) -> str:
-    """Markdown: at the unseen views, differences from the fit without further losses."""
-    quantities = {"psnr": 2, "lpips": 3, "normals": 1}  # decimals
-    lines = [
-        "| fitted to | adding | PSNR (dB) | LPIPS | normals (°) |",
-        "|---|---|---|---|---|",
-    ]
-    for (kind, losses), results in found.items():
-        plain = found.get((kind, next(iter(LOSSES))), [])
-        if results is plain or not len(plain) == len(results) > 1:
+        normals, seconds = (
+            np.mean([r["unseen"]["normals"] for r in found]), np.mean([r["seconds"] for r in found])
+        )  # fmt: skip
+        means.append([kind, losses, *cells, f"{normals:.1f}", f"{seconds:.0f}"])
+        plain = results.get((kind, next(iter(LOSSES))), found)
+        if found is plain or len(found) < 2:
             continue
-        cells = []
-        for name, decimals in quantities.items():
-            values = [
-                a["unseen"][name] - b["unseen"][name] for a, b in zip(results, plain, strict=True)
-            ]
-            error = np.std(values, ddof=1) / np.sqrt(len(values))
-            cells.append(f"{np.mean(values):+.{decimals}f} ± {error:.{decimals}f}")
-        lines.append(f"| {kind} | {losses} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        differences = {
+            name: [a["unseen"][name] - b["unseen"][name] for a, b in zip(found, plain, strict=True)]
+            for name in ("psnr", "lpips", "normals")
+        }
+        changes.append([kind, losses] + [
+            f"{np.mean(values):+.3f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.3f}"
+            for values in differences.values()
+        ])  # fmt: skip
+    first = measuring.table(means, [*head, "unseen: normals (°)", "seconds of one fit"])
+    second = measuring.table(changes, ["fitted to", "adding", "PSNR (dB)", "LPIPS", "normals (°)"])
+    return f"{first}\n\n{second}" if changes else first
 
 
 def run(args: argparse.Namespace) -> None:
     held_out = HeldOut(args.data)
     if wrong := [i for i in args.subjects if not 0 <= i < len(held_out)]:
         raise UsageError(f"--subjects {wrong[0]}: {args.data} has 0 to {len(held_out) - 1}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    found: dict[tuple[str, str], list[dict]] = {
-        (kind, losses): []
-        for kind in KINDS[: 2 if args.checkpoint else 1]
-        for losses in args.losses
-    }
-    data, checkpoint = (stamp_of(path) if path else None for path in (args.data, args.checkpoint))
+    kinds, results = KINDS[: 2 if args.checkpoint else 1], collections.defaultdict(list)
     for subject in args.subjects:
-        scenes: dict[str, Scene] = {}
-        given: dict[str, Scene] = {}
-        for kind, losses in found:
+        scenes = true_scenes(held_out, subject)
+        given = {KINDS[0]: scenes["ring"]}
+        if args.checkpoint:
+            given[KINDS[1]] = generated_scene(args.checkpoint, held_out, subject, scenes["ring"])
+        for kind, losses in ((kind, losses) for kind in kinds for losses in args.losses):
             settings = FitSettings(
                 steps=args.steps, count=args.count, degree=args.degree, **LOSSES[losses]
             )
-            about = {
-                "data": data, "subject": subject, "kind": kind, "losses": losses,
-                "checkpoint": checkpoint if kind == KINDS[1] else None,
-                "settings": dataclasses.asdict(settings),
-            }  # fmt: skip
-            digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-            file = args.out / f"{subject:03d}-{digest}.json"
-            if file.exists():
-                found[kind, losses].append(json.loads(file.read_text())["result"])
-                continue
-            scenes = scenes or true_scenes(held_out, subject)
-            if kind not in given:
-                given[kind] = (
-                    scenes["ring"]
-                    if kind == KINDS[0]
-                    else generated_scene(args.checkpoint, held_out, subject, scenes["ring"])
-                )
-            result = judge(given[kind], scenes, settings, f"{subject}: {kind}, {losses}")
-            file.write_text(json.dumps({**about, "result": result}, indent=1) + "\n")
-            found[kind, losses].append(result)
-        text = f"{table(found)}\n\n{changes(found)}"
-        (args.out / "table.md").write_text(text + "\n")
-        print(f"\n{text}\n", flush=True)
+            fitted = judge(given[kind], scenes, settings, f"{subject}: {kind}, {losses}")
+            results[kind, losses].append({"subject": subject, **fitted})
+        text = json.dumps({" / ".join(key): value for key, value in results.items()}, indent=1)
+        files.write_atomically(args.out, text.encode())
+        print(f"\n{tables(results)}\n", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -206,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=FitSettings().steps)
     parser.add_argument("--count", type=int, default=FitSettings().count, help="Gaussians")
     parser.add_argument("--degree", type=int, default=FitSettings().degree)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/reconstruction"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/reconstruction.json"))
     return cli.main(parser.parse_args, run, argv)
 
 

@@ -1,4 +1,4 @@
-"""How long a head of 48 views takes, and how joint sampling compares with plain PyTorch."""
+"""Time the sampling of a head of 48 views, and joint sampling against PyTorch."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from benchmarks import measuring
 from benchmarks.forward import check_equal
 from launch import programs
 from launch.compile import load_config
-from spinmeround_jax import cameras, checkpoints, train
+from spinmeround_jax import cameras, checkpoints, cli
 from spinmeround_jax.config import Config, SamplingConfig
 from spinmeround_jax.diffusion import denoiser, schedules, view_groups
 from spinmeround_jax.diffusion.pipeline import Pipeline
 from spinmeround_jax.models import Model, parameters
 
 EXAMPLES = """examples:
-  # the shipped model; the first call compiles, the others must not
+  # the shipped model; only the first call compiles
   python -m benchmarks.sampler --config=configs/quickstart.py --checkpoint weights/quickstart
 
-  # the paper's model with random weights on a GPU, in turns with PyTorch: eight groups of views jointly
+  # the paper's model with random weights on a GPU, eight groups of views interleaved with PyTorch
   python -m benchmarks.sampler --config=configs/h100.py --against torch --groups 8 --compile \\
       --out out/sampler.json
 
-FLOP/s are those of the UNet alone over the time of everything, encoding and decoding too.
+FLOP/s count the UNet alone, over the time of everything, encoding and decoding included.
 """
-_COMPILED = "/jax/core/compile/backend_compile_duration"  # an event of JAX, one for each program
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's event of each compiled program
 
 
 class Compilations:
-    """Counts the programs that are compiled while this process lives."""
+    """Counts the programs that this process compiles."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -51,7 +51,7 @@ class Compilations:
 
 
 class Stopwatch:
-    """Seconds and examples of a call by step, from the pipeline's reports of progress."""
+    """Seconds and examples by step of sampling, from the pipeline's progress reports."""
 
     def __init__(self) -> None:
         self.start()
@@ -66,7 +66,7 @@ class Stopwatch:
         self._note(step)
 
     def stop(self) -> None:
-        """What came after the last report is decoding; encoding counts as the first step's."""
+        """The time since the last report is decoding; encoding counts as part of the first step."""
         self._note("decoding")
 
     def _note(self, step: str) -> None:
@@ -76,10 +76,10 @@ class Stopwatch:
 
 
 def load(arguments: Any) -> tuple[Config, Model, SamplingConfig]:
-    """The config with the model that is measured, its networks, and how it is sampled.
+    """The config with the measured model, its networks, and the settings of sampling.
 
     Raises:
-        ValueError, OSError: there is no such config or checkpoint.
+        ValueError, OSError: the config or checkpoint does not exist.
     """
     config = load_config(arguments.config, arguments.overrides)
     dtype = jnp.dtype(config.compute_dtype)
@@ -90,7 +90,7 @@ def load(arguments: Any) -> tuple[Config, Model, SamplingConfig]:
         if not any(word.startswith("--config.sampling.") for word in arguments.overrides):
             sampling = checkpoints.describe(arguments.checkpoint).sampling
     else:
-        networks = nnx.eval_shape(lambda: train.new_model(config).networks)
+        networks = programs.networks(config)
         model = Model(config.model, **{name: randomised(net) for name, net in networks.items()})
     return config, model, sampling
 
@@ -108,7 +108,7 @@ def randomised(network: nnx.Module) -> nnx.Module:
 def heads(
     config: Config, model: Model, sampling: SamplingConfig, arguments: Any
 ) -> tuple[Pipeline, dict[str, Any]]:
-    """Portraits of random numbers through all steps, again and again."""
+    """Sample heads from random portraits, repeatedly; the pipeline and the report."""
     compilations, watch = Compilations(), Stopwatch()
     pipeline = Pipeline(model, sampling, max_batch=arguments.groups, progress=watch)
     count, size = arguments.examples * jax.device_count(), config.model.image_size
@@ -142,10 +142,6 @@ def heads(
         for step, n in evaluations.items()
     )
     later = measuring.spread([call["seconds"] for call in calls[1:]])
-    steps = {
-        step: measuring.spread([call["steps"][step] for call in calls[1:]])
-        for step in calls[-1]["steps"]
-    }
     return pipeline, {
         "heads": count,
         "views": arguments.views,
@@ -153,12 +149,14 @@ def heads(
         "first_call_seconds": calls[0]["seconds"],
         "later_call_seconds": later,
         "compilations": [call["compiled"] for call in calls],
-        "step_seconds": steps,
+        "step_seconds": {
+            step: measuring.spread([call["steps"][step] for call in calls[1:]])
+            for step in watch.seconds
+        },
         "seconds_per_head": later["median"] / count,
-        "views_per_second": count * arguments.views / later["median"],
-        "evaluations": evaluations,
-        "flops": flops,
-        "flops_per_second": flops / later["median"],
+        "view_evaluations": evaluations,
+        "speed": measuring.speed(flops, later["median"], config.compute_dtype),
+        "memory": measuring.seen_memory(),
     }
 
 
@@ -169,18 +167,18 @@ def heads(
 def against_torch(
     pipeline: Pipeline, config: Config, model: Model, arguments: Any
 ) -> dict[str, Any]:
-    """Joint sampling of groups of views, in turns with a loop in PyTorch over the same network.
+    """Joint sampling of groups of views, interleaved with a loop in PyTorch over the same network.
 
-    Both start from zero instead of noise (temperature 0), so that both start alike; it takes as long.
+    Both start from zero (temperature 0) instead of noise, and so from the same latents.
 
     Raises:
         ValueError: the two give different samples.
     """
-    from benchmarks import torch_unet  # PyTorch takes seconds and is not always there
+    from benchmarks import torch_unet  # PyTorch is optional and slow to import
 
     chosen = dataclasses.replace(pipeline.networks.sampling, temperature=0.0)
     if chosen.sampler != "euler":
-        raise ValueError("--against torch: PyTorch's loop here is Euler's, sampling.sampler is not")
+        raise ValueError("--against torch: the loop in PyTorch is Euler's, config.sampling is not")
     ours = Pipeline(model, chosen, pipeline.networks.ablation, max_batch=arguments.groups)
     rng, groups, size = np.random.default_rng(4), arguments.groups, config.model.latent_size
     given = rng.standard_normal((groups, 1, size, size, config.model.latent_channels), np.float32)
@@ -206,10 +204,9 @@ def against_torch(
     if chosen.guidance_scale != 1.0:
         empty = (jnp.asarray(x) for x in (ours.networks.empty_context, ours.networks.empty_latent))
         branches.insert(0, denoiser.unconditional(conditional, *empty))
-    unet = nnx.eval_shape(lambda: train.new_model(config).unet)
     network = torch_unet.TorchUNet(
-        unet, jax.device_get(parameters.split(model.unet)[1]), views, config.compute_dtype,
-        torch_unet.Options(arguments.compile, arguments.channels_last),
+        programs.networks(config)["unet"], jax.device_get(parameters.split(model.unet)[1]), views,
+        config.compute_dtype, torch_unet.Options(arguments.compile, arguments.channels_last),
     )  # fmt: skip
     sigmas = schedules.karras_sigmas(chosen.steps, chosen.sigma_min, chosen.sigma_max, chosen.rho)
     theirs = torch_unet.TorchSampler(
@@ -219,17 +216,13 @@ def against_torch(
         chosen.guidance_scale,
     )
     difference = check_equal(sampled, theirs.sample(), config.compute_dtype, "joint sampling")
-    measured = measuring.in_turns(
+    compared = measuring.compare(
         {"jax": run_ours, "torch": theirs.sample}, arguments.repeats, "against torch"
     )
     return {
-        "torch": network.describe(),
-        "groups": groups,
-        "difference": difference,
-        "measured": measured,
-        "torch_over_jax": measuring.ratios(measured["jax"], measured["torch"]),
+        "torch": network.describe(), "groups": groups, "difference": difference, **compared,
         "torch_peak_bytes": network.peak_bytes(),
-    }
+    }  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------
@@ -237,44 +230,14 @@ def against_torch(
 
 
 def run(arguments: Any) -> dict[str, Any]:
-    """All figures of the report."""
+    """Measure; the report."""
     config, model, sampling = load(arguments)
     if config.model.views <= view_groups.IN_GROUP:
         raise ValueError(f"config.model.views is {config.model.views}, sampling needs at least 4")
     pipeline, report = heads(config, model, sampling, arguments)
-    peak, of_what = measuring.peak_flops(config.compute_dtype)
-    report |= {"peak_flops": peak, "peak": of_what, "memory": measuring.seen_memory()}
-    report["mfu"] = report["flops_per_second"] / peak
     if arguments.against:
         report["against"] = against_torch(pipeline, config, model, arguments)
     return report
-
-
-def words(report: dict[str, Any]) -> str:
-    """The report as a table."""
-    first, *later = report["compilations"]
-    evaluations = ", ".join(f"{step} {n:,}" for step, n in report["evaluations"].items())
-    rate = report["flops_per_second"]
-    rows = [
-        ("heads of a call", f"{report['heads']} of {report['views']} views"),
-        ("first call", f"{report['first_call_seconds']:.3g} s, {first} compilations"),
-        ("later calls", measuring.seconds(report["later_call_seconds"])),
-        ("compilations in later calls", f"{sum(later)}"),
-        *((f"of it {step}", measuring.seconds(s)) for step, s in report["step_seconds"].items()),
-        ("seconds per head", f"{report['seconds_per_head']:.3g}"),
-        ("views/s", f"{report['views_per_second']:.3g}"),
-        ("evaluations of the UNet (views)", evaluations),
-        ("arithmetic of the UNet", f"{report['flops'] / 1e12:.3g} TFLOP"),
-        ("FLOP/s", f"{rate / 1e12:.3g} T"),
-        ("MFU", f"{report['mfu']:.1%} of {report['peak_flops'] / 1e12:.3g} T: {report['peak']}"),
-        *measuring.memory_rows(report["memory"]),
-    ]
-    if against := report.get("against"):
-        rows.append(("torch", against["torch"]))
-        rows.append(("joint samples at once", f"{against['groups']}"))
-        rows.append(("largest difference", f"{against['difference']['largest']:.1e} deviations"))
-        rows += measuring.against_rows(against["measured"], against["torch_over_jax"])
-    return measuring.table(rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -284,8 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--groups", type=int, default=8, help="of views in one call of the UNet, per device (8)"
     )
-    return measuring.main(parser, argv, run, words)
+    return measuring.main(parser, argv, run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

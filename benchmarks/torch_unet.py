@@ -1,7 +1,6 @@
-"""The UNet in plain PyTorch: diffusers' modules with scaled dot-product attention, our weights in them.
+"""The UNet, a training step and a sampler in PyTorch: diffusers' modules with our weights.
 
-The one module of the benchmarks that imports PyTorch; it needs the extra [parity]. What it computes is
-compared with ours before anything is timed (`forward`, `train_step`, `sampler`).
+The only module of the benchmarks that imports PyTorch; it needs the extra [parity].
 """
 
 from __future__ import annotations
@@ -25,12 +24,7 @@ from spinmeround_jax.weights import diffusers as diffusers_names
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How PyTorch runs it.
-
-    Attributes:
-        compile: with `torch.compile`, which needs a C++ compiler on a CPU.
-        channels_last: memory format of feature maps and kernels.
-    """
+    """`torch.compile` (on a CPU it needs a C++ compiler), and the memory format of feature maps."""
 
     compile: bool = False
     channels_last: bool = False
@@ -50,7 +44,7 @@ class AllViews(AttnProcessor2_0):
 
 
 def build(config: UNetConfig, views: int) -> UNet2DConditionModel:
-    """diffusers' UNet of our shape, without memory for its weights ("meta")."""
+    """diffusers' UNet of our shape, without memory for its weights (on the "meta" device)."""
     levels = range(len(config.channel_mult))
     attends = [level in config.attention_levels for level in levels]
     with torch.device("meta"):
@@ -86,7 +80,7 @@ def tensors(
     """`values` (by our names, see `parameters`) under diffusers' names and in PyTorch's layout.
 
     Args:
-        network: of which they are; it may be abstract.
+        network: whose parameters they are; it may be abstract.
     """
     # Not `Target.source_shape`: there the first and the last layer have Arc2Face's four channels.
     return {
@@ -98,13 +92,13 @@ def tensors(
 
 
 class TorchUNet:
-    """F(x; c_noise, context) of `MultiViewUNet` with the same arguments, on PyTorch's device.
+    """F(x; c_noise, context) with the arguments of `MultiViewUNet`, on PyTorch's device.
 
     Args:
         values: parameters by our names.
         views: of an example.
         dtype: "float32" or "bfloat16", of weights and arithmetic.
-        trained: keeps float32 weights, and computes in `dtype` by autocast, as PyTorch trains.
+        trained: float32 weights, computing in `dtype` by autocast, as PyTorch trains.
 
     Raises:
         RuntimeError: diffusers' UNet has other weights than ours.
@@ -152,18 +146,18 @@ class TorchUNet:
         context: torch.Tensor,
         fetch: bool = True,
     ) -> np.ndarray | None:
-        """The output as an array, or None when only the time is of interest; waits for it."""
+        """Wait for the output; return it as an array if `fetch`."""
         out = self(x, c_noise, context)
         self.wait()
         return out.cpu().numpy() if fetch else None
 
     def wait(self) -> None:
-        """Until the device has done what was asked of it."""
+        """Until the device is idle."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def peak_bytes(self) -> int | None:
-        """Largest memory of its arrays so far, where PyTorch counts it."""
+        """Peak memory of arrays so far, on a GPU."""
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
 
     def describe(self) -> str:
@@ -178,7 +172,7 @@ class TorchTraining:
 
     Args:
         unet: with `trained`.
-        problem: of `train_step.what_the_network_sees`; every step is given the same.
+        problem: of `train_step.what_the_network_sees`, the same for every step.
     """
 
     def __init__(self, unet: TorchUNet, config: OptimizerConfig, problem: Mapping[str, np.ndarray]):
@@ -202,7 +196,7 @@ class TorchTraining:
         )
 
     def step(self) -> dict[str, float]:
-        """One step, done when this returns: loss and gradient norm before clipping."""
+        """One step, finished on return: loss and gradient norm before clipping."""
         unet = self.unet
         with torch.autocast(unet.device.type, unet.dtype, enabled=unet.dtype != torch.float32):
             out = unet(*self.given)
@@ -217,11 +211,10 @@ class TorchTraining:
 
 
 class TorchSampler:
-    """The released sampler over the network: Euler steps, both branches of guidance in one batch.
+    """The released sampler: Euler steps, both branches of guidance in one batch.
 
     Args:
-        branches: the unconditional `Conditioning` and the conditional one, or the latter alone, as
-            arrays of numpy.
+        branches: the unconditional and the conditional `Conditioning` of numpy arrays, or the latter alone.
         sigmas: (n + 1,), the last is 0.
     """
 

@@ -117,9 +117,9 @@ def get_config() -> ConfigDict:
     config.autoencoder_training = ConfigDict(
         dict(
             steps=5000,
-            directory="",
+            directory="data/heads128_early",  # 64 heads: as good for this, and there first
             crop=64,  # four times as many pictures for the same time
-            lpips_weight=1.0,
+            lpips_weight=0.5,
             kl_weight=1e-4,
             optimizer=ConfigDict(
                 dict(

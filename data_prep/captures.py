@@ -75,7 +75,7 @@ or more, and identity.npy, an ArcFace vector. A killed run goes on where it stop
 
 @functools.lru_cache(maxsize=1)
 def _models(folder: pathlib.Path | None) -> Models:
-    return Models(folder)
+    return Models(folder, front_end="insightface")
 
 
 @dataclasses.dataclass(frozen=True)

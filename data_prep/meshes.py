@@ -115,7 +115,7 @@ class Meshes:
 
 @functools.lru_cache(maxsize=1)
 def _models(folder: pathlib.Path | None) -> Models:
-    return Models(folder)
+    return Models(folder, front_end="insightface")
 
 
 def place(path: pathlib.Path, scan: Scan, models: Models, up: str, front: str):
@@ -191,7 +191,7 @@ def build(args: argparse.Namespace) -> Meshes:
     for person, scans in people.items():
         split[person in chosen] += [path.relative_to(args.input).as_posix() for path in scans]
         paths += scans
-    models = Models(args.models)
+    models = Models(args.models, front_end="insightface")
     if not all(path.with_name(path.stem + LANDMARKS).exists() for path in paths):
         identity.check_detector(models)
     if not all(path.with_suffix(".npy").exists() for path in paths):

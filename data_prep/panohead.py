@@ -109,7 +109,7 @@ def _generator(network: Network, options: Options) -> Generator:
 
 @functools.lru_cache(maxsize=1)
 def _models(folder: pathlib.Path | None) -> Models:
-    return Models(folder)
+    return Models(folder, front_end="insightface")
 
 
 def subject_name(seed: int) -> str:

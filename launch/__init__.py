@@ -1,5 +1,4 @@
-"""Starts training where the accelerators are, watches it, and takes everything down again.
+"""Start training on a TPU pod or a SLURM cluster, and report in advance what it takes there.
 
-`python -m launch.tpu` Cloud TPU pods, `launch.gke` GKE through XPK, `launch.slurm`, `launch.nodes` hosts
-reached by ssh. See docs/launching.md.
+`python -m launch.tpu`, `launch.slurm` and `launch.compile`; see docs/launching.md and docs/scale.md.
 """

@@ -1,9 +1,8 @@
-"""What a compiled program (HLO text) sends between devices."""
+"""Read the collectives of a compiled program from its HLO text; XLA's cost analysis omits them."""
 
 from __future__ import annotations
 
 import collections
-import dataclasses
 import re
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -15,66 +14,38 @@ _INSTRUCTION = re.compile(
     rf"^\s*(?:ROOT )?%?[\w.-]+ = (.+?) ({'|'.join(KINDS)})(-start)?\((.*)$", re.MULTILINE
 )
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
-_RESULT = re.compile(r"^\s*(?:ROOT )?%[\w.-]+ = ([a-z]+[0-9]*)\[([0-9,]*)\](.*)$", re.MULTILINE)
-_SOURCE = re.compile(r'op_name="([^"]*)"')
 _GROUPS = re.compile(r"replica_groups=(\{\{[0-9, ]+\}|\[[0-9]+,([0-9]+)\])")
 
 
-@dataclasses.dataclass(frozen=True)
-class Collectives:
-    """Collectives of one kind, in one run of the program on each device.
+def collectives(text: str, devices: int) -> dict[str, dict[str, int]]:
+    """ "count" and "bytes" by kind, of one run of a program for `devices` devices.
 
-    Attributes:
-        bytes: of the whole arrays: of what a gather gives, of what a reduction takes.
-        sent: bytes that a device sends in a ring: (n - 1) / n of them in groups of n devices, twice
-            that for an all-reduce.
+    Bytes are those of the whole arrays on each device: the result of a gather, the input of a reduction. The
+    body of a loop counts once.
     """
-
-    count: int
-    bytes: int
-    sent: int
-
-
-def collectives(text: str, devices: int) -> dict[str, Collectives]:
-    """By kind, of a program for so many devices. Those in the body of a loop count once."""
-    found: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
+    sizes: dict[str, list[int]] = collections.defaultdict(list)
     for result, kind, started, rest in _INSTRUCTION.findall(text):
-        arrays = [array_bytes(*array) for array in _ARRAY.findall(result)]
-        group = _group_size(rest, devices)
-        if started and kind in ("all-gather", "reduce-scatter"):
-            # It gives (operands..., results...): of a gather the results, else the operands are whole.
-            half = len(arrays) // 2
-            size = sum(arrays[half:] if kind == "all-gather" else arrays[:half])
+        arrays = [_array_bytes(*array) for array in _ARRAY.findall(result)]
+        half = len(arrays) // 2  # an asynchronous start returns (operands..., results...)
+        if started and kind == "all-gather":
+            size = sum(arrays[half:])
+        elif started and kind == "reduce-scatter":
+            size = sum(arrays[:half])
         elif started and kind == "collective-permute":
             size = arrays[0]
+        elif kind == "reduce-scatter":  # the result is one device's share
+            size = sum(arrays) * _group_size(rest, devices)
         else:
             size = sum(arrays)
-            if kind == "reduce-scatter":
-                size *= group  # its result is a share of what it takes
-        share = (group - 1) / group if kind != "collective-permute" else 1.0
-        found[kind].append((size, round(size * share * (2 if kind == "all-reduce" else 1))))
+        sizes[kind].append(size)
     return {
-        kind: Collectives(
-            len(found[kind]), sum(size for size, _ in found[kind]), sum(s for _, s in found[kind])
-        )
+        kind: {"count": len(sizes[kind]), "bytes": sum(sizes[kind])}
         for kind in KINDS
-        if kind in found
+        if kind in sizes
     }
 
 
-def largest(text: str, count: int = 5) -> list[str]:
-    """Lines with the largest arrays of a program, and where they come from."""
-    found: dict[tuple[int, str], str] = {}
-    for kind, shape, rest in _RESULT.findall(text):
-        source = _SOURCE.search(rest)
-        key = array_bytes(kind, shape), f"{kind}[{shape}]"
-        found[key] = found.get(key) or (source[1] if source else "")
-    lines = sorted(found.items(), reverse=True)[:count]
-    return [f"{size / 2**30:.2f} GiB {array} {source}".strip() for (size, array), source in lines]
-
-
-def array_bytes(kind: str, shape: str) -> int:
-    """Of an array such as ("bf16", "8,128"); 0 for what is not an array."""
+def _array_bytes(kind: str, shape: str) -> int:
     count = 1
     for side in filter(None, shape.split(",")):
         count *= int(side)
@@ -82,9 +53,6 @@ def array_bytes(kind: str, shape: str) -> int:
 
 
 def _group_size(rest: str, devices: int) -> int:
-    found = _GROUPS.search(rest)
-    if not found:
-        return devices
-    if found[2]:
-        return int(found[2])
-    return found[1].count(",") + 1
+    if found := _GROUPS.search(rest):
+        return int(found[2]) if found[2] else found[1].count(",") + 1
+    return devices

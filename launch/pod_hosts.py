@@ -1,11 +1,12 @@
-"""What the hosts of a pod do, as the text of shell commands for ssh; every word is quoted.
+"""Shell commands for the hosts of a pod, run through ssh; every word is quoted.
 
-Below ~/spinmeround: code/ and venv/, log, pid (of the shell around the training), exit (its exit code).
+Below ~/spinmeround on a host: code/, venv/, log, pid (of the shell around the training), exit (its exit code).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -13,15 +14,16 @@ from launch import training
 
 ARCHIVE = "spinmeround.tar.gz"
 _HOME = "$HOME/spinmeround"
-_MOST = 65536  # bytes of log at a time
-_RUNS = training.runs(f"{_HOME}/pid")
+_CHUNK = 65536  # bytes of log at a time
+# Whether the process is a training and alive: after a reboot its number may be another program's.
+_RUNS = f'grep -qs spinmeround_jax.train "/proc/$(cat {_HOME}/pid 2>/dev/null)/cmdline"'
 
 
 def install(setup: str) -> str:
-    """Unpack and install, in Python 3.11 (the images of Cloud TPU have 3.10); again does no harm."""
+    """Unpack and install, in Python 3.11 (the images of Cloud TPU have 3.10). Can be repeated."""
     steps = [
         "set -e",
-        f"if {_RUNS}; then exit 0; fi",  # never under a training that runs
+        f"if {_RUNS}; then exit 0; fi",  # never under a running training
         f"mkdir -p {_HOME}/code",
         f"tar -xzf $HOME/{ARCHIVE} -C {_HOME}/code",
         f"cd {_HOME}/code",
@@ -34,8 +36,8 @@ def install(setup: str) -> str:
 
 
 def start(arguments: Sequence[str]) -> str:
-    """Start the training, unless it runs; it outlives the connection."""
-    # The shell around it waits for the training even when both get a SIGTERM, and notes how it ended.
+    """Start the training, unless it runs already. It outlives the connection."""
+    # The shell around the training waits for it even when both get a SIGTERM, and notes the exit code.
     around = f'trap : TERM; echo $$ > {_HOME}/pid; "$@"; echo $? > {_HOME}/exit'
     words = training.command("python", arguments)[1:]
     return (
@@ -47,52 +49,54 @@ def start(arguments: Sequence[str]) -> str:
 
 
 def stop() -> str:
-    """SIGTERM to the training of this host, from which all hosts learn."""
+    """Send SIGTERM to the training of this host; the other hosts stop with it."""
     return f'touch {_HOME}/by_hand; kill -TERM -- "-$(cat {_HOME}/pid)"'
 
 
 def look(offset: int) -> str:
-    """Print a line "STATE BY_HAND LOG_SIZE", and the log from byte `offset` on; see `parse`."""
+    """Print a line "STATE BY_HAND LOG_SIZE" and the log from byte `offset` on, for `parse`."""
     return (
         f"if [ -s {_HOME}/exit ]; then s=$(cat {_HOME}/exit); elif {_RUNS}; then s=running; "
         f"else s=absent; fi; h=no; if [ -e {_HOME}/by_hand ]; then h=yes; fi; "
         f"n=$(cat {_HOME}/log 2>/dev/null | wc -c); echo $s $h $n; "
         f"if [ $n -gt {offset} ]; then tail -c +{offset + 1} {_HOME}/log | "
-        f"head -c $((n - {offset})) | head -c {_MOST}; fi"
+        f"head -c $((n - {offset})) | head -c {_CHUNK}; fi"
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `look` saw."""
+    """What `look` printed.
 
-    state: str  # "running", "absent" (never started, or the host did not stay up), "ended"
-    exit_code: int  # of a training that ended
-    by_hand: bool  # it was told to stop by `stop`
+    Attributes:
+        state: "running", "ended" (with `exit_code`; `by_hand` if by `stop`), or "absent" (never started, or
+            the host was restarted).
+        offset: where the next `look` starts.
+    """
+
+    state: str
+    exit_code: int
+    by_hand: bool
     log: str
-    offset: int  # to look from next
+    offset: int
 
 
 def parse(printed: str, offset: int) -> Report:
-    """
+    """Read what `look(offset)` printed.
+
     Raises:
-        ValueError: that is not what `look` prints.
+        ValueError: something else was printed.
     """
     first, _, log = printed.partition("\n")
-    words = first.split()
-    if (
-        len(words) != 3
-        or not (words[0] in ("running", "absent") or words[0].isdecimal())
-        or not words[2].isdecimal()
-    ):
+    found = re.fullmatch(r"(?:(running|absent)|([0-9]+)) (yes|no) ([0-9]+)", first)
+    if not found:
         raise ValueError(f"worker 0 answered {first!r}")
-    size = int(words[2])
-    ended = words[0].isdecimal()
+    size = int(found[4])
     return Report(
-        state="ended" if ended else words[0],
-        exit_code=int(words[0]) if ended else 0,
-        by_hand=words[1] == "yes",
+        state=found[1] or "ended",
+        exit_code=int(found[2] or 0),
+        by_hand=found[3] == "yes",
         log=log,
-        # Not what was printed: that may end within a character.
-        offset=min(offset + _MOST, size) if size >= offset else 0,
+        # Not by what was printed: that may end within a character. A shorter log is a new one.
+        offset=min(offset + _CHUNK, size) if size >= offset else 0,
     )

@@ -1,4 +1,4 @@
-"""Notes about pods that were asked for: all that it takes to ask again. No credentials."""
+"""Settings of the pods that were created, on disk, so that a pod can be created again. No credentials."""
 
 from __future__ import annotations
 
@@ -6,26 +6,15 @@ import dataclasses
 import json
 import pathlib
 
-from launch import names, training
+from launch import training
 from spinmeround_jax.files import write_atomically
 
 NOTES = pathlib.Path.home() / ".local" / "state" / "spinmeround"
-_KINDS = {  # what each field may be; see `names`
-    "name": "name",
-    "zone": "zone",
-    "project": "project",
-    "accelerator_type": "accelerator",
-    "runtime_version": "runtime",
-    "valid_until": "duration",
-    "network": "name",
-    "subnetwork": "name",
-    "service_account": "account",
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-    """A queued resource with one node of the same name. Empty strings leave a flag out."""
+    """A queued resource with one node of the same name. An empty string leaves a flag out."""
 
     name: str
     zone: str
@@ -40,8 +29,14 @@ class Pod:
     setup: str = ""  # shell commands for every host
     training: tuple[str, ...] = ()  # arguments of spinmeround_jax.train
 
-    def with_training(self, arguments: tuple[str, ...], setup: str) -> Pod:
-        return dataclasses.replace(self, training=arguments, setup=setup)
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            expected = {"spot": bool, "training": tuple}.get(field.name, str)
+            if not isinstance(value, expected):
+                raise ValueError(f"{field.name} is {value!r}")
+        if self.training:
+            training.check(self.training)
 
 
 def path(notes: pathlib.Path, name: str) -> pathlib.Path:
@@ -55,10 +50,10 @@ def write(notes: pathlib.Path, pod: Pod) -> None:
 
 
 def read(notes: pathlib.Path, name: str) -> Pod:
-    """The note about a pod.
+    """The settings of a pod.
 
     Raises:
-        ValueError: there is none, or it holds what no note of ours does.
+        ValueError: there is no note about it, or the note is damaged.
     """
     file = path(notes, name)
     if not file.is_file():
@@ -68,22 +63,11 @@ def read(notes: pathlib.Path, name: str) -> Pod:
         )
     try:
         values = json.loads(file.read_text())
-        arguments = values.pop("training")
-        pod = Pod(**values, training=tuple(arguments))
-        for field, kind in _KINDS.items():
-            value = getattr(pod, field)
-            if value or field in ("name", "zone"):
-                names.check(kind, value)
-        if pod.name != name or not isinstance(pod.spot, bool) or not isinstance(pod.setup, str):
-            raise ValueError(f"it is not about {name}")
-        if pod.training:
-            training.check(pod.training)
+        pod = Pod(**{**values, "training": tuple(values["training"])})
+        if pod.name != name:
+            raise ValueError(f"it is about {pod.name}")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{file}: damaged ({error}); delete the pod with --zone, and this file"
         ) from error
     return pod
-
-
-def remove(notes: pathlib.Path, name: str) -> None:
-    path(notes, name).unlink(missing_ok=True)

@@ -1,21 +1,23 @@
-"""The programs of training and sampling, for devices that need not be there."""
+"""The jitted programs of training and sampling with the shapes of their arguments; FLOPs of networks."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from spinmeround_jax import sharding, train
 from spinmeround_jax.config import Config
 from spinmeround_jax.data.batch import Batch
 from spinmeround_jax.diffusion import sampling, schedules
-from spinmeround_jax.models import ModelConfig, parameters
+from spinmeround_jax.models import parameters
 from spinmeround_jax.models.attention_kernels import best_for
 from spinmeround_jax.training import optim
 from spinmeround_jax.training import step as diffusion_step
@@ -24,53 +26,92 @@ Shapes = jax.ShapeDtypeStruct
 
 
 def with_batch(config: Config, devices: int, examples: float) -> Config:
-    """The same experiment with so many examples per device (a fraction where views are split).
+    """The config with another batch size.
+
+    Args:
+        examples: per device; a fraction where the views of an example are split over devices.
 
     Raises:
-        ValueError: that is no whole number of examples.
+        ValueError: the batch would not be a whole number of examples.
     """
     batch = examples * devices
     if batch != int(batch) or batch < 1:
-        raise ValueError(f"{examples} examples on each of {devices} devices are no whole batch")
+        raise ValueError(
+            f"{examples} examples on each of {devices} devices do not make a whole batch"
+        )
     optimizer = dataclasses.replace(config.optimizer, batch_size=int(batch))
     return dataclasses.replace(config, optimizer=optimizer)
 
 
-def train_step(
-    config: Config, devices: Sequence[jax.Device], cached: bool
-) -> tuple[jax.stages.Lowered, dict[str, int]]:
-    """One training step, lowered, and the bytes per device of what it holds.
+def networks(config: Config) -> dict[str, nnx.Module]:
+    """The networks of a new model by name, without memory for their parameters."""
+    return nnx.eval_shape(lambda: train.new_model(config).networks)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """A training step and the shapes and placement of its arguments.
+
+    Attributes:
+        step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
+        state: `optim.TrainState` of ShapeDtypeStruct, like `frozen` and `batch`.
+        frozen: "networks" that are not trained, and "empty_latent".
+    """
+
+    mesh: Mesh
+    graphdefs: dict[str, nnx.GraphDef]
+    transform: optax.GradientTransformation
+    step: jax.stages.Wrapped
+    state: optim.TrainState
+    frozen: Any
+    batch: Batch
+
+    def held(self) -> dict[str, int]:
+        """Bytes on each device of what exists between steps, and of a batch."""
+        return {
+            "parameters": local_bytes(self.state.params),
+            "moving average": local_bytes(self.state.ema),
+            "optimizer state": local_bytes(self.state.opt_state),
+            "frozen networks": local_bytes(self.frozen),
+            "batch": local_bytes(self.batch),
+        }
+
+
+def train_step(config: Config, devices: Sequence[jax.Device], cached: bool) -> TrainStep:
+    """The training step of a config.
 
     Args:
-        cached: latents come computed ahead; otherwise the step encodes pictures.
+        cached: latents were computed ahead; otherwise the step encodes images.
+
+    Raises:
+        ValueError: devices, mesh and batch do not fit together.
     """
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(mesh, config.optimizer.batch_size, config.accumulation)
     sharding.check_views(mesh, config.model.views)
-    if config.accumulation > 1:
-        raise ValueError(
-            "the compiler counts one pass of a loop, here one part of the batch: give "
-            "--config.accumulation=1 and the --examples of a part"
-        )
-    networks = nnx.eval_shape(lambda: train.new_model(config).networks)
-    graphdefs = {name: parameters.split(module)[0] for name, module in networks.items()}
-    shapes = {name: parameters.split(module)[1] for name, module in networks.items()}
+    split = {name: parameters.split(network) for name, network in networks(config).items()}
+    graphdefs = {name: graphdef for name, (graphdef, _) in split.items()}
+    shapes = {name: params for name, (_, params) in split.items()}
     trained = ("unet", "identity") if config.train_identity_encoder else ("unet",)
     transform = optim.optimizer(config.optimizer, sum(stage.steps for stage in config.stages))
     state = jax.eval_shape(
         lambda params: optim.init(params, transform), {name: shapes[name] for name in trained}
     )
     placement = sharding.state_shardings(mesh, state)
+    kept = set(shapes) - set(trained) - ({"autoencoder"} if cached else set())
     size, channels = config.model.latent_size, config.model.latent_channels
-    kept = [
-        name for name in shapes if name not in trained and not (cached and name == "autoencoder")
-    ]
     frozen = {
-        "networks": {name: shapes[name] for name in kept},
+        "networks": {name: shapes[name] for name in sorted(kept)},
         "empty_latent": Shapes((size, size, channels), jnp.float32),
     }
     batch = abstract_batch(config, cached)
-    arguments = (
+    step = jax.jit(
+        diffusion_step.make_step(config, graphdefs, transform, mesh),
+        donate_argnums=0,
+        out_shardings=(placement, None),
+    )
+    return TrainStep(
+        mesh, graphdefs, transform, step,
         sharding.abstract(state, placement),
         sharding.abstract(frozen, sharding.replicated(mesh)),
         jax.tree.map(
@@ -78,24 +119,14 @@ def train_step(
             sharding.batch_specs(batch),
             batch,
         ),
-    )
-    step = diffusion_step.make_step(config, graphdefs, transform, mesh)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(placement, None))
-    held = {
-        "parameters": local_bytes(arguments[0].params),
-        "moving average": local_bytes(arguments[0].ema),
-        "optimizer state": local_bytes(arguments[0].opt_state),
-        "frozen networks": local_bytes(arguments[1]),
-        "batch": local_bytes(arguments[2]),
-    }
-    return jitted.lower(*arguments), held
+    )  # fmt: skip
 
 
 def abstract_batch(config: Config, cached: bool) -> Batch:
-    """The shapes of a global batch."""
+    """Shapes of a global batch."""
     b, v, size = config.optimizer.batch_size, config.model.views, config.model.image_size
     z, latent = config.model.autoencoder.latent_channels, config.model.latent_size
-    pictures = Shapes((b, v, size, size, 3), jnp.float32)
+    images = Shapes((b, v, size, size, 3), jnp.float32)
     moments = Shapes((b, v, 2, latent, latent, 2 * z), jnp.float32)
     return Batch(
         observed=Shapes((b, v), jnp.bool),
@@ -103,8 +134,8 @@ def abstract_batch(config: Config, cached: bool) -> Batch:
         identity_dropped=Shapes((b,), jnp.bool),
         id_embedding=Shapes((b, 512), jnp.float32),
         world_to_camera=Shapes((b, v, 4, 4), jnp.float32),
-        images=None if cached else pictures,
-        normals=None if cached else pictures,
+        images=None if cached else images,
+        normals=None if cached else images,
         moments=moments if cached else None,
     )
 
@@ -112,18 +143,16 @@ def abstract_batch(config: Config, cached: bool) -> Batch:
 def sampler(
     config: Config, devices: Sequence[jax.Device], examples: int
 ) -> tuple[jax.stages.Lowered, dict[str, int]]:
-    """Joint sampling of `examples` groups of views per device, with guidance, lowered."""
+    """Joint sampling of one group of views per example with guidance, lowered; bytes on each device.
+
+    Args:
+        examples: per device.
+    """
     mesh = sharding.make_mesh(devices=devices)
-    model: ModelConfig = config.model
-    unet = nnx.eval_shape(lambda: train.new_model(config).unet)
-    graphdef, state = nnx.split(unet)
+    model = config.model
+    graphdef, state = nnx.split(networks(config)["unet"])
     state = sharding.abstract(state, sharding.replicated(mesh))
-    b, v, size, c = (
-        examples * mesh.devices.size,
-        model.views,
-        model.latent_size,
-        model.latent_channels,
-    )
+    b, v, size, c = examples * len(devices), model.views, model.latent_size, model.latent_channels
     tokens, width = model.identity.context_length, model.identity.width
     shapes = {
         "context": ((b, tokens, width), jnp.float32),
@@ -157,7 +186,7 @@ def sampler(
 
 
 def local_bytes(tree: object) -> int:
-    """On one device, of arrays with shardings."""
+    """Bytes on one device of arrays with shardings."""
     return sum(
         int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
@@ -165,10 +194,9 @@ def local_bytes(tree: object) -> int:
 
 
 def forward_flops(config: Config) -> float:
-    """Of the UNet for one example of all views: matrix products and convolutions, from the jaxpr."""
+    """FLOPs of the UNet for one example of all views, counted as for MFU: products and convolutions."""
     model = config.model
-    unet = nnx.eval_shape(lambda: train.new_model(config).unet)
-    graphdef, params = parameters.split(unet)
+    graphdef, params = parameters.split(networks(config)["unet"])
     size, v = model.latent_size, model.views
     jaxpr = jax.make_jaxpr(lambda p, *a: parameters.merge(graphdef, p)(*a))(
         params,
@@ -180,9 +208,8 @@ def forward_flops(config: Config) -> float:
 
 
 def encoder_flops(config: Config) -> float:
-    """Of the autoencoder for images and normals of one example's views."""
-    autoencoder = nnx.eval_shape(lambda: train.new_model(config).autoencoder)
-    graphdef, params = parameters.split(autoencoder)
+    """FLOPs of encoding the images and normals of all views of one example."""
+    graphdef, params = parameters.split(networks(config)["autoencoder"])
     size = config.model.image_size
     jaxpr = jax.make_jaxpr(lambda p, x: parameters.merge(graphdef, p).posterior(x))(
         params, Shapes((1, size, size, 3), jnp.float32)
@@ -202,7 +229,7 @@ def _flops(jaxpr: jax.extend.core.Jaxpr) -> float:
             kernel = equation.invars[1].aval.shape
             features = equation.params["dimension_numbers"].rhs_spec[0]
             total += 2.0 * np.prod(out.shape) * np.prod(kernel) / kernel[features]
-        elif equation.primitive.name == "cond":  # by platform: all do the same
+        elif equation.primitive.name == "cond":  # one branch per platform, the same arithmetic
             total += max(_flops(branch.jaxpr) for branch in equation.params["branches"])
         else:
             times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1

@@ -1,13 +1,11 @@
-"""A training as a SLURM job, one process per node with all its GPUs: start, watch, delete.
+"""Submit a training as a SLURM job, one process per node with all its GPUs.
 
-Examples:
-  python -m launch.slurm start head-1 --nodes 4 --gpus-per-node 8 --time 24:00:00 --partition gpu \\
-      --dry-run -- --config=configs/h100.py --workdir=/shared/runs/h100
-  python -m launch.slurm watch 123456      # the number that start printed
-  python -m launch.slurm delete 123456
+Example:
+  python -m launch.slurm head-1 --nodes 4 --gpus-per-node 8 --time 24:00:00 --partition gpu --dry-run \\
+      -- --config=configs/h100.py --workdir=/shared/runs/h100
 
-Run it from a checkout on a file system that all nodes see. Before the time limit, and when preempted, the
-job writes a checkpoint and queues itself again, until the training is finished.
+Run it in a checkout on a file system that all nodes see. Before the time limit, and when preempted, the job
+writes a checkpoint and queues itself again, until the training is finished.
 """
 
 from __future__ import annotations
@@ -15,20 +13,16 @@ from __future__ import annotations
 import argparse
 import pathlib
 import shlex
-import sys
-import time
 from collections.abc import Sequence
 
 from launch import training
-from launch.commands import CommandError, Commands
-from launch.names import checked
+from launch.commands import Commands, add_dry_run, name, positive, run_main
 
-RUNNING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD",
-           "SUSPENDED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED")  # fmt: skip
+OPTIONAL = ("partition", "account", "qos", "constraint")  # passed to sbatch as they are
 
 
 def script(arguments: Sequence[str], python: str, gpus_per_node: int) -> str:
-    """The batch script: one process per node, and back into the queue after a SIGTERM."""
+    """The batch script: one process per node; back into the queue after a SIGTERM."""
     devices = ",".join(str(i) for i in range(gpus_per_node))
     return f"""#!/bin/bash
 # JAX would take one GPU per process; here each process has all of its node.
@@ -42,8 +36,35 @@ exit $code
 """
 
 
-def start(arguments: argparse.Namespace, given: tuple[str, ...], commands: Commands) -> str:
-    """Submit; the number of the job."""
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.slurm",
+        usage="%(prog)s NAME [options] -- --config=... --workdir=...",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(verb="start")
+    parser.add_argument("name", type=name, help="of the job")
+    parser.add_argument("--nodes", type=positive, required=True)
+    parser.add_argument("--gpus-per-node", type=positive, required=True)
+    parser.add_argument("--time", required=True, help="limit of one run, such as 24:00:00")
+    for flag in OPTIONAL:
+        parser.add_argument(f"--{flag}", help="of sbatch")
+    parser.add_argument(
+        "--grace", type=positive, default=300,
+        help="seconds before the time limit at which to write a checkpoint (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--python", default=".venv/bin/python", help="on the nodes (%(default)s)")
+    parser.add_argument(
+        "--log-dir", type=pathlib.Path, default=pathlib.Path("runs/logs"), help="(%(default)s)"
+    )
+    add_dry_run(parser)
+    run_main(parser, argv, submit)
+
+
+def submit(arguments: argparse.Namespace, given: tuple[str, ...], commands: Commands) -> int:
+    """Submit the job and print how to follow and end it."""
+    given = training.check(given, pathlib.Path())
     log = arguments.log_dir.resolve() / f"{arguments.name}-%j.log"
     argv = [
         "sbatch", "--parsable", f"--job-name={arguments.name}", f"--nodes={arguments.nodes}",
@@ -51,130 +72,16 @@ def start(arguments: argparse.Namespace, given: tuple[str, ...], commands: Comma
         f"--time={arguments.time}", f"--signal=TERM@{arguments.grace}", "--requeue",
         "--open-mode=append", f"--output={log}",
     ]  # fmt: skip
-    for flag in ("partition", "account", "qos", "constraint"):
-        if value := getattr(arguments, flag):
-            argv.append(f"--{flag}={value}")
+    argv += [f"--{flag}={value}" for flag in OPTIONAL if (value := getattr(arguments, flag))]
     if not commands.dry_run:
         arguments.log_dir.mkdir(parents=True, exist_ok=True)
     text = script(given, arguments.python, arguments.gpus_per_node)
-    return commands.run(argv, timeout=120, capture=True, stdin=text).strip().split(";")[0]
-
-
-def state_of(job: str, commands: Commands) -> tuple[str, pathlib.Path]:
-    """State and log file of a job; the state is empty once SLURM's controller has forgotten it."""
-    told = commands.run(
-        ["squeue", f"--jobs={job}", "--noheader", "--states=all", "--Format=State:30,STDOUT:1024"],
-        timeout=120, capture=True, quiet=True,
-    )  # fmt: skip
-    state, _, log = told.strip().partition(" ")
-    return state, pathlib.Path(log.strip().replace("%j", job))  # SLURM may leave it to us
-
-
-def watch(job: str, commands: Commands, poll: float) -> int:
-    """Print the job's states and its log until it has ended.
-
-    Raises:
-        CommandError: it ended otherwise than well.
-    """
-    told, offset, log = "", 0, None
-    if commands.dry_run:
-        state_of(job, commands)
-        return 0
-    while True:
-        try:
-            state, log = state_of(job, commands)
-        except CommandError as error:
-            if "Invalid job id" not in str(error):
-                raise
-            state = ""
-        if state != told:
-            commands.say(f"{time.strftime('%H:%M:%S')} job {job}: {state or 'ended'}")
-            told = state
-        if log and log.is_file():
-            with log.open("rb") as file:
-                file.seek(offset)
-                sys.stdout.buffer.write(file.read())
-                sys.stdout.flush()
-                offset = file.tell()
-        if state and state not in RUNNING:
-            if state == "COMPLETED":
-                return 0
-            raise CommandError(f"job {job} ended as {state}; its log: {log}", 1)
-        if not state:
-            raise CommandError(
-                f"job {job} is not in the queue any more; ask: sacct --jobs={job}", 1
-            )
-        time.sleep(poll)
-
-
-def delete(job: str, commands: Commands) -> None:
-    commands.run(["scancel", job], timeout=120)
-
-
-# --------------------------------------------------------------------------------------------------
-# Command line
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    training.run_main(_parser(), argv, act)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.slurm",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = verbs.add_parser("start", help="submit a training: start NAME ... -- ARGUMENTS")
-    verb.add_argument("name", type=checked("name"), help="of the job")
-    verb.add_argument("--nodes", type=training.positive, required=True)
-    verb.add_argument("--gpus-per-node", type=training.positive, required=True)
-    verb.add_argument("--time", type=checked("walltime"), required=True, help="the time limit")
-    for flag in ("partition", "account", "qos", "constraint"):
-        verb.add_argument(f"--{flag}", type=checked("word"))
-    verb.add_argument(
-        "--grace", type=training.positive, default=300,
-        help="seconds before the time limit to stop at (default: %(default)s)",
-    )  # fmt: skip
-    verb.add_argument(
-        "--python", default=".venv/bin/python", help="on the nodes (default: %(default)s)"
-    )
-    verb.add_argument(
-        "--log-dir",
-        type=pathlib.Path,
-        default=pathlib.Path("runs/logs"),
-        help="default: %(default)s",
-    )
-    training.add_dry_run(verb)
-    verb = verbs.add_parser("watch", help="states and log of a job")
-    verb.add_argument("job", type=checked("job"))
-    verb.add_argument("--poll", type=float, default=30.0, help="seconds (default: %(default)s)")
-    training.add_dry_run(verb)
-    verb = verbs.add_parser("delete", help="end a job; what is not in a checkpoint is lost")
-    verb.add_argument("job", type=checked("job"))
-    training.add_yes(verb)
-    training.add_dry_run(verb)
-    return parser
-
-
-def act(arguments: argparse.Namespace, given: tuple[str, ...], commands: Commands) -> int:
-    if arguments.verb == "start":
-        job = start(arguments, training.check(given, pathlib.Path()), commands)
-        if not commands.dry_run:
-            commands.say(f"job {job}. Follow it: python -m launch.slurm watch {job}")
-        return 0
-    if arguments.verb == "watch":
-        try:
-            return watch(arguments.job, commands, arguments.poll)
-        except KeyboardInterrupt:
-            job = arguments.job
-            print(f"\njob {job} goes on. End it: python -m launch.slurm delete {job}")
-            return 130
-    if not commands.confirm(f"End job {arguments.job}?", arguments.yes):
-        commands.say("left as it is")
-        return 1
-    delete(arguments.job, commands)
+    printed = commands.run(argv, timeout=120, capture=True, stdin=text)
+    job = "JOB" if commands.dry_run else printed.strip().partition(";")[0]
+    gpus = arguments.nodes * arguments.gpus_per_node
+    commands.say(f"job {job}: {gpus} GPUs for up to {arguments.time} in each run, until finished")
+    commands.say(f"state: squeue --jobs={job}   log: tail -F {str(log).replace('%j', job)}")
+    commands.say(f"end it: scancel {job}")
     return 0
 
 

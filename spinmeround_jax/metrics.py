@@ -34,6 +34,19 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return 10.0 * np.log10(4.0 / np.maximum(error, 1e-12))
 
 
+def colour_difference(images: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """CIEDE2000 between the mean colours of (..., h, w, 3) sRGB images in [-1, 1], (...,).
+
+    1 is about the least difference that is seen; NaN where the (..., h, w) bool mask is empty.
+    """
+    from skimage import color
+
+    weights = mask[..., None] / np.maximum(mask.sum((-2, -1)), 1)[..., None, None, None]
+    means = [(weights * (np.asarray(x, np.float64) + 1) / 2).sum((-3, -2)) for x in (images, truth)]
+    found = color.deltaE_ciede2000(*(color.rgb2lab(np.clip(mean, 0, 1)) for mean in means))
+    return np.where(mask.any((-2, -1)), found, np.nan)
+
+
 def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Structural similarity per image, (...,), at most 1: Wang et al. (IEEE TIP 2004), section III.
 

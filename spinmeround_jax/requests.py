@@ -19,12 +19,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from spinmeround_jax.diffusion.pipeline import OBSERVED_COUNTS
 from spinmeround_jax.files import InputError
-from spinmeround_jax.photo import portraits
+from spinmeround_jax.photo import face_resnet, portraits, preview
 from spinmeround_jax.photo.assets import AssetError
-from spinmeround_jax.photo.prepare import Models, Options, prepare
+from spinmeround_jax.photo.prepare import Models, NoFace, Options, prepare
 
 Angles = tuple[tuple[float, float], ...]  # yaw and pitch of each view, degrees
 FRONT: Angles = ((0.0, 0.0),)
@@ -42,14 +43,30 @@ class Job:
     truth: portraits.Truth | None = None
     recognition: str | None = None  # SHA-256 of the model that made the identity, if known
     request: dict[str, Any] = dataclasses.field(default_factory=dict)  # see Plan.request
+    notes: tuple[str, ...] = ()  # what the user should know, each naming the file
+    shown: Image.Image | None = None  # how a photo became a portrait
+
+    @property
+    def identity(self) -> str:
+        """What stands for the person, for settings.json and the page."""
+        if self.id_embedding is None:
+            return "none: the empty identity"
+        return f"vector of recogniser {self.recognition[:12]}" if self.recognition else "given"
 
 
 @dataclasses.dataclass(frozen=True)
 class Photos:
-    """How to make portraits of photos."""
+    """How to make portraits of photos.
+
+    recogniser: SHA-256 of what made the identities that the weights know; None if they record none.
+    no_identity: also portraits go without the identity beside them. why_not: why photos do.
+    """
 
     models: Models
     options: Options
+    recogniser: str | None = None
+    no_identity: bool = False
+    why_not: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +136,11 @@ def interpolated(
     ]
 
 
-def one_person(files: Sequence[pathlib.Path], angles: Angles, seed: int, size: int) -> Plan:
+def one_person(
+    files: Sequence[pathlib.Path], angles: Angles, seed: int, size: int, photos: Photos
+) -> Plan:
     """From aligned pictures of one person; the identity is the first's."""
-    return _plan_views(files[0].stem, files, angles, seed, size)
+    return _plan_views(files[0].stem, files, angles, seed, size, photos)
 
 
 def from_inputs(paths: Sequence[pathlib.Path], seed: int, size: int, photos: Photos) -> list[Plan]:
@@ -137,24 +156,34 @@ def from_inputs(paths: Sequence[pathlib.Path], seed: int, size: int, photos: Pho
             load = (
                 partial(_from_photo, path, seed, size, photos)
                 if photo
-                else partial(_from_portrait, path, seed, size)
+                else partial(_from_portrait, path, seed, size, photos)
             )
-            options = dataclasses.asdict(photos.options) if photo else {}
+            options = (
+                {**dataclasses.asdict(photos.options), "recogniser": photos.recogniser}
+                if photo
+                else {"no_identity": photos.no_identity}
+            )
             files = portraits.files_of(path)
             plans.append(Plan(path.stem, FRONT, seed, files, load, options))
             continue
         try:
-            plans.append(_plan_views(path.name, *read_view_set(path), seed, size))
+            plans.append(_plan_views(path.name, *read_view_set(path), seed, size, photos))
         except InputError as error:  # of this input: the others go on
             plans.append(Plan(path.name, FRONT, seed, (), partial(_fail, error)))
     return plans
 
 
 def _plan_views(
-    name: str, files: Sequence[pathlib.Path], angles: Angles, seed: int, size: int
+    name: str,
+    files: Sequence[pathlib.Path],
+    angles: Angles,
+    seed: int,
+    size: int,
+    photos: Photos,
 ) -> Plan:
-    load = partial(_from_views, name, files, seed, size)
-    return Plan(name, angles, seed, (*portraits.files_of(files[0]), *files[1:]), load)
+    load = partial(_from_views, name, files, seed, size, photos)
+    options = {"no_identity": photos.no_identity}
+    return Plan(name, angles, seed, (*portraits.files_of(files[0]), *files[1:]), load, options)
 
 
 def read_view_set(folder: pathlib.Path) -> tuple[list[pathlib.Path], Angles]:
@@ -203,23 +232,47 @@ def _fail(error: InputError) -> Job:
     raise error
 
 
-def _from_portrait(path: pathlib.Path, seed: int, size: int) -> Job:
-    portrait = portraits.read(path, size)
-    source = {"input": str(path)}
+def _from_portrait(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job:
+    image = portraits.read_image(path, size)
+    truth = portraits.read_truth(path, size)
+    identity, notes = _given_identity(path, photos)
     return Job(
-        portrait.name,
-        portrait.image[None],
-        portrait.id_embedding,
-        seed,
-        source,
-        portrait.truth,
-        portraits.read_recognition(path),
-    )
+        path.stem, image[None], identity, seed, {"input": str(path)}, truth,
+        portraits.read_recognition(path), notes=notes,
+    )  # fmt: skip
+
+
+def _given_identity(
+    path: pathlib.Path, photos: Photos
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The identity beside a portrait, or None and what to say about it.
+
+    Raises:
+        InputError: none there, or one of another recogniser than the weights know.
+    """
+    if photos.no_identity:
+        return None, ()
+    if reason := portraits.no_identity(path):
+        return None, (f"{path}: goes on without an identity: {reason}",)
+    identity, made_by = portraits.read_identity(path), portraits.read_recognition(path)
+    if made_by is not None and made_by != photos.recogniser:
+        raise InputError(
+            f"{path}: its identity is by another recogniser ({made_by[:12]}...) than the weights were "
+            "trained with. Prepare the photo again with the right --front-end, or add --no-identity"
+        )
+    if photos.recogniser == face_resnet.sha256() and not face_resnet.is_one(identity):
+        raise InputError(
+            f"{path}: its identity is not a vector of {face_resnet.NAME}, which these weights know "
+            "(128 numbers, then zeros). Delete it to have it made of the picture, or add --no-identity"
+        )
+    return identity, ()
 
 
 def _from_photo(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job:
     try:
         prepared = prepare(path, photos.options, photos.models)
+    except NoFace as error:
+        return _as_it_is(path, seed, size, error)
     except AssetError as error:
         raise InputError(
             f"{path}: no identity beside it ({path.stem}.npy or .json), and to take it as a photo: "
@@ -229,21 +282,50 @@ def _from_photo(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job
         raise InputError(
             f"{error} (python -m spinmeround_jax.photo prepares photos with more options)"
         ) from error
-    if prepared.id_embedding is None or prepared.recognition is None:
-        raise InputError(f"{path}: {prepared.no_identity}")
     image = portraits.resized(prepared.image / np.float32(127.5) - 1.0, size)
     record = prepared.record()
-    del record["id_embedding"]  # tells a face; results are passed on more freely than portraits
-    source = {"input": str(path), "photo": record}
-    recognition = prepared.recognition["sha256"]
-    return Job(path.stem, image[None], prepared.id_embedding, seed, source, recognition=recognition)
+    record.pop(
+        "id_embedding", None
+    )  # tells a face; results are passed on more freely than portraits
+    notes = list(prepared.notes)
+    if photos.why_not and not photos.no_identity:
+        notes = [
+            f"no identity: {photos.why_not}" if n.startswith("no identity") else n for n in notes
+        ]
+    return Job(
+        path.stem,
+        image[None],
+        prepared.id_embedding,
+        seed,
+        {"input": str(path), "photo": record},
+        recognition=prepared.recognition and prepared.recognition["sha256"],
+        notes=tuple(f"{path}: {note}" for note in notes),
+        shown=preview.draw(prepared),
+    )
 
 
-def _from_views(name: str, files: Sequence[pathlib.Path], seed: int, size: int) -> Job:
+def _as_it_is(path: pathlib.Path, seed: int, size: int, reason: NoFace) -> Job:
+    """A square picture in which nobody is found may be a portrait all the same.
+
+    Raises:
+        InputError: it is not square.
+    """
+    try:
+        image = portraits.read_image(path, size)
+    except InputError as error:
+        raise InputError(str(reason)) from error
+    note = f"{path}: no face found; taken for an aligned portrait, without an identity"
+    return Job(path.stem, image[None], None, seed, {"input": str(path)}, notes=(note,))
+
+
+def _from_views(
+    name: str, files: Sequence[pathlib.Path], seed: int, size: int, photos: Photos
+) -> Job:
     images = np.stack([portraits.read_image(file, size) for file in files])
     source = {"observed": [str(file) for file in files]}
-    identity, recognition = portraits.read_identity(files[0]), portraits.read_recognition(files[0])
-    return Job(name, images, identity, seed, source, recognition=recognition)
+    identity, notes = _given_identity(files[0], photos)
+    recognition = portraits.read_recognition(files[0])
+    return Job(name, images, identity, seed, source, recognition=recognition, notes=notes)
 
 
 def slerp(a: np.ndarray, b: np.ndarray, between: int) -> np.ndarray:

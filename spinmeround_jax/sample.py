@@ -9,6 +9,7 @@ import pathlib
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from spinmeround_jax import cameras, checkpoints, cli, requests
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.diffusion.pipeline import Pipeline, default_batch, run_settings
 from spinmeround_jax.files import InputError
-from spinmeround_jax.photo import likeness
+from spinmeround_jax.photo import assets, face_resnet, likeness
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.prepare import Models, Options
@@ -43,22 +44,58 @@ def plan(args: argparse.Namespace, size: int, photos: requests.Photos) -> list[r
     if args.interpolate:
         return requests.interpolated(*args.interpolate, args.steps_between, args.seed, size)
     if args.observed:
-        return [requests.one_person(*parse_observed(args.observed), args.seed, size)]
+        return [requests.one_person(*parse_observed(args.observed), args.seed, size, photos)]
     return requests.from_inputs(args.input, args.seed, size, photos)
 
 
-def photo_settings(args: argparse.Namespace, kind: str | None) -> requests.Photos:
+def photo_settings(args: argparse.Namespace, provenance: Mapping[str, Any]) -> requests.Photos:
     """How photos become portraits; models are loaded when the first one needs them."""
-    # The released weights know heads as PanoHead crops them, others as data_prep places them.
-    framing = "panohead" if kind == "released weights" else "canonical"
-    return requests.Photos(
-        Models(args.models), Options(args.face, framing, "keep" if args.keep_background else "auto")
+    # The released weights know ArcFace, and heads as PanoHead crops them; others record what they know
+    # and have heads as data_prep places them.
+    released = provenance.get("kind") == "released weights"
+    known = _recogniser_of(provenance)
+    models, why_not = _front_end(args, known)
+    options = Options(
+        args.face,
+        "panohead" if released else "canonical",
+        "keep" if args.keep_background else "auto",
+        why_not is None,
     )
+    return requests.Photos(models, options, known.get("sha256"), args.no_identity, why_not)
+
+
+def _recogniser_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Name and SHA-256 of what made the identities that these weights were trained with, {} if unknown."""
+    if provenance.get("kind") == "released weights":
+        return {"name": "ArcFace", "sha256": assets.RECOGNITION.sha256}
+    recogniser = provenance.get("recogniser")
+    return recogniser if isinstance(recogniser, dict) else {}
+
+
+def _front_end(args: argparse.Namespace, known: dict[str, Any]) -> tuple[Models, str | None]:
+    """What looks at photos for weights that know this recogniser, and why it makes no identities."""
+    if args.no_identity:
+        return Models(), "--no-identity"
+    if known.get("name") == "ArcFace":
+        arcface = Models(args.models, front_end="insightface")
+        try:
+            arcface.check()
+        except AssetError as error:
+            return Models(), f"the weights know ArcFace's, and {error}"
+        return arcface, None
+    if not known:
+        return Models(), "the weights do not say whose they know"
+    if known.get("sha256") != face_resnet.sha256():
+        return Models(), f"the weights know those of {known.get('name')}, another recogniser"
+    return Models(), None
 
 
 def use_compilation_cache() -> None:
     """Keep compiled programs between starts, in the user's cache folder."""
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    try:
+        root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    except RuntimeError:  # no home folder, as of an unknown user in a container
+        return
     jax.config.update("jax_compilation_cache_dir", str(root / "spinmeround_jax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -88,7 +125,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         "checkpoint": str(args.checkpoint),
         **run_settings(description, sampling, args.dtype, args.max_batch),
     }
-    photos = photo_settings(args, description.provenance.get("kind"))
+    photos = photo_settings(args, description.provenance)
     plans = plan(args, description.config.image_size, photos)
     # What decides the pictures: a head that was made with the same is left alone.
     same = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
@@ -146,10 +183,14 @@ def make_all(
         loaded, errors = load(batch)
         for error in errors:
             tqdm.write(f"error: {error}", file=sys.stderr)
+        for note in (note for job in loaded for note in job.notes):
+            tqdm.write(f"note: {note}", file=sys.stderr)
         unread += errors
-        if loaded:
-            angles = batch[0].observed_angles
-            failed += make(pipeline, loaded, trajectory, angles, common, args, models)
+        angles = batch[0].observed_angles
+        for known in (True, False):
+            same = [job for job in loaded if (job.id_embedding is not None) == known]
+            if same:
+                failed += make(pipeline, same, trajectory, angles, common, args, models)
     return failed + len(unread), unread
 
 
@@ -197,12 +238,15 @@ def make(
     failed = 0
     for i, job in enumerate(batch):
         about = {"source": job.source, "request": job.request, "seed": job.seed, "seconds": seconds}
+        about["identity"] = job.identity
         settings = {**about, **common}
         folder = args.out / job.name
         try:
             head = heads.head(i)
             measured = measure_likeness(head, job, models)
-            head_folder.write_head(folder, head, settings, args.normals, job.truth, measured)
+            head_folder.write_head(
+                folder, head, settings, args.normals, job.truth, measured, job.shown
+            )
         except (InputError, OSError) as error:
             failed += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
@@ -210,11 +254,11 @@ def make(
 
 
 def measure_likeness(head: Heads, job: Job, models: Models) -> Likeness | None:
-    """Where the identity is ArcFace's and its model is at hand."""
+    """Where the recogniser that made the identity is at hand."""
     if job.recognition is None or job.id_embedding is None:
         return None
     try:
-        if models.recogniser.sha256 != job.recognition:
+        if models.recognition["sha256"] != job.recognition:
             return None
         measured = likeness.measure(head.images, job.id_embedding, models)
     except AssetError:

@@ -14,9 +14,10 @@ from spinmeround_jax.diffusion.samplers import SAMPLERS
 DESCRIPTION = """Views all around a head, with normals, from one portrait and its identity.
 
 A portrait is a square image of an upright head on a plain (or transparent: white) background,
-with its ArcFace embedding beside it: alice.png and alice.npy (512 floats), or alice.json holding
-{"id_embedding": [512 numbers]}. Views of one person are a folder with one or three such pictures and
-views.json: [{"file": "front.png", "yaw": 0, "pitch": 0}, ...]. Angles are in degrees; the portrait
+with its identity beside it: alice.png and alice.npy (512 floats), or alice.json holding
+{"id_embedding": [512 numbers]}. Any other picture is taken for a photo, and
+prepared on the way. Views of one person are a folder with one or three portraits and views.json:
+[{"file": "front.png", "yaw": 0, "pitch": 0}, ...]. Angles are in degrees; the portrait
 is yaw 0, pitch 0, positive yaw is towards the subject's left ear, positive pitch is up."""
 
 EXAMPLES = """examples:
@@ -78,13 +79,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     photos = parser.add_argument_group("photos: pictures without an identity beside them")
-    photos.add_argument("--models", type=path, help="folder of the models (as of photo.fetch)")
+    photos.add_argument("--models", type=path, help="insightface's folder (as of photo.fetch)")
     photos.add_argument(
         "--face",
         type=cli.integer(1),
         default=1,
         metavar="N",
         help="which one; 1 is the largest (1)",
+    )
+    photos.add_argument(
+        "--no-identity", action="store_true", help="the empty identity, also for portraits with one"
     )
     photos.add_argument("--keep-background", action="store_true", help="do not make it white")
 

@@ -367,6 +367,7 @@ def provenance(config: Config, steps: int) -> dict[str, Any]:
         "data": {
             name: manifest[name] for name in ("source", "license", "seed", "image_size", "views")
         },
+        "recogniser": manifest.get("recogniser"),
         "sampling": dataclasses.asdict(config.sampling),
         "ablation": dataclasses.asdict(config.ablation),
         "config": json.loads(json.dumps(dataclasses.asdict(config))),

@@ -71,12 +71,24 @@ def test_neighbour_difference_of_a_closed_ring():
 def test_command_writes_tables_scores_and_pictures(finished):
     out, _ = finished
     table = (out / "table.md").read_text()
-    for row in ("mean training head", "tiny", "tiny, anchors false", "tiny: its autoencoder"):
+    turned = "tiny, input at yaw ±30"
+    for row in (
+        "mean training head",
+        "tiny",
+        turned,
+        "tiny, anchors false",
+        "tiny: its autoencoder",
+    ):
         assert f"| {row} |" in table
     result = json.loads((out / "scores.json").read_text())
     scores = result["scores"]
     assert len(scores["tiny"]["psnr"]) == 2 and len(scores["tiny"]["consistency"]) == 2
     assert np.shape(result["per_view"]["tiny"]["psnr"]) == (2, 7)
+    assert np.shape(result["per_view"][turned]["normals"]) == (2, 7)
+    # Losses are of the model, not of how it is sampled; two heads swap their identities.
+    assert len(scores["tiny"]["held_out_gap"]) == len(scores["tiny"]["swapped_identity"]) == 2
+    assert "held_out_gap" not in scores["tiny, anchors false"]
+    assert all(len(scores[row]["hair"]) == 2 for row in ("tiny", "nearest training head"))
     assert any("LPIPS needs 32 pixels" in note for note in result["notes"])
     summary = result["summary"]["tiny"]["psnr"]
     assert summary["low"] <= summary["mean"] <= summary["high"] and summary["subjects"] == 2
@@ -97,7 +109,8 @@ def test_the_turntable_is_sampled_only_for_what_is_measured_of_it(finished, tmp_
         Pipeline, "spin", lambda self, *a: views.append(len(a[2])) or spin(self, *a)
     )
     assert evaluate.main([*arguments, *skip, f"--out={tmp_path}"]) == 0
-    assert views == [8, 8]  # the frontal view and the anchors, of two heads
+    # The frontal view and the anchors, of two heads; then the anchors from two inputs that are turned.
+    assert views == [8, 8, 7, 7, 7, 7]
     found, expected = (json.loads((x / "scores.json").read_text()) for x in (tmp_path, out))
     np.testing.assert_allclose(
         found["scores"]["tiny"]["psnr"], expected["scores"]["tiny"]["psnr"], rtol=1e-5
@@ -127,7 +140,7 @@ def test_what_is_kept_is_not_sampled_again(finished, heads, monkeypatch):
 
     # Another seed, and touched data, are other parts.
     assert evaluate.main([*arguments, "--seed", "1"]) == 0
-    assert len(list((out / "parts").iterdir())) == count + 4
+    assert len(list((out / "parts").iterdir())) == count + 6
     assert (out / "scores.json").read_bytes() != before["scores.json"]
 
 
@@ -175,3 +188,43 @@ def test_errors_name_the_folder(heads, tmp_path, capsys):
     assert "2 held-out subjects" in capsys.readouterr().err
     assert evaluate.main([*arguments, "--subjects", "2", "--out", str(tmp_path / "o")]) == 1
     assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+class Turned:
+    """In place of sampling: what is true of the first held-out head when its input stands at `yaw`."""
+
+    def __init__(self, heads, monkeypatch):
+        self.source, self.yaws = HeldOut(heads), iter(protocol.TURNED)
+        monkeypatch.setattr(protocol.sampling, "spin", self.spin)
+
+    def spin(self, pipeline, variant, images, id_embeddings, trajectory, seeds):
+        yaw = next(self.yaws)
+        views = protocol.load_views(self.source, [0], trajectory + [yaw, 0.0])
+        # The whole head was turned before the camera, instead of the camera around the head.
+        turn = cameras.orbit(yaw)[:3, :3]
+        return measures.Views(
+            views.images, np.einsum("ij,snhwj->snhwi", turn, views.normals), views.mask
+        )
+
+
+def test_inputs_that_are_turned_are_judged_in_their_own_frame(heads, model, tmp_path, monkeypatch):
+    arguments = ["--checkpoint", str(model), "--data", str(heads), "--out", str(tmp_path)]
+    skip = [f"--skip={name}" for name in sorted(measures.AROUND)]
+    run = protocol._Heads(evaluate.parse_arguments([*arguments, "--subjects", "1", *skip]))
+    Turned(heads, monkeypatch)
+    score = run.turned(run.candidates[0])
+    assert score.values["psnr"].min() > 100.0 and score.values["normals"].max() < 0.1
+
+
+def test_hair_behind_is_its_mean_colour():
+    true = np.full((2, 1, 64, 64, 3), -1.0)
+    true[:, :, 20:32, 26:38] = [0.2, -0.4, -0.6]
+    made = np.roll(true, 1, axis=3)
+    made[1, :, 20:32, 27:39] = [-0.6, -0.4, 0.2]
+    mask = np.ones((2, 1, 64, 64), bool)
+    same, other = measures.hair_difference(
+        measures.Views(made, None, mask), measures.Views(true, None, mask)
+    )
+    assert same < 1.0 < 10.0 < other
+    none = measures.Views(true, None, ~mask)
+    assert np.isnan(measures.hair_difference(measures.Views(made, None, mask), none)).all()

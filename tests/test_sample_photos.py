@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from spinmeround_jax import checkpoints, sample
 from spinmeround_jax.config import RELEASED
-from spinmeround_jax.photo import assets, likeness
+from spinmeround_jax.photo import assets, face_resnet, likeness
 from spinmeround_jax.photo.prepare import Models
 from tests.support import photo_models
 from tests.support.tiny_model import random_model
@@ -34,7 +35,7 @@ def test_likeness_is_one_for_the_photo_itself_and_unknown_without_a_face(models)
     other, _ = photo_models.draw_photo(skin=(90, 60, 200))
     wall = np.full((640, 640, 3), photo_models.WALL)
     views = np.stack([np.asarray(photo), np.asarray(other), wall]) / 127.5 - 1.0
-    loaded = Models(models)
+    loaded = Models(models, front_end="insightface")
     face = loaded.finder.find(np.asarray(photo))[0]
     identity = loaded.recogniser.embed(np.asarray(photo), face.five - 0.5)
     found = likeness.measure(views, identity, loaded)
@@ -49,7 +50,10 @@ def test_a_folder_of_photos(models, tmp_path, capsys, monkeypatch):
     checkpoints.save_model(
         tmp_path / "model",
         random_model(),
-        {"sampling": dataclasses.asdict(dataclasses.replace(RELEASED, steps=2, normals_steps=2))},
+        {
+            "sampling": dataclasses.asdict(dataclasses.replace(RELEASED, steps=2, normals_steps=2)),
+            "recogniser": {"name": "ArcFace", "sha256": assets.RECOGNITION.sha256},
+        },
     )
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -74,8 +78,9 @@ def test_a_folder_of_photos(models, tmp_path, capsys, monkeypatch):
         return code, captured.out, captured.err
 
     code, text, error = run()
-    assert code == 1 and "1 written, 0 skipped, 1 failed" in text
-    assert "wall.png" in error and "no face" in error
+    # Nobody is seen on the wall, but it is square: it may be a portrait.
+    assert code == 0 and "2 written, 0 skipped, 0 failed" in text
+    assert "wall.png: no face found" in error
     out = tmp_path / "out" / "ann"
     with (out / "likeness.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -87,4 +92,78 @@ def test_a_folder_of_photos(models, tmp_path, capsys, monkeypatch):
     assert settings["source"]["photo"]["alignment"]["framing"] == "canonical"
     assert "id_embedding" not in json.dumps(settings["source"])
     assert "Likeness" in (tmp_path / "out" / "index.html").read_text()
-    assert "1 skipped" in run()[1]
+    assert "2 skipped" in run()[1]
+
+
+# --------------------------------------------------------------------------------------------------
+# The free front end
+
+
+@pytest.fixture
+def sampled(tmp_path, capsys):
+    """`sampled(recogniser, files..., options)`: exit code, stderr, settings of every head."""
+    data = pytest.importorskip("skimage.data")
+    Image.fromarray(data.astronaut()).save(tmp_path / "astronaut.png")
+    sampling = dataclasses.asdict(dataclasses.replace(RELEASED, steps=2, normals_steps=2))
+
+    def run(recogniser, *arguments):
+        model, out = tmp_path / "model", tmp_path / "out"
+        if not model.exists():
+            provenance = {"sampling": sampling, "recogniser": recogniser}
+            checkpoints.save_model(model, random_model(), provenance)
+        argv = ["--checkpoint", model, "--out", out, "--yaw-pitch", "0,0", "--no-compilation-cache"]
+        code = sample.main([str(argument) for argument in (*argv, "--input", *arguments)])
+        found = {
+            path.parent.name: json.loads(path.read_text()) for path in out.glob("*/settings.json")
+        }
+        return code, capsys.readouterr().err, found
+
+    return run
+
+
+OURS = {"name": face_resnet.NAME, "sha256": face_resnet.sha256()}
+
+
+@pytest.mark.parametrize(
+    ("recogniser", "options", "identity", "note"),
+    [
+        (OURS, (), f"vector of recogniser {OURS['sha256'][:12]}", ""),
+        (OURS, ("--no-identity",), "none: the empty identity", ""),
+        (None, (), "none: the empty identity", "do not say whose they know"),
+        ({**OURS, "sha256": "0" * 64}, (), "none: the empty identity", "another recogniser"),
+    ],
+)
+def test_the_identity_of_a_photo_is_what_the_weights_know(
+    sampled, tmp_path, recogniser, options, identity, note
+):
+    code, error, found = sampled(recogniser, tmp_path / "astronaut.png", *options)
+    assert code == 0 and note in error
+    assert found["astronaut"]["identity"] == identity
+    assert (tmp_path / "out" / "astronaut" / "photo.jpg").is_file()
+    assert "identity: " + identity in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_identities_of_others_are_refused(sampled, tmp_path):
+    portrait = Image.new("RGB", (64, 64), (200, 150, 120))
+    vector = np.random.default_rng(0).standard_normal(512)
+    vectors = {
+        "arcface": {"id_embedding": vector.tolist(), "recognition": {"sha256": "1" * 64}},
+        "random": {"id_embedding": vector.tolist()},
+        "ours": {"id_embedding": [*vector[:128], *[0.0] * 384], "recognition": OURS},
+        "none": {"no_identity": "nobody is seen"},
+    }
+    for name, record in vectors.items():
+        portrait.save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    portrait.save(tmp_path / "plain.png")  # nobody is found in it, but it may be a portrait
+    Image.new("RGB", (64, 40)).save(tmp_path / "wall.png")
+    inputs = [tmp_path / f"{name}.png" for name in (*vectors, "plain", "wall")]
+    code, error, found = sampled(OURS, *inputs)
+    assert code == 1 and found.keys() == {"ours", "none", "plain"}
+    assert "arcface.png: its identity is by another recogniser" in error
+    assert "random.png: its identity is not a vector of" in error
+    assert "none.png: goes on without an identity: nobody is seen" in error
+    assert "plain.png: no face found" in error and "wall.png: no face found" in error
+    assert found["plain"]["identity"] == found["none"]["identity"] == "none: the empty identity"
+    code, error, found = sampled(OURS, tmp_path / "arcface.png", "--no-identity")
+    assert code == 0 and found["arcface"]["identity"] == "none: the empty identity"

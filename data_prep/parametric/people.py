@@ -154,7 +154,7 @@ class Person:
     expression: dict[str, float]  # unit of _EXPRESSIONS -> weight
     gaze: tuple[float, float]  # degrees, to the person's left and up
     place: str  # of environments.table() whose light it is, or 'studio'
-    light_turn: float  # degrees about the vertical; of a place
+    light_side: float  # degrees: where the lamp of a place stands, positive at the person's left
     light_balance: float  # 0 as it is, 1 white on average; of a place
     light_azimuth: float  # degrees, positive from the person's left; of the studio
     light_elevation: float
@@ -361,7 +361,7 @@ def sample_person(seed: int) -> Person:
         expression=_expression(rng),
         gaze=(float(rng.normal(0, 2.5)), float(rng.normal(0, 1.5))),
         place="studio" if rng.random() < 0.35 else str(rng.choice(list(environments.table()))),
-        light_turn=float(rng.uniform(0, 360)),
+        light_side=float(rng.uniform(-80, 80)),
         light_balance=float(rng.uniform(0.5, 1)),
         light_azimuth=float(rng.choice([-1, 1]) * rng.uniform(15, 55)),
         light_elevation=float(rng.uniform(20, 50)),

@@ -40,7 +40,9 @@ def light_of(person: Person) -> shading.Light:
         )
     place = environments.table()[person.place]
     exposure = person.key_strength * (1.05 + 0.3 * person.skin_tone)  # as a camera does on its own
-    return shading.place_light(place, person.light_turn, exposure, person.light_balance)
+    x, _, z = place.lamp
+    turn = person.light_side - np.degrees(np.arctan2(x, z))
+    return shading.place_light(place, turn, exposure, person.light_balance)
 
 
 def build_scene(person: Person, size: int) -> tuple[render.Scene, Head]:

@@ -12,6 +12,7 @@ import numpy as np
 from data_prep.rendering import environments
 
 SKIN, EYE, HAIR, CLOTH, PLASTIC = range(5)
+_EVEN_LIGHT = 0.35  # share of a place's light that comes from everywhere, as from a reflector
 _FACE_LIGHT = 0.95  # irradiance / pi on a face, as in the studio
 
 
@@ -35,6 +36,9 @@ class Light:
         return np.maximum(environments.basis(directions) @ self.surroundings, 0)
 
 
+_CONSTANT = 0.28209479  # the spherical harmonic of degree 0
+
+
 def direction(azimuth: float, elevation: float) -> np.ndarray:
     """Unit vector; degrees, azimuth 0 = +z (front), positive toward +x."""
     a, e = np.radians([azimuth, elevation])
@@ -48,7 +52,7 @@ def make_light(azimuth: float, elevation: float, strength: float, warmth: float)
     # A gradient from floor to sky is harmonics 0 and 1 (y).
     sky, floor = 0.46 * cool, 0.17 * warm
     surroundings = np.zeros((9, 3), np.float32)
-    surroundings[0] = (sky + floor) / 2 / 0.28209479
+    surroundings[0] = (sky + floor) / 2 / _CONSTANT
     surroundings[1] = (sky - floor) / 2 / 0.48860251
     return Light(
         key=direction(azimuth, elevation),
@@ -68,19 +72,22 @@ def place_light(
 
     exposure: around 1. balance: 0 keeps the colour of the light, 1 makes it white (on average).
     """
-    surroundings = environments.turned(place.irradiance, turn)
+    # What the light is behind the head no portrait tells: not too much of another colour and strength.
+    surroundings = (1 - _EVEN_LIGHT) * environments.turned(place.irradiance, turn)
+    lamp_colour = (1 - _EVEN_LIGHT) * place.lamp_colour
+    surroundings[0] += _EVEN_LIGHT * (place.irradiance[0] + place.lamp_colour / 4 / _CONSTANT)
     key = environments.turn(place.lamp, turn)
     # A camera exposes for what it sees: faces turned to the front, and a little to each side.
     facing = np.stack([direction(azimuth, 10.0) for azimuth in (-40.0, 0.0, 40.0)])
     lit = environments.basis(facing) @ surroundings
-    lit = lit + np.clip(facing @ key, 0, None)[:, None] * place.lamp_colour
+    lit = lit + np.clip(facing @ key, 0, None)[:, None] * lamp_colour
     mean = lit.mean(axis=0)
     gain = (mean.mean() / mean) ** balance
     scale = np.float32(exposure * _FACE_LIGHT) * gain / (mean * gain).mean()
     nothing = np.zeros(3, np.float32)
     return Light(
         key=np.float32(key),
-        key_colour=np.float32(scale * place.lamp_colour),
+        key_colour=np.float32(scale * lamp_colour),
         fill=np.array([0, 0, 1], np.float32),
         fill_colour=nothing,
         back=np.array([0, 0, -1], np.float32),

@@ -111,7 +111,7 @@ def _check_manifest(manifest: Any, path: pathlib.Path) -> None:
         raise InputError(f"{path}: image_size and views must be positive")
     split_views = manifest.get("split_views", {})
     if not isinstance(split_views, dict) or not all(
-        isinstance(views, int) and views > 0 for views in split_views.values()
+        type(views) is int and views > 0 for views in split_views.values()
     ):
         raise InputError(
             f"{path}: 'split_views' must give positive numbers of views, got {split_views!r}"

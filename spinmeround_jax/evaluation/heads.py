@@ -7,6 +7,7 @@ training subject whose frontal view is nearest in pixels, shown at each view.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 from typing import Any
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from spinmeround_jax import cameras
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.data.subjects import HeldOut
-from spinmeround_jax.evaluation import frechet, measures, models, sampling
+from spinmeround_jax.evaluation import frechet, losses, measures, models, sampling
 from spinmeround_jax.evaluation.measures import Score, Views
 from spinmeround_jax.evaluation.models import Candidate
 from spinmeround_jax.evaluation.parts import Parts, stamp_of
@@ -26,6 +27,8 @@ from spinmeround_jax.evaluation.sampling import Variant
 from spinmeround_jax.results.head_folder import to_pixels
 
 RING = 48
+TURNED = (30.0, -30.0)  # yaws of inputs that do not look into the camera
+SIGMA = 10.0  # at which losses are compared: where what is not seen is decided
 SUBJECTS = 32
 MEAN, NEAREST, TRUE = "mean training head", "nearest training head", "true renders"
 TOLERANCE = 0.01  # degrees within which a stored camera is the one asked for
@@ -95,6 +98,10 @@ def repeated(images: np.ndarray, normals: np.ndarray, mask: np.ndarray) -> Views
     return Views(np.broadcast_to(images, everyone), np.broadcast_to(normals, everyone), mask)
 
 
+def turned_name(name: str) -> str:
+    return f"{name}, input at yaw ±{TURNED[0]:g}"
+
+
 def ceiling_name(name: str) -> str:
     return f"{name}: its autoencoder"
 
@@ -103,7 +110,7 @@ def check_rows(args: argparse.Namespace) -> None:
     """Raises UsageError unless every row of the table will have a name of its own."""
     rows = [MEAN, NEAREST, TRUE]
     for name, _ in map(models.named, args.checkpoint):
-        for row in (name, ceiling_name(name)):
+        for row in (name, turned_name(name), ceiling_name(name)):
             if row in rows:
                 raise UsageError(
                     f"--checkpoint: two rows would be {row!r}; name each model: NAME=DIR"
@@ -124,8 +131,8 @@ def run(args: argparse.Namespace) -> Result:
     protocol = _Heads(args)
     scores = protocol.references()
     for candidate in protocol.candidates:
-        for variant in candidate.variants:
-            scores.append(protocol.sampled(candidate, variant))
+        own, *others = [protocol.sampled(candidate, v) for v in candidate.variants]
+        scores += [protocol.with_losses(candidate, own), protocol.turned(candidate), *others]
         scores.append(protocol.ceiling(candidate))
     scores = frechet.added(
         scores, protocol.strips, protocol.count, protocol.instruments, protocol.parts
@@ -200,6 +207,19 @@ class _Heads:
         ring = load_views(self.portraits, chunk, self.trajectory)
         return ring, self.instruments.looked_at(ring.at(self.anchors))
 
+    def compare(self, views: Views, truth: Views) -> dict[str, np.ndarray]:
+        """Of the anchors, all that is measured of images and normals."""
+        values = measures.compare(views, truth, self.instruments)
+        if measures.HAIR.name in self.wanted:
+            behind = [list(abs(cameras.anchors()[:, 0])).index(180.0)]
+            hair = measures.hair_difference(views.at(behind), truth.at(behind))
+            values[measures.HAIR.name] = hair
+        return values
+
+    def identities(self, chunk: list[int]) -> np.ndarray:
+        """(s, 512) of held-out heads."""
+        return np.stack([self.portraits.load(i, [0]).id_embedding for i in chunk])
+
     def references(self) -> list[Score]:
         """The rows that need no model."""
         baselines, poses = self.baselines, cameras.orbit(*self.trajectory.T)
@@ -211,8 +231,8 @@ class _Heads:
             nearest = load_views(self.train, chosen, cameras.anchors())
             true = measures.reprojections(ring.images, ring.normals, poses, self.wanted)
             return {
-                **_prefixed("mean", measures.compare(mean, truth, self.instruments)),
-                **_prefixed("nearest", measures.compare(nearest, truth, self.instruments)),
+                **_prefixed("mean", self.compare(mean, truth)),
+                **_prefixed("nearest", self.compare(nearest, truth)),
                 **_prefixed("true", true),
             }
 
@@ -237,13 +257,13 @@ class _Heads:
 
             def make(chunk: list[int]) -> dict[str, np.ndarray]:
                 ring, truth = self.truth(chunk)
-                identities = np.stack([self.portraits.load(i, [0]).id_embedding for i in chunk])
                 seeds = self.args.seed + np.array(chunk)
+                identities = self.identities(chunk)
                 made = sampling.spin(
                     pipeline(), variant, ring.images[:, :1], identities, self.trajectory, seeds
                 )
                 anchors = Views(made.images, made.normals, ring.mask).at(self.anchors)
-                values = measures.compare(anchors, truth, self.instruments)
+                values = self.compare(anchors, truth)
                 if measures.CONSISTENCY.name in self.wanted:
                     change = [measures.neighbour_difference(x.images) for x in (made, ring)]
                     values[measures.CONSISTENCY.name] = change[0] / change[1]
@@ -261,6 +281,85 @@ class _Heads:
                 bar.update()
         return Score(name, "model", _joined(found, "value"))
 
+    def turned(self, candidate: Candidate) -> Score:
+        """The same from inputs at the yaws of `TURNED`: a mean over them for each anchor.
+
+        Anchors, cameras and normals are counted from the input, as everything that comes out is.
+        """
+        name, own = turned_name(candidate.name), candidate.variants[0]
+        angles = cameras.anchors()
+
+        def make(chunk: list[int]) -> dict[str, np.ndarray]:
+            with tqdm(disable=True) as bar:
+                pipeline = candidate.pipeline(own, bar, self.size, self.args.data)
+            identities, seeds = self.identities(chunk), self.args.seed + np.array(chunk)
+            found = []
+            for yaw in TURNED:
+                portrait = load_views(self.portraits, chunk, np.array([[yaw, 0.0]])).images
+                views = load_views(self.portraits, chunk, angles + [yaw, 0.0])
+                normals = cameras.normals_to_camera(views.normals, cameras.orbit(yaw))
+                truth = self.instruments.looked_at(dataclasses.replace(views, normals=normals))
+                made = sampling.spin(pipeline, own, portrait, identities, angles, seeds)
+                made = Views(made.images, made.normals, views.mask)
+                found.append(measures.compare(made, truth, self.instruments))
+            return _prefixed("value", {k: np.mean([x[k] for x in found], axis=0) for k in found[0]})
+
+        found = []
+        for chunk in tqdm(self.chunks, desc=name, unit="part"):
+            decided = {**self._decided(candidate, own, chunk), "row": "turned"}
+            found.append(self.parts.make(decided, functools.partial(make, chunk)))
+        return Score(name, "model", _joined(found, "value"))
+
+    def with_losses(self, candidate: Candidate, score: Score) -> Score:
+        """`score`, and how the loss at `SIGMA` compares: held out to trained on, identities swapped.
+
+        One view observed, the frontal one; targets are anchors, the same with the same noise each time.
+        """
+        if not {measures.GAP.name, measures.SWAPPED.name} & set(self.wanted):
+            return score
+
+        @functools.cache
+        def loss() -> losses.Loss:
+            with tqdm(disable=True) as bar:
+                own = candidate.variants[0]
+                pipeline = candidate.pipeline(own, bar, self.size, self.args.data)
+            return losses.Loss(candidate.model, candidate.ablation, pipeline, SIGMA)
+
+        def make(source: HeldOut, count: int, chunk: list[int]) -> dict[str, np.ndarray]:
+            angles = cameras.turntable(candidate.model.config.views)
+            views = load_views(source, chunk, angles)
+            neighbours = [(i + 1) % count for i in chunk]
+            own, other = (
+                [source.load(i, [0]).id_embedding for i in x] for x in (chunk, neighbours)
+            )
+            return {
+                "own": loss()(views, angles, np.stack(own), chunk),
+                "other": loss()(views, angles, np.stack(other), chunk),
+            }
+
+        found = {}
+        for source in (self.train, self.portraits):
+            count = min(self.count, len(source))
+            parts = []
+            for chunk in self.chunks:
+                decided = {"row": "loss", "split": source.source.split, "of": self.count}
+                decided |= {"weights": candidate.weights, "sigma": SIGMA, "subjects": chunk}
+                some = [i for i in chunk if i < count]
+                if some:
+                    parts.append(
+                        self.parts.make(decided, functools.partial(make, source, count, some))
+                    )
+            found[source.source.split] = {
+                name: np.concatenate([part[name] for part in parts]) for name in ("own", "other")
+            }
+        held_out, train = found["held_out"], found["train"]
+        values = {
+            measures.GAP.name: held_out["own"] / train["own"].mean(),
+            measures.SWAPPED.name: held_out["other"] / held_out["own"].mean(),
+        }
+        values = {name: value for name, value in values.items() if name in self.wanted}
+        return dataclasses.replace(score, values={**score.values, **values})
+
     def ceiling(self, candidate: Candidate) -> Score:
         """The truth through the model's autoencoder: what diffusion can at best reach."""
 
@@ -270,7 +369,7 @@ class _Heads:
                 pipeline = candidate.pipeline(candidate.variants[0], bar)
             again = sampling.repeat(pipeline, truth.images, truth.normals, cameras.anchors())
             repeat = Views(*again, truth.mask)
-            return _prefixed("value", measures.compare(repeat, truth, self.instruments))
+            return _prefixed("value", self.compare(repeat, truth))
 
         name = ceiling_name(candidate.name)
         found = []

@@ -47,9 +47,12 @@ REPROJECTION = Measure("reprojection", "reprojection (dB)", 2, "higher")
 REPROJECTION_NORMALS = Measure("reprojection_normals", "reprojection, normals (°)", 1, "lower")
 ARCFACE = Measure("arcface", "ArcFace similarity", 3, "higher")
 SECOND = Measure("second_recognition", "second recognition", 3, "higher")
+HAIR = Measure("hair", "hair behind (ΔE00)", 1, "lower")
+GAP = Measure("held_out_gap", "loss, held out / trained on", 2, "one")
+SWAPPED = Measure("swapped_identity", "loss, another's identity / own", 2, "lower")
 FID = Measure("fid", "FID", 1, "lower")
 ALL = (
-    PSNR, L2, SSIM, LPIPS, LPIPS_VGG, ARCFACE, SECOND, FID, NORMALS,
+    PSNR, L2, SSIM, LPIPS, LPIPS_VGG, ARCFACE, SECOND, FID, NORMALS, HAIR, GAP, SWAPPED,
     CONSISTENCY, REPROJECTION, REPROJECTION_NORMALS,
 )  # fmt: skip
 NAMES = tuple(measure.name for measure in ALL)
@@ -133,7 +136,7 @@ def choose(args: argparse.Namespace, size: int) -> Instruments:
         reason = f"needs {metrics.LPIPS_SMALLEST} pixels, these images have {size}"
         missing |= dict.fromkeys((LPIPS.name, LPIPS_VGG.name), reason)
     if importlib.util.find_spec("skimage") is None:
-        missing[SSIM.name] = f"needs scikit-image: {INSTALL}"
+        missing |= dict.fromkeys((SSIM.name, HAIR.name), f"needs scikit-image: {INSTALL}")
     elif size < metrics.SSIM_WINDOW:
         missing[SSIM.name] = f"needs {metrics.SSIM_WINDOW} pixels, these images have {size}"
     reprojections = (REPROJECTION.name, REPROJECTION_NORMALS.name)
@@ -195,6 +198,18 @@ def compare(views: Views, truth: Views, instruments: Instruments) -> dict[str, n
 def _recognised(recogniser: Recogniser, views: Views, truth: Views) -> np.ndarray:
     both = (recogniser.embed(x.images, truth.fives) for x in (views, truth))
     return recognition.similarity(*both)
+
+
+def hair_difference(behind: Views, truth: Views) -> np.ndarray:
+    """(s,) CIEDE2000 between mean colours of the back of the head, of views (s, 1, ...) from behind.
+
+    Its middle, where every head of the canonical framing has hair, a hat, or the skin of a bald one: a
+    disc of 0.15 image widths, 0.1 above the centre; that part of it that the true mask covers.
+    """
+    size = truth.mask.shape[-1]
+    rows, columns = (np.mgrid[:size, :size] + 0.5) / size - 0.5
+    disc = np.hypot(rows + 0.1, columns) < 0.15
+    return metrics.colour_difference(behind.images, truth.images, truth.mask & disc)[:, 0]
 
 
 def neighbour_difference(ring: np.ndarray) -> np.ndarray:

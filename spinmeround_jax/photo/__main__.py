@@ -24,16 +24,16 @@ from spinmeround_jax.photo.prepare import GENERATOR, Models, Options, Prepared, 
 DESCRIPTION = f"""Make portraits that `sample` takes from photos.
 
 Each photo gives NAME.png ({align.SIZE} x {align.SIZE}, the head upright in its place, on white) and
-NAME.json with its ArcFace identity, the head's pose, and how both came about. One photo that cannot
+NAME.json with its identity, the head's pose, and how both came about. One photo that cannot
 be used does not stop the others. What was done before is skipped."""
 
 EPILOG = """examples:
-  python -m spinmeround_jax.photo.fetch                                   # the models, once
   python -m spinmeround_jax.photo --input photos/ me.jpg --out aligned/ --preview
   python -m spinmeround_jax.sample --checkpoint weights/quickstart --input aligned/ --out out/
 
-  # for the released weights, which know heads as PanoHead crops them
-  ... --framing panohead
+  # for the released weights, which know ArcFace, and heads as PanoHead crops them
+  python -m spinmeround_jax.photo.fetch                       # the models, once; non-commercial
+  ... --front-end insightface --framing panohead
 
   # without detection: landmarks.json holds {"me.jpg": [[x, y], ... 5 or 68 points]}
   ... --landmarks landmarks.json
@@ -59,14 +59,19 @@ def build_parser() -> argparse.ArgumentParser:
     background = parser.add_mutually_exclusive_group()
     background.add_argument(
         "--background", choices=("auto", "rembg"), default="auto",
-        help="what tells it: the photo's own transparency, else face parsing; or rembg (auto)",
+        help="what tells it: the photo's own transparency, else segmentation; or rembg (auto)",
     )  # fmt: skip
     background.add_argument(
         "--keep-background", action="store_const", const="keep", dest="background",
         help="leave it as it is",
     )  # fmt: skip
-    parser.add_argument("--models", type=path, help="folder of models (as of photo.fetch)")
-    parser.add_argument("--recognition", type=path, help="recognition model (glintr100.onnx)")
+    parser.add_argument(
+        "--front-end", choices=("mediapipe", "insightface"), default="mediapipe",
+        help="what finds and recognises faces: as weights trained here know it, or ArcFace (mediapipe)",
+    )  # fmt: skip
+    parser.add_argument("--no-identity", action="store_true", help="only the aligned picture")
+    parser.add_argument("--models", type=path, help="insightface's folder (as of photo.fetch)")
+    parser.add_argument("--recognition", type=path, help="insightface's model (glintr100.onnx)")
     parser.add_argument(
         "--allow-other-recognition", action="store_true",
         help="take a recognition model that is not antelopev2's, for weights that know it",
@@ -165,12 +170,15 @@ def run(args: argparse.Namespace) -> int:
         for name in sorted(given.keys() - {photo.name for photo in photos}):
             print(f"note: {args.landmarks}: {name} is not among the photos", file=sys.stderr)
     todo = [p for p in photos if args.overwrite or not is_finished(args.out, p.stem)]
-    models = Models(args.models, args.recognition, args.allow_other_recognition)
+    if args.front_end == "mediapipe" and (args.recognition or args.allow_other_recognition):
+        raise UsageError("--recognition: belongs to --front-end insightface; add that")
+    models = Models(args.models, args.recognition, args.allow_other_recognition, args.front_end)
+    # What is missing is told before any photo.
     if any(photo.name not in given for photo in todo):
-        _ = models.finder, models.recogniser
-    elif todo and models.has_recognition:
-        _ = models.recogniser
-    options = Options(args.face, args.framing, args.background)
+        _ = models.finder
+    if todo and not args.no_identity and (models.has_recognition or not given):
+        _ = models.recognition
+    options = Options(args.face, args.framing, args.background, not args.no_identity)
     written, failed = 0, 0
     for photo in todo:
         try:

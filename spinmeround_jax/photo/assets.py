@@ -1,4 +1,4 @@
-"""The model files that the front end needs and that cannot be shipped: what, whose, from where.
+"""The model files of the insightface front end, which cannot be shipped: what, whose, from where.
 
     python -m spinmeround_jax.photo.fetch
 
@@ -105,12 +105,21 @@ FETCH_COMMAND = "python -m spinmeround_jax.photo.fetch"
 
 
 def models_folder(given: pathlib.Path | None = None) -> pathlib.Path:
-    """`given`, else $SPINMEROUND_MODELS, else the user's cache."""
+    """`given`, else $SPINMEROUND_MODELS, else the user's cache.
+
+    Raises:
+        AssetError: there is no home folder.
+    """
     if given is not None:
         return given
     if os.environ.get("SPINMEROUND_MODELS"):
         return pathlib.Path(os.environ["SPINMEROUND_MODELS"])
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    try:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    except RuntimeError as error:  # neither $HOME nor an entry for this user
+        raise AssetError(
+            "no home folder; say where models are: --models or $SPINMEROUND_MODELS"
+        ) from error
     return cache / "spinmeround_jax" / "models"
 
 

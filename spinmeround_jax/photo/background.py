@@ -1,4 +1,6 @@
-"""Which part of an aligned crop is the person: face parsing (BiSeNet), or any remover of rembg.
+"""Which part of an aligned crop is the person, with soft edges and without the old background's colour.
+
+Segmentation itself is done by `mediapipe`, by face parsing (BiSeNet), or by any remover of rembg.
 
 As the released code does, everything that the parser does not call background stays: skin, hair,
 hat, glasses, neck and clothes. Its mask is hard; here the edge is as soft as the parser is unsure.
@@ -18,6 +20,9 @@ from spinmeround_jax.photo.faces import INSTALL
 _CLASSES = 19  # of CelebAMask-HQ; 0 is the background
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+# Shares of the crop: radius of the guided filter; of blur fusion, first from far, then from near.
+_FILTER_SHARE, _FILTER_EPSILON = 64, 1e-4
+_FOREGROUND_SHARES = (6, 85)
 _REMBG_MODEL = "u2net_human_seg"
 
 
@@ -94,6 +99,50 @@ class Remover:
     def person(self, image: np.ndarray) -> np.ndarray:
         """(h, w) float32 in [0, 1], 1 = person, of an (h, w, 3) uint8 RGB crop."""
         return _unit(self._remove(Image.fromarray(image), session=self._session, only_mask=True))
+
+
+def refined(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """(h, w) mask whose edges follow those of the (h, w, 3) uint8 image, as hair does.
+
+    The guided filter (He, Sun and Tang, PAMI 2013) with grey as the guide; where the mask is sure far
+    from any edge, it stays.
+    """
+    guide = image.astype(np.float32).mean(axis=-1) / 255.0
+    radius = max(1, len(mask) // _FILTER_SHARE)
+    mean_guide, mean_mask = _box(guide, radius), _box(mask, radius)
+    covariance = _box(guide * mask, radius) - mean_guide * mean_mask
+    variance = _box(guide * guide, radius) - mean_guide**2
+    slope = covariance / (variance + _FILTER_EPSILON)
+    offset = mean_mask - slope * mean_guide
+    return np.clip(_box(slope, radius) * guide + _box(offset, radius), 0.0, 1.0)
+
+
+def foreground(colour: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(h, w, 3) colours in [0, 1] of the person alone, where the mask is between person and background.
+
+    Without it the old background shines through hair on white. Blur fusion (Forte 2021): both layers are
+    guessed from their surroundings, then held to `colour` = mask foreground + (1 - mask) background.
+    """
+    alpha = mask[..., None]
+    person = behind = colour
+    for share in _FOREGROUND_SHARES:
+        radius = max(1, len(mask) // share)
+        person = _box(person * alpha, radius) / np.maximum(_box(alpha, radius), 1e-4)
+        behind = _box(behind * (1.0 - alpha), radius) / np.maximum(_box(1.0 - alpha, radius), 1e-4)
+        person = person + alpha * (colour - alpha * person - (1.0 - alpha) * behind)
+        person = np.clip(person, 0.0, 1.0)
+    return np.where(alpha > 1e-3, person, colour)
+
+
+def _box(values: np.ndarray, radius: int) -> np.ndarray:
+    """Mean over a square of 2 radius + 1 pixels a side, the border repeated; (h, w) or (h, w, c)."""
+    for axis in (0, 1):
+        padding = [(radius + 1, radius) if i == axis else (0, 0) for i in range(values.ndim)]
+        sums = np.pad(values.astype(np.float64), padding, mode="edge").cumsum(axis=axis)
+        count = values.shape[axis]
+        upper = sums.take(range(2 * radius + 1, 2 * radius + 1 + count), axis=axis)
+        values = (upper - sums.take(range(count), axis=axis)) / (2 * radius + 1)
+    return values.astype(np.float32)
 
 
 def connected(mask: np.ndarray, seed: np.ndarray) -> np.ndarray:

@@ -71,6 +71,11 @@ def embed(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return out
 
 
+def is_one(vector: np.ndarray) -> bool:
+    """Whether a (512,) vector can be one of this network's."""
+    return not vector[128:].any()
+
+
 def aligned(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """(150, 150, 3) uint8: the face upright and in its place, by least squares over five points."""
     points = np.asarray(landmarks, np.float64)[list(_POINTS_OF_68), :2]

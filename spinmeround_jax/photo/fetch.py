@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import os
 import pathlib
 import shutil
 import sys
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ A download that was interrupted goes on where it stopped. Nothing is kept whose 
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
+_LARGEST = 2 << 30  # bytes of a file of unknown size
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -150,10 +151,10 @@ def take(source: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def download(url: str, partial: pathlib.Path, size: int | None) -> None:
-    """Downloads to `partial`, going on from what is there already.
+    """Downloads to `partial`, going on from what is there already; never more than `size` bytes.
 
     Raises:
-        AssetError: the server cannot be reached, refuses, or stops early.
+        AssetError: the server cannot be reached, refuses, stops early, or another fetch writes there.
     """
     have = partial.stat().st_size if size is not None and partial.is_file() else 0
     if size is not None and have >= size:
@@ -166,14 +167,23 @@ def download(url: str, partial: pathlib.Path, size: int | None) -> None:
             response = stack.enter_context(urllib.request.urlopen(request, timeout=_TIMEOUT))
             if have and response.status != 206:
                 have = 0  # the server starts from the beginning
-            file = stack.enter_context(partial.open("ab" if have else "wb"))
+            file = stack.enter_context(partial.open("ab"))
+            _lock(file, partial)
+            if file.tell() != have:  # another fetch got further meanwhile, or we start again
+                file.truncate(have)
             bar = stack.enter_context(
                 tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=partial.stem)
             )
+            left = (_LARGEST if size is None else size) - have
             while chunk := response.read(_CHUNK):
+                left -= len(chunk)
+                if left < 0:
+                    raise AssetError(
+                        f"{url}: sends more than the file has; get it elsewhere (--from)"
+                    )
                 file.write(chunk)
                 bar.update(len(chunk))
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise AssetError(
             f"{url}: cannot be downloaded ({error}); try again, or get it elsewhere and give it "
             "with --from"
@@ -181,6 +191,18 @@ def download(url: str, partial: pathlib.Path, size: int | None) -> None:
     got = partial.stat().st_size
     if size is not None and got < size:
         raise AssetError(f"{url}: stopped after {got} of {size} bytes; run this again to go on")
+
+
+def _lock(file: IO[bytes], partial: pathlib.Path) -> None:
+    """Keeps other fetches from a file until it is closed or this process ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: opening for two writers is left to the hash to find out
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise AssetError(f"{partial}: another fetch is writing it; wait for that one") from error
 
 
 def extract(path: pathlib.Path, archive: Archive, folder: pathlib.Path) -> None:

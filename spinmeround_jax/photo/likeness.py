@@ -1,4 +1,4 @@
-"""How much views look like the person: ArcFace similarity to the identity that was given."""
+"""How much views look like the person: similarity of their faces to the identity that was given."""
 
 from __future__ import annotations
 
@@ -41,9 +41,8 @@ def measure(images: np.ndarray, id_embedding: np.ndarray, models: Models) -> Lik
     for view in np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8):
         try:
             faces = models.finder.find(view)
-            # Landmarks count from pixel corners, recognition from pixel centres.
-            vector = models.recogniser.embed(view, faces[0].five - 0.5) if faces else None
+            vector = models.identify(view, faces[0]) if faces else None
         except FaceError:  # of this view; the head itself is fine
             vector = None
         cosines.append(np.nan if vector is None else float(vector @ id_embedding))
-    return Likeness(np.array(cosines, np.float64), models.recogniser.sha256)
+    return Likeness(np.array(cosines, np.float64), models.recognition["sha256"])

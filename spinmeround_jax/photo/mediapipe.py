@@ -21,17 +21,19 @@ NAME = "MediaPipe"
 _FOLDER = pathlib.Path(__file__).parent / "models"
 
 _DETECTOR_SIDE, _MESH_SIDE, _PERSON_SIDE = 128, 192, 256  # pixels that the models take
-_DETECTION_SCORE, _MESH_SCORE, _OVERLAP = 0.5, 0.5, 0.3
+_DETECTION_SCORE, _MESH_SCORE, _OVERLAP = 0.5, 0.8, 0.3
 _AROUND_FACE = 1.5  # the mesh sees this many sides of a face's box
 _POINTS = 468
 _EYES = (33, 263)  # outer corners in the mesh, from the image's left to its right
-# A face must be about a tenth of what the detector sees: tiles of so many of the longer side, too.
+# A face must be about a tenth of what the detector sees: tiles of so many a longer side, where it sees none.
 _TILES = (1, 2, 4)
 
-# The 68 landmarks among the mesh's points (data_prep/mesh_landmarks.py finds them on rendered heads).
+# The 68 landmarks of the fit among the mesh's points. Jaw, brows and the ridge of the nose: the points
+# that lie nearest, on average, to where rendered heads have those landmarks (data_prep/parametric/landmarks.py;
+# 25 heads, 5 views each); eyes, mouth and the base of the nose: as commonly matched with iBUG's 300-W.
 MESH_OF_68 = (
-    127, 234, 93, 132, 58, 172, 136, 150, 152, 379, 365, 397, 288, 361, 323, 454, 356,
-    70, 63, 105, 66, 107, 336, 296, 334, 293, 300, 168, 197, 5, 4, 98, 97, 2, 326, 327,
+    127, 234, 93, 58, 172, 150, 149, 176, 152, 400, 378, 365, 397, 288, 361, 454, 356,
+    70, 105, 66, 65, 55, 285, 295, 296, 334, 300, 168, 197, 5, 4, 98, 97, 2, 326, 327,
     33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,
     61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87,
 )  # fmt: skip
@@ -51,13 +53,14 @@ class FaceFinder:
     def find(self, photo: np.ndarray) -> list[Face]:
         """Faces of an (h, w, 3) uint8 RGB photo, the largest first."""
         for tiles in _TILES:
-            boxes = [
-                box
-                for centre, side in _views(photo, tiles)
-                for box in self._detect(photo, centre, side)
-            ]
-            faces = [self._face(photo, *box) for box in _distinct(boxes)]
-            found = [face for face in faces if face is not None]
+            boxes = []
+            for centre, side in _views(photo, tiles):
+                seen = self._detect(photo, centre, side)
+                # What a tile cuts is whole in its neighbour.
+                boxes += [
+                    box for box in seen if tiles == 1 or abs(box[1] - centre).max() < side / 2
+                ]
+            found = [face for face in (self._face(photo, *box) for box in _distinct(boxes)) if face]
             if found:
                 return sorted(found, key=lambda face: -face.area)
         return []
@@ -77,7 +80,9 @@ class FaceFinder:
         self, photo: np.ndarray, score: float, box: np.ndarray, eyes: np.ndarray
     ) -> Face | None:
         side = _AROUND_FACE * (box[1] - box[0]).max()
-        points, _ = self.mesh(photo, box.mean(axis=0), side, _angle(*eyes))
+        points, sure = self.mesh(photo, box.mean(axis=0), side, _angle(*eyes))
+        if sure < _MESH_SCORE:  # the second look would talk itself into one
+            return None
         # Once more, in the square around the points themselves, as MediaPipe does in videos.
         roll = _angle(*points[_EYES, :2])
         inside = points[:, :2] @ _axes(roll).T

@@ -1,8 +1,8 @@
 """Reading what a user gives: square portraits on a plain background, with identities beside them.
 
     alice.png          the portrait; transparent parts become white
-    alice.npy          its ArcFace embedding, float (512,); or
-    alice.json         {"id_embedding": [512 numbers]}
+    alice.npy          its identity, float (512,), by the recogniser that the weights know; or
+    alice.json         {"id_embedding": [512 numbers]}, or {"no_identity": "why there is none"}
     alice.truth.png    optional, for rendered heads: known views in a row, their normals in a second
                        row; alice.json then holds "truth": [{"yaw": 45, "pitch": 0}, ...]
 
@@ -105,7 +105,7 @@ def read(path: pathlib.Path, size: int) -> Portrait:
         InputError: see the module.
     """
     image = read_image(path, size)
-    return Portrait(path.stem, path, image, read_identity(path), _read_truth(path, size))
+    return Portrait(path.stem, path, image, read_identity(path), read_truth(path, size))
 
 
 def read_image(image: ImageLike, size: int) -> np.ndarray:
@@ -160,7 +160,7 @@ def read_identity(path: pathlib.Path) -> np.ndarray:
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
     raise InputError(
-        f"{path}: no identity beside it; put the ArcFace embedding (512 numbers) in "
+        f"{path}: no identity beside it; put its vector (512 numbers) in "
         f'{path.stem}.npy, or in {path.stem}.json as {{"id_embedding": [...]}}'
     )
 
@@ -175,6 +175,17 @@ def has_identity(path: pathlib.Path) -> bool:
     return any(path.with_suffix(suffix).is_file() for suffix in (".npy", ".json"))
 
 
+def no_identity(path: pathlib.Path) -> str | None:
+    """Why a portrait has no identity, where `photo` wrote that down instead of one."""
+    if path.with_suffix(".npy").is_file():
+        return None
+    try:
+        reason = json.loads(path.with_suffix(".json").read_text())["no_identity"]
+    except Exception:  # no JSON, or none of ours
+        return None
+    return reason if isinstance(reason, str) and reason else None
+
+
 def read_recognition(path: pathlib.Path) -> str | None:
     """SHA-256 of the model that made a portrait's identity, where `photo` wrote it down."""
     if path.with_suffix(".npy").is_file():
@@ -187,7 +198,7 @@ def read_recognition(path: pathlib.Path) -> str | None:
 
 
 def _read_identity_file(path: pathlib.Path) -> np.ndarray:
-    wanted = f"expected an ArcFace embedding of {ID_SIZE} finite numbers, not all zero"
+    wanted = f"expected an identity of {ID_SIZE} finite numbers, not all zero"
     try:
         if path.suffix == ".npy":
             values = np.load(path, allow_pickle=False)
@@ -210,7 +221,12 @@ def _read_identity_file(path: pathlib.Path) -> np.ndarray:
     return (values / norm).astype(np.float32)
 
 
-def _read_truth(path: pathlib.Path, size: int) -> Truth | None:
+def read_truth(path: pathlib.Path, size: int) -> Truth | None:
+    """Known views of a rendered head, if they are beside its portrait.
+
+    Raises:
+        InputError: see the module.
+    """
     sheet_path, json_path = path.with_suffix(TRUTH_SUFFIX), path.with_suffix(".json")
     if not sheet_path.is_file():
         return None

@@ -1,9 +1,8 @@
 """One photo, all the way: `prepare(path, options, models)` gives the portrait and its identity.
 
-read -> faces and landmarks -> pose -> crop -> background -> identity of what is left: what
-the paper's first step of sampling begins with. The identity is that of the aligned crop on white, as in
-the released code, at the landmarks found in the photo and carried over; they are not looked for a
-second time.
+read -> faces and landmarks -> pose -> crop -> background -> identity of what is left: what the paper's
+first step of sampling begins with. The identity is that of the aligned crop on white, as in the released
+code and as for rendered heads.
 """
 
 from __future__ import annotations
@@ -18,18 +17,23 @@ import numpy as np
 
 import spinmeround_jax
 from spinmeround_jax.files import InputError
-from spinmeround_jax.photo import align, assets, images
+from spinmeround_jax.photo import align, assets, face_resnet, images, mediapipe
 from spinmeround_jax.photo.align import Alignment
 from spinmeround_jax.photo.assets import AssetError
-from spinmeround_jax.photo.background import Parser, Remover, connected
+from spinmeround_jax.photo.background import Parser, Remover, connected, foreground, refined
 from spinmeround_jax.photo.faces import Face, FaceFinder, Recogniser
 from spinmeround_jax.photo.images import Picture
 from spinmeround_jax.photo.landmarks import FaceError, five_of
 
 GENERATOR = "spinmeround_jax.photo"
 Background = Literal["auto", "rembg", "keep"]
+FrontEnd = Literal["mediapipe", "insightface"]
 
 _SMALLEST_SIDE = 32  # pixels; nothing that a detector could see
+
+
+class NoFace(InputError):
+    """Nobody is seen in the photo."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +41,22 @@ class Options:
     """How to prepare a photo.
 
     face: which, if there are several, 1 being the largest. framing: of pose.FRAMINGS. background:
-    "auto" uses the photo's own alpha, else face parsing; "rembg" another remover; "keep" keeps it.
+    "auto" uses the photo's own alpha, else the front end's segmentation; "rembg" another remover; "keep"
+    keeps it. identity: whether to make one.
     """
 
     face: int = 1
     framing: str = "canonical"
     background: Background = "auto"
+    identity: bool = True
 
 
 class Models:
     """The models, each loaded when first used.
 
-    folder: see `assets.models_folder`. recognition: another file than the folder's glintr100.onnx.
+    front_end: "mediapipe" comes with the package; "insightface" is for weights that know ArcFace, and only
+    it looks at the rest: folder, see `assets.models_folder`; recognition, another file than the folder's
+    glintr100.onnx.
     """
 
     def __init__(
@@ -56,14 +64,20 @@ class Models:
         folder: pathlib.Path | None = None,
         recognition: pathlib.Path | None = None,
         allow_other_recognition: bool = False,
+        front_end: FrontEnd = "mediapipe",
     ):
-        self.folder = assets.models_folder(folder)
+        self.front_end = front_end
+        self._folder = folder
         self._recognition = recognition
         self._allow_other = allow_other_recognition
 
     @functools.cached_property
-    def finder(self) -> FaceFinder:
-        return FaceFinder(self.folder)
+    def folder(self) -> pathlib.Path:
+        return assets.models_folder(self._folder)
+
+    @functools.cached_property
+    def finder(self) -> FaceFinder | mediapipe.FaceFinder:
+        return mediapipe.FaceFinder() if self.front_end == "mediapipe" else FaceFinder(self.folder)
 
     @functools.cached_property
     def recogniser(self) -> Recogniser:
@@ -75,11 +89,39 @@ class Models:
     @property
     def has_recognition(self) -> bool:
         """Whether there is a recognition model to load (which may still turn out wrong)."""
+        if self.front_end == "mediapipe":
+            return True
         return bool(self._recognition) or bool(assets.find(assets.RECOGNITION, self.folder))
 
+    def identify(self, image: np.ndarray, face: Face) -> np.ndarray:
+        """(512,) unit float32 of a face that `finder` found in an (h, w, 3) uint8 RGB image.
+
+        Raises:
+            FaceError: the model gave no identity.
+        """
+        if self.front_end == "mediapipe":
+            return face_resnet.embed(image, face.landmarks)
+        # Landmarks count from pixel corners, ArcFace from pixel centres.
+        return self.recogniser.embed(image, face.five - 0.5)
+
+    @property
+    def recognition(self) -> dict[str, str]:
+        """Name and SHA-256 of what makes the identities."""
+        if self.front_end == "mediapipe":
+            return {"name": face_resnet.NAME, "sha256": face_resnet.sha256()}
+        return {"name": "ArcFace", "sha256": self.recogniser.sha256}
+
+    def check(self) -> None:
+        """Loads what finds and recognises faces.
+
+        Raises:
+            AssetError: something is missing, or the wrong one.
+        """
+        _ = self.finder, self.recognition
+
     @functools.cached_property
-    def parser(self) -> Parser:
-        return Parser(self.folder)
+    def parser(self) -> Parser | mediapipe.Segmenter:
+        return mediapipe.Segmenter() if self.front_end == "mediapipe" else Parser(self.folder)
 
     @functools.cached_property
     def remover(self) -> Remover:
@@ -110,6 +152,7 @@ class Prepared:
     chosen: Face | None
     notes: tuple[str, ...]
     recognition: dict[str, str] | None
+    front_end: FrontEnd
 
     @property
     def yaw_pitch(self) -> tuple[float, float]:
@@ -142,7 +185,7 @@ class Prepared:
                 "error": round(head.error, 4),
                 "head_pixels": round(self.alignment.head_pixels, 1),
                 "padded": round(self.alignment.padded, 4),
-                "landmarks_from": "hand" if self.chosen is None else assets.LANDMARKS.name,
+                "landmarks_from": "hand" if self.chosen is None else self.front_end,
                 "landmarks": np.round(self.alignment.landmarks, 2).tolist(),
             },
             "background": self.background,
@@ -171,7 +214,8 @@ def prepare(
     try:
         return _prepare(path, picture, options, models, landmarks)
     except FaceError as error:
-        raise InputError(f"{path}: {error}") from error
+        kind = NoFace if isinstance(error, _Nobody) else InputError
+        raise kind(f"{path}: {error}") from error
 
 
 def _prepare(
@@ -195,20 +239,16 @@ def _prepare(
     notes += alignment.notes
     crop = align.crop(picture.pixels, alignment.head.square)
     mask, background = _mask(crop, picture, alignment, options.background, models)
-    image = _on_white(_bytes(np.concatenate([crop[..., :3], mask[..., None]], axis=-1)))
-    id_embedding, recognition, no_identity = None, None, None
-    if chosen is not None or models.has_recognition:
-        five = chosen.five if chosen is not None else five_of(alignment.landmarks)
-        at = alignment.head.square.from_photo(five) * align.SIZE
-        # Between pixel centres: recognition counts pixels from their centres.
-        id_embedding = models.recogniser.embed(image, at - 0.5)
-        recognition = {"file": models.recogniser.path.name, "sha256": models.recogniser.sha256}
-    else:
-        no_identity = (
-            f"landmarks were given by hand and no recognition model is there; get it with "
-            f"{assets.FETCH_COMMAND} and prepare {path.name} again"
-        )
-        notes.append("no identity: no recognition model")
+    colour = (
+        foreground(crop[..., :3], mask) if background == mediapipe.Segmenter.name else crop[..., :3]
+    )
+    image = _on_white(_bytes(np.concatenate([colour, mask[..., None]], axis=-1)))
+    id_embedding, no_identity = None, None
+    try:
+        id_embedding = _identity(image, alignment, options, models, chosen)
+    except _NoIdentity as reason:
+        no_identity = str(reason)
+        notes.append(f"no identity: {no_identity}")
     return Prepared(
         name=path.stem,
         path=path,
@@ -223,13 +263,45 @@ def _prepare(
         faces=tuple(faces),
         chosen=chosen,
         notes=tuple(notes),
-        recognition=recognition,
+        recognition=None if id_embedding is None else models.recognition,
+        front_end=models.front_end,
     )
+
+
+class _Nobody(FaceError):
+    """No face in the photo."""
+
+
+class _NoIdentity(Exception):
+    """Why a portrait goes without one."""
+
+
+def _identity(
+    image: np.ndarray, alignment: Alignment, options: Options, models: Models, chosen: Face | None
+) -> np.ndarray:
+    """(512,) unit float32 of the portrait on white."""
+    if not options.identity:
+        raise _NoIdentity("none was asked for")
+    if models.front_end == "mediapipe":
+        # Looked for again, as in rendered heads: the vector is to depend on the portrait alone.
+        faces = models.finder.find(image)
+        if not faces:
+            raise _NoIdentity("no face is seen in the aligned portrait")
+        return models.identify(image, faces[0])
+    if chosen is None and not models.has_recognition:
+        raise _NoIdentity(
+            f"landmarks were given by hand and no recognition model is there; get it with "
+            f"{assets.FETCH_COMMAND}"
+        )
+    five = chosen.five if chosen is not None else five_of(alignment.landmarks)
+    at = alignment.head.square.from_photo(five) * align.SIZE
+    # Between pixel centres: recognition counts pixels from their centres.
+    return models.recogniser.embed(image, at - 0.5)
 
 
 def _choose(faces: list[Face], number: int) -> Face:
     if not faces:
-        raise FaceError(
+        raise _Nobody(
             "no face found; take a photo in which the face is larger, upright and lit, or give "
             "landmarks with --landmarks"
         )
@@ -252,7 +324,10 @@ def _mask(
     if background == "auto" and picture.has_alpha:
         return alpha, "the photo's own transparency"
     remover = models.parser if background == "auto" else models.remover
-    person = remover.person(_on_white(_bytes(crop)))
+    seen = _on_white(_bytes(crop))
+    person = remover.person(seen)
+    if isinstance(remover, mediapipe.Segmenter):
+        person = refined(person, seen)
     size = person.shape[0]
     points = alignment.head.square.from_photo(alignment.landmarks) * size
     rows, columns = np.clip(points[:, ::-1].astype(int), 0, size - 1).T

@@ -32,6 +32,7 @@ from spinmeround_jax.results import page, transforms
 from spinmeround_jax.results.layout import (
     GENERATOR,
     PAGE,
+    PHOTO,
     SETTINGS,
     is_finished,
     observed_name,
@@ -102,6 +103,7 @@ def write_head(
     normals_space: str = "world",
     truth: Truth | None = None,
     likeness: Likeness | None = None,
+    photo: Image.Image | None = None,
 ) -> None:
     """Write one head (see `Heads.head`) to `folder`, replacing an earlier result.
 
@@ -109,6 +111,7 @@ def write_head(
 
     Args:
         normals_space: "world", or "camera" to rotate each normal map into its own camera.
+        photo: how a photo became the input (`photo.preview`), for the page.
 
     Raises:
         InputError: pixels that are not finite, or `folder` is not ours to replace.
@@ -132,6 +135,8 @@ def write_head(
             "truth_angles": truth.angles.tolist() if truth else None,
         }
         about = {"generator": GENERATOR, "normals_space": normals_space, **settings, **angles}
+        if photo:
+            photo.save(partial / PHOTO, quality=90)
         if likeness:
             _write_likeness(partial / "likeness.csv", head.trajectory, likeness)
             about["likeness"] = {

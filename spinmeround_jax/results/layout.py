@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 SETTINGS = "settings.json"
+PHOTO = "photo.jpg"
 PAGE = "index.html"  # stands among the heads, so none can have its name
 GENERATOR = "spinmeround_jax.sample"
 

@@ -186,6 +186,7 @@ def _article(
         # The slider tells the view; autoplay would have this read out ten times a second.
         f'<output aria-live="off">{_label(trajectory[0])}</output></div></div>',
         "</div>",
+        _photo(folder, settings),
         f"<h3>Anchors <small>{len(anchors)} views sampled together</small></h3>",
         _rows([anchor_views, anchor_normals], [_label(pair) for pair in anchors]),
     ]
@@ -208,6 +209,18 @@ def _article(
         f"<details><summary>Settings</summary>{_table(settings)}</details>",
     ]
     return f"<article>{''.join(sections)}</article>", sheets
+
+
+def _photo(folder: pathlib.Path, settings: dict[str, Any]) -> str:
+    """How a photo became the input, and which identity was used; nothing for portraits."""
+    if not (folder / layout.PHOTO).is_file():
+        return ""
+    about = html.escape(f"identity: {settings['identity']}")
+    uri = _data_uri(_open(folder / layout.PHOTO))
+    return (
+        f"<h3>Photo <small>what was found, the crop, the mask, the portrait; {about}</small></h3>"
+        f'<img src="{uri}" alt="photo, crop, mask and portrait" style="max-width:100%">'
+    )
 
 
 def _truth(
@@ -250,7 +263,7 @@ def _truth(
 
 
 def _likeness(likeness: dict[str, Any], trajectory: np.ndarray) -> str:
-    """ArcFace similarity of the views over yaw, as a plot from 0 to 1; those below stand at 0."""
+    """Similarity of the views' faces over yaw, as a plot from 0 to 1; those below stand at 0."""
     if likeness["mean"] is None:
         return "<h3>Likeness <small>no face was found in any view</small></h3>"
     width, height = 720, 120
@@ -262,7 +275,7 @@ def _likeness(likeness: dict[str, Any], trajectory: np.ndarray) -> str:
             title = html.escape(f"{_label(angles)}: {cosine:.2f}")
             dots.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{title}</title></circle>')
     note = (
-        f"ArcFace similarity to the input, {likeness['mean']:.2f} on average over the "
+        f"similarity of faces to the input's, {likeness['mean']:.2f} on average over the "
         f"{int(likeness['faces'])} of {len(trajectory)} views with a face"
     )
     lines = "".join(f'<path d="M0 {height * i / 2:g}H{width}"/>' for i in range(3))

@@ -19,46 +19,18 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from spinmeround_jax import sharding
-from spinmeround_jax.config import AblationConfig, Config, StageConfig
+from spinmeround_jax.config import Config, StageConfig
 from spinmeround_jax.data import loader as data_loader
 from spinmeround_jax.data.batch import Batch
 from spinmeround_jax.data.manifest import read_manifest
 from spinmeround_jax.data.subjects import SubjectSource
-from spinmeround_jax.models import ModelConfig
-from spinmeround_jax.models.attention import PLAIN, Execution
+from spinmeround_jax.models.attention import Execution
 from spinmeround_jax.models.attention_kernels import best_for
 from spinmeround_jax.training import latents
-from spinmeround_jax.training.step import batch_loss
+from spinmeround_jax.training.step import loss_per_head
 
 Tree = Any
 TRAINED, HELD_OUT = "train", "held_out"  # splits
-
-
-def loss_per_head(
-    model: ModelConfig,
-    ablation: AblationConfig,
-    graphdefs: dict[str, nnx.GraphDef],
-    params: Tree,
-    empty_latent: jax.Array,
-    clean: jax.Array,
-    batch: Batch,
-    sigma: jax.Array,
-    noise: jax.Array,
-    how: Execution = PLAIN,
-) -> jax.Array:
-    """(b,) losses of the examples of a batch at the () noise level, see `batch_loss`.
-
-    One example after another, so that any number takes the memory of one.
-    """
-
-    def one(example: tuple[jax.Array, Batch, jax.Array]) -> jax.Array:
-        clean, batch, noise = jax.tree.map(lambda x: x[None], example)
-        return batch_loss(
-            model, ablation, graphdefs, params, empty_latent, clean, batch, sigma[None], noise,
-            how=how,
-        )[0]  # fmt: skip
-
-    return jax.lax.map(one, (clean, batch, noise))
 
 
 def fixed_heads(config: Config) -> dict[str, Batch]:

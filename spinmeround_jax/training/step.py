@@ -196,3 +196,30 @@ def batch_loss(
 
     unet = functools.partial(parameters.merge(graphdefs["unet"], params["unet"]), how=how)
     return diffusion_loss(unet, clean, sigma, noise, conditioning, targets)
+
+
+def loss_per_head(
+    model: ModelConfig,
+    ablation: AblationConfig,
+    graphdefs: dict[str, nnx.GraphDef],
+    params: Tree,
+    empty_latent: jax.Array,
+    clean: jax.Array,
+    batch: Batch,
+    sigma: jax.Array,
+    noise: jax.Array,
+    how: Execution = PLAIN,
+) -> jax.Array:
+    """(b,) losses of the examples of a batch at the () noise level, see `batch_loss`.
+
+    One example after another, so that any number takes the memory of one.
+    """
+
+    def one(example: tuple[jax.Array, Batch, jax.Array]) -> jax.Array:
+        clean, batch, noise = jax.tree.map(lambda x: x[None], example)
+        return batch_loss(
+            model, ablation, graphdefs, params, empty_latent, clean, batch, sigma[None], noise,
+            how=how,
+        )[0]  # fmt: skip
+
+    return jax.lax.map(one, (clean, batch, noise))

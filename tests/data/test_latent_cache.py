@@ -14,7 +14,7 @@ from spinmeround_jax.files import InputError
 from spinmeround_jax.models import AutoencoderConfig, parameters
 from spinmeround_jax.training import latents
 from tests.support.loaders import loader
-from tests.support.synthetic_shards import SIZE, pixels, write_dataset
+from tests.support.synthetic_shards import SIZE, pixels, write_dataset, write_two_splits
 from tests.support.tiny_model import CONFIG as MODEL
 from tests.support.tiny_model import random_autoencoder
 
@@ -299,3 +299,14 @@ def test_command_writes_them_with_the_autoencoder_of_a_run(
         SIZE // CONFIG.downsampling
         == json.loads((out / "latents.json").read_text())["latent_shape"][0]
     )
+
+
+def test_splits_with_different_numbers_of_views_are_cached_whole(tmp_path, autoencoder):
+    data = write_two_splits(tmp_path / "data", 4, 8)
+    for split, views in (("train", 4), ("held_out", 8)):
+        cache(autoencoder, tmp_path / "latents", data, split=split)
+        source = SubjectSource(data, split)
+        cached = latent_files.LatentSource(tmp_path / "latents", source.indexes)
+        moments = np.empty((1, 2, *cached.description.moments_shape[2:]), np.float32)
+        cached.read(source.indexes[0], 2, [views - 1], 0, moments)
+        assert np.isfinite(moments).all()

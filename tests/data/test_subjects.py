@@ -1,11 +1,23 @@
 """Subjects come out of the shards as they went in, and are laid on the right colours."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from spinmeround_jax import cameras
+from spinmeround_jax.data.manifest import read_manifest, write_manifest
+from spinmeround_jax.data.shards import ShardWriter, read_index
 from spinmeround_jax.data.subjects import HeldOut, composite
-from tests.support.synthetic_shards import SIZE, angles, pixels, write_dataset
+from spinmeround_jax.files import InputError
+from tests.support.synthetic_shards import (
+    SIZE,
+    angles,
+    make_records,
+    pixels,
+    write_dataset,
+    write_two_splits,
+)
 
 SUBJECTS, VIEWS = 6, 8
 
@@ -33,6 +45,29 @@ def test_compositing_is_exact_where_it_can_be():
     np.testing.assert_allclose(images, want, atol=5e-7, rtol=0)
     white, _ = composite(rgba[:1], np.ones(3))
     assert (white == 1.0).all()
+
+
+def test_splits_may_have_different_numbers_of_views(tmp_path):
+    write_two_splits(tmp_path, 4, 8)
+    for split, views in (("train", 4), ("held_out", 8)):
+        subjects = HeldOut(tmp_path, split)
+        assert subjects.source.views == views and subjects.load(2).images.shape[0] == views
+    manifest = read_manifest(tmp_path)
+    write_manifest(tmp_path, {**manifest, "split_views": {"held_out": 4}})
+    with pytest.raises(InputError, match=r"holds .* \(3, 8\), manifest.json says \(3, 4\)"):
+        HeldOut(tmp_path, "held_out")
+
+
+def test_an_unknown_identity_is_zero(tmp_path):
+    nobody = [
+        dataclasses.replace(record, id_embedding=np.zeros(512, np.float32))
+        for record in make_records(0, 2)
+    ]
+    path = tmp_path / "train-00000-of-00001.tfrecord"
+    with ShardWriter(path) as writer:
+        writer.write_subject(nobody)
+    (record,) = read_index(path).read_views(0, [1])
+    assert not record.id_embedding.any()
 
 
 def test_held_out_subjects_come_whole(directory):

@@ -225,7 +225,7 @@ def test_subjects_have_views_of_their_own_and_held_out_ones_all():
 def test_identity_is_of_the_person_not_of_the_light():
     bald = {"hair_style": "bald", "glasses": "none", "hat": "none", "expression": {}}
     one, two = (dataclasses.replace(people.sample_person(seed), **bald) for seed in (3, 4))
-    lit = dataclasses.replace(one, place="city", light_turn=90.0, smile=0.6)
+    lit = dataclasses.replace(one, place="city", light_side=70.0, smile=0.6)
     vectors = [rendered_identity.embed(build_scene(p, 64)[0]) for p in (one, lit, two)]
     assert all(records.is_identity(vector) and vector.any() for vector in vectors)
     assert vectors[0] @ vectors[1] > 0.6 > vectors[0] @ vectors[2] + 0.2

@@ -1,4 +1,4 @@
-"""The shell commands of hosts, run by a real bash: over ssh (launch.nodes) and on a pod (launch.pod_hosts)."""
+"""The shell commands for the hosts of a pod, run by a real bash."""
 
 import os
 import pathlib
@@ -8,11 +8,12 @@ import time
 
 import pytest
 
-from launch import nodes, pod_hosts, training
-from tests.support.launch_tools import commands_of, fake_tools, run  # noqa: F401
+from launch import pod_hosts, training
 
-NAMES = ("--hosts", "user@node1,node2")
-TRAINING = ("--config=configs/h100.py", "--workdir=/shared/a b; $(touch x) `y` 'q' \"d\" \\ $HOME")
+TRAINING = (
+    "--config=configs/tpu_v4.py",
+    "--workdir=/shared/a b; $(touch x) `y` 'q' \"d\" \\ $HOME",
+)
 
 # Stands in for python -m spinmeround_jax.train: notes its arguments, ends with 42 after a SIGTERM.
 TRAINER = """#!/bin/sh
@@ -20,17 +21,11 @@ for word in "$@"; do printf '%s\\0' "$word"; done > "args.$$"
 echo begun
 trap 'echo stopped; exit 42' TERM
 if [ -e finish ]; then exit 0; fi
-i=0; while [ $i -lt 200 ]; do /bin/sleep 0.05; i=$((i+1)); done; exit 3
-"""
-# A host of its own for each name, which runs what ssh would have it run.
-SSH = """#!/bin/sh
-printf '%s\\n' "$*" >> {log}
-while [ "$1" = -o ]; do shift 2; done
-export HOSTNAME="$1"; PATH=/usr/bin:/bin exec /bin/sh -c "$2"
+i=0; while [ $i -lt 1200 ]; do /bin/sleep 0.05; i=$((i+1)); done; exit 3
 """
 
 
-def wait_for(condition, seconds=15.0):
+def wait_for(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, "nothing happened"
@@ -47,95 +42,6 @@ def executable(path: pathlib.Path, text: str) -> None:
 
 def arguments_seen(folder: pathlib.Path) -> list[list[str]]:
     return [path.read_text().split("\0")[:-1] for path in sorted(folder.glob("args.*"))]
-
-
-# --------------------------------------------------------------------------------------------------
-# Hosts reached by ssh
-
-
-@pytest.fixture
-def shared(tools, tmp_path):
-    folder = tmp_path / "it's shared"
-    executable(folder / ".venv" / "bin" / "python", TRAINER)
-    executable(tools.folder / "bin" / "ssh", SSH.format(log=tools.folder / "ssh.log"))
-    return folder
-
-
-def call(shared, verb, *arguments, name="head-1"):
-    arguments = list(arguments)
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    where = (*NAMES, "--directory", str(shared))
-    return run(nodes.main, verb, name, *where, *arguments[:at], *arguments[at:])
-
-
-def test_a_run_on_two_hosts_starts_stops_and_resumes(shared, capfd):
-    assert call(shared, "start", "--", *TRAINING) == 0
-    seen = wait_for(lambda: len(a := arguments_seen(shared)) == 2 and all(a) and a)
-    common = [
-        "-m",
-        "spinmeround_jax.train",
-        *TRAINING,
-        "--coordinator=node1:8476",
-        "--process_count=2",
-    ]
-    assert sorted(seen) == [
-        [*common, f"--process_id={i}", "--stopped_exit_code=42"] for i in range(2)
-    ]
-    assert not list(shared.glob("x")), "a part of an argument was run"
-    logs = shared / "runs" / "logs"
-    wait_for(lambda: "begun" in (logs / "head-1-0.log").read_text())
-
-    assert call(shared, "start", "--", *TRAINING) != 0
-    assert "head-1 runs already" in capfd.readouterr().err
-
-    assert call(shared, "stop") == 0
-    assert wait_for(lambda: (logs / "head-1-0.exit").is_file()) and call(shared, "watch") == 42
-    assert "stopped" in capfd.readouterr().out
-    assert not (logs / "head-1-1.exit").exists()  # in truth the first process tells it
-    assert call(shared, "stop") == 1 and "does not run here" in capfd.readouterr().err
-
-    assert call(shared, "delete", "--yes") == 0
-    pid = int((logs / "head-1-1.pid").read_text())
-    wait_for(lambda: not pathlib.Path(f"/proc/{pid}/exe").exists() or _is_zombie(pid))
-
-    (shared / "finish").touch()
-    assert call(shared, "start", "--", *TRAINING, name="head-2") == 0
-    assert wait_for(lambda: (logs / "head-2-0.exit").is_file())
-    assert call(shared, "watch", name="head-2") == 0
-
-
-def _is_zombie(pid: int) -> bool:
-    return ") Z " in pathlib.Path(f"/proc/{pid}/stat").read_text()
-
-
-def test_a_dry_run_is_a_script_that_does_the_same(shared, capfd, tools):
-    assert call(shared, "start", "--dry-run", "--", *TRAINING) == 0
-    script = "\n".join(commands_of(capfd.readouterr().out))
-    assert not (tools.folder / "ssh.log").exists() and not (shared / "runs").exists()
-    (shared / "finish").touch()
-    path = f"{tools.folder / 'bin'}:/usr/bin:/bin"
-    subprocess.run(["/bin/bash", "-ec", script], check=True, env={**os.environ, "PATH": path})
-    seen = wait_for(lambda: len(a := arguments_seen(shared)) == 2 and all(a) and a)
-    assert all(words[2:4] == list(TRAINING) for words in seen)
-
-
-@pytest.mark.parametrize(
-    "hosts", ["-oProxyCommand=reboot", "a;b", "a,,b", "a,a", "$(x)", "a b", "u@"]
-)
-def test_hosts_that_ssh_could_take_for_options_are_refused(shared, tools, hosts, capfd):
-    where = ("--directory", str(shared))
-    assert run(nodes.main, "watch", "head-1", f"--hosts={hosts}", *where) == 2
-    assert "error" in capfd.readouterr().err and not (tools.folder / "ssh.log").exists()
-
-
-def test_a_host_that_does_not_answer_is_told(shared, tools, capfd):
-    executable(tools.folder / "bin" / "ssh", "#!/bin/sh\necho 'ssh: no route' >&2; exit 255\n")
-    assert call(shared, "start", "--", *TRAINING) == 255
-    assert capfd.readouterr().err.count("ssh: no route") == 2
-
-
-# --------------------------------------------------------------------------------------------------
-# Hosts of a pod
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def finder(folder):
 
 @pytest.fixture(scope="module")
 def models(folder):
-    return Models(folder, allow_other_recognition=True)
+    return Models(folder, allow_other_recognition=True, front_end="insightface")
 
 
 def saved(path, *arguments, **options):

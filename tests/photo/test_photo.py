@@ -34,6 +34,7 @@ def command(tmp_path, capsys):
 
     def run(points, *arguments):
         argv = ["--out", tmp_path / "out", "--models", tmp_path / "models"]
+        argv += ["--front-end", "insightface"]
         if points is not None:
             file = tmp_path / "landmarks.json"
             file.write_text(points if isinstance(points, str) else json.dumps(points))

@@ -30,6 +30,7 @@ def micro_config(directory, **overrides) -> Config:
     values.autoencoder_training.steps = 4
     values.autoencoder_training.lpips_weight = 0.0
     values.autoencoder_training.crop = 8
+    values.autoencoder_training.directory = ""
     values.held_out.heads = 2
     values.autoencoder_training.optimizer.batch_size = 2
     values.update({"log_every": 2, "sample_every": 100, "checkpoint_every": 3})

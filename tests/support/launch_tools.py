@@ -1,4 +1,4 @@
-"""Programs that stand in for gcloud, xpk, ssh and the like: they note their arguments as they get them."""
+"""Programs that stand in for gcloud, sbatch and the like: they record their arguments."""
 
 import json
 import pathlib

@@ -9,7 +9,7 @@ import numpy as np
 
 from spinmeround_jax import cameras
 from spinmeround_jax.data import records
-from spinmeround_jax.data.manifest import shard_name, write_manifest
+from spinmeround_jax.data.manifest import read_manifest, shard_name, write_manifest
 from spinmeround_jax.data.shards import ShardWriter
 
 SIZE = 16
@@ -94,6 +94,19 @@ def write_dataset(
         },
     )
     return paths
+
+
+def write_two_splits(
+    directory: pathlib.Path, train_views: int = 4, held_out_views: int = 8
+) -> pathlib.Path:
+    """Splits `train` and `held_out` with different numbers of views; three subjects each."""
+    write_dataset(directory, 3, held_out_views, 1, split="held_out")
+    held_out = read_manifest(directory)["splits"]
+    write_dataset(directory, 3, train_views, 1)
+    manifest = read_manifest(directory)
+    manifest["splits"] |= held_out
+    write_manifest(directory, {**manifest, "split_views": {"held_out": held_out_views}})
+    return directory
 
 
 def ring_records(subject: int, views: int) -> list[records.ViewRecord]:

@@ -11,7 +11,7 @@ from spinmeround_jax.config import AblationConfig, Config, DataConfig, HeldOutCo
 from spinmeround_jax.data.batch import Batch
 from spinmeround_jax.data.manifest import read_manifest, write_manifest
 from spinmeround_jax.models import parameters
-from spinmeround_jax.training import held_out_loss
+from spinmeround_jax.training import held_out_loss, step
 from tests.support.synthetic_shards import write_dataset
 from tests.support.tiny_model import CONFIG, NETWORKS, random_model
 
@@ -110,7 +110,7 @@ def test_the_loss_of_a_network_that_says_nothing(networks):
         world_to_camera=np.tile(np.eye(4, dtype=np.float32), (3, 4, 1, 1)),
     )
     sigma = np.float32(2.0)
-    found = held_out_loss.loss_per_head(
+    found = step.loss_per_head(
         CONFIG, EVERYTHING, graphdefs, params, np.zeros((8, 8, 8), np.float32),
         clean, batch, sigma, noise,
     )  # fmt: skip
