@@ -13,9 +13,8 @@ from flax import nnx
 
 from benchmarks import measuring
 from launch import programs
-from launch.compile import load_config
 from spinmeround_jax import cli
-from spinmeround_jax.config import Config
+from spinmeround_jax.config import Config, load_config
 from spinmeround_jax.models import parameters
 from spinmeround_jax.models.attention import Execution
 from spinmeround_jax.models.attention_kernels import best_for

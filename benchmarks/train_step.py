@@ -17,9 +17,8 @@ import numpy as np
 
 from benchmarks import measuring
 from launch import programs
-from launch.compile import load_config
 from spinmeround_jax import cameras, cli, sharding, train
-from spinmeround_jax.config import Config
+from spinmeround_jax.config import Config, load_config
 from spinmeround_jax.data.batch import Batch
 from spinmeround_jax.diffusion import preconditioning, schedules
 from spinmeround_jax.diffusion.denoiser import condition
