@@ -17,7 +17,6 @@ import argparse
 import collections
 import json
 import pathlib
-import sys
 import time
 from typing import Any
 
@@ -25,10 +24,10 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import measuring
-from spinmeround_jax import cameras, files
+from spinmeround_jax import cameras, cli, files
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.diffusion.pipeline import Pipeline
-from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import scene, views
 from spinmeround_jax.splats.fit import FitSettings, fit
 from spinmeround_jax.splats.scene import Scene
@@ -131,32 +130,10 @@ def tables(results: Results) -> str:
     return f"{first}\n\n{second}" if changes else first
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.reconstruction",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="data_prep's folder")
-    parser.add_argument("--checkpoint", type=pathlib.Path, help="model; without: true renders only")
-    parser.add_argument(
-        "--subjects", type=int, nargs="+", default=[1, 2], help="numbers of held-out ones (1 2)"
-    )
-    parser.add_argument(
-        "--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="which fits (all)"
-    )
-    parser.add_argument("--steps", type=int, default=FitSettings().steps)
-    parser.add_argument("--count", type=int, default=FitSettings().count, help="Gaussians")
-    parser.add_argument("--degree", type=int, default=FitSettings().degree)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/reconstruction.json"))
-    args = parser.parse_args(argv)
-    try:
-        held_out = HeldOut(args.data)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    held_out = HeldOut(args.data)
     if wrong := [i for i in args.subjects if not 0 <= i < len(held_out)]:
-        parser.error(f"--subjects {wrong[0]}: {args.data} has 0 to {len(held_out) - 1}")
+        raise UsageError(f"--subjects {wrong[0]}: {args.data} has 0 to {len(held_out) - 1}")
     kinds, results = KINDS[: 2 if args.checkpoint else 1], collections.defaultdict(list)
     for subject in args.subjects:
         scenes = true_scenes(held_out, subject)
@@ -172,8 +149,24 @@ def main(argv: list[str] | None = None) -> int:
         text = json.dumps({" / ".join(key): value for key, value in results.items()}, indent=1)
         files.write_atomically(args.out, text.encode())
         print(f"\n{tables(results)}\n", flush=True)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.build_parser("benchmarks.reconstruction", __doc__)
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="data_prep's folder")
+    parser.add_argument("--checkpoint", type=pathlib.Path, help="model; without: true renders only")
+    parser.add_argument(
+        "--subjects", type=int, nargs="+", default=[1, 2], help="numbers of held-out ones (1 2)"
+    )
+    parser.add_argument(
+        "--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="which fits (all)"
+    )
+    parser.add_argument("--steps", type=int, default=FitSettings().steps)
+    parser.add_argument("--count", type=int, default=FitSettings().count, help="Gaussians")
+    parser.add_argument("--degree", type=int, default=FitSettings().degree)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/reconstruction.json"))
+    return cli.main(parser.parse_args, run, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

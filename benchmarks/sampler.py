@@ -19,9 +19,8 @@ from flax import nnx
 from benchmarks import measuring
 from benchmarks.forward import check_equal
 from launch import programs
-from launch.compile import load_config
-from spinmeround_jax import cameras, checkpoints
-from spinmeround_jax.config import Config, SamplingConfig
+from spinmeround_jax import cameras, checkpoints, cli
+from spinmeround_jax.config import Config, SamplingConfig, load_config
 from spinmeround_jax.diffusion import denoiser, schedules, view_groups
 from spinmeround_jax.diffusion.pipeline import Pipeline
 from spinmeround_jax.models import Model, parameters
@@ -251,4 +250,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

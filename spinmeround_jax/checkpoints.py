@@ -451,6 +451,11 @@ _CONFIGS = {
 }
 
 
+def check_config(config: ModelConfig) -> None:
+    """Raises InputError naming a field out of the range in which networks can be built."""
+    _CONFIGS["model"](json.loads(json.dumps(dataclasses.asdict(config))), "config.model")
+
+
 def _read_config(directory: Path, kind: str, cls: type) -> Any:
     path = pathlib.Path(directory) / "model.json"
     description = _read_json(directory)

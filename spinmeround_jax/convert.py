@@ -24,7 +24,7 @@ import spinmeround_jax
 from spinmeround_jax import checkpoints, cli, files, models
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError
-from spinmeround_jax.models import FULL_SIZE, ModelConfig
+from spinmeround_jax.models import ModelConfig
 from spinmeround_jax.weights import diffusers, mapping, released, sources
 from spinmeround_jax.weights.sources import TensorFile
 
@@ -340,9 +340,14 @@ def run(args: argparse.Namespace, config: ModelConfig) -> None:
     print(f"The model is in {args.out}")
 
 
-def main(argv: list[str] | None = None, config: ModelConfig = FULL_SIZE) -> int:
+def main(argv: list[str] | None = None, config: ModelConfig | None = None) -> int:
     parse = build_parser().parse_args
-    return cli.main(parse, lambda args: run(args, config), argv, "nothing was written")
+    return cli.main(
+        parse,
+        lambda args: run(args, config or ModelConfig.full_size()),
+        argv,
+        "nothing was written",
+    )
 
 
 if __name__ == "__main__":

@@ -41,12 +41,11 @@ HEAVY = {  # package: the modules that may import it
     "trimesh": {"data_prep.scans.textured", "spinmeround_jax.splats.mesh"},
     "pycolmap": {"data_prep.calibrated.readers"},
     "ml_collections": {
-        "spinmeround_jax.train",
+        "spinmeround_jax.config",
         "configs.quickstart",
         "configs.ablation",
         "configs.tpu_v4",
         "configs.h100",
-        "launch.compile",
     },
     "insightface": {"spinmeround_jax.photo.faces"},
     "ai_edge_litert": {"spinmeround_jax.photo.mediapipe"},

@@ -60,7 +60,7 @@ def plan_views(known: np.ndarray, trajectory: np.ndarray, size: int) -> Plan:
     reused = np.where(distance.min(1) < cameras.SAME_VIEW, distance.argmin(1), -1)
 
     # Of two that are equally near, the one that is nearer to the input.
-    from_input = np.broadcast_to(angular_distance(known, known[0]), distance.shape)
+    from_input = np.broadcast_to(cameras.angular_distance(known, known[0]), distance.shape)
     order = np.lexsort((from_input[:, 1:].round(2), distance[:, 1:].round(2)), axis=1)
     nearest = 1 + np.sort(order[:, : IN_GROUP - 1], axis=1)
 

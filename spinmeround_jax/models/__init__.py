@@ -9,12 +9,11 @@ from flax import nnx
 
 from spinmeround_jax.cameras import RAYMAP_CHANNELS
 from spinmeround_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from spinmeround_jax.models.config import FULL_SIZE, ModelConfig
+from spinmeround_jax.models.config import ModelConfig
 from spinmeround_jax.models.identity import IdentityEncoder, IdentityEncoderConfig
 from spinmeround_jax.models.unet import MultiViewUNet, UNetConfig
 
 __all__ = [
-    "FULL_SIZE",
     "Autoencoder",
     "AutoencoderConfig",
     "IdentityEncoder",

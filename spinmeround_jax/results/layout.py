@@ -13,6 +13,7 @@ from spinmeround_jax.files import InputError, recover
 
 PHOTO = "photo.jpg"
 SETTINGS = "settings.json"
+PHOTO = "photo.jpg"
 PAGE = "index.html"  # stands among the heads, so none can have its name
 GENERATOR = "spinmeround_jax.sample"
 
