@@ -177,6 +177,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="overview picture, written into --out; empty for none",
     )
     args = parser.parse_args(argv)
+    if pathlib.Path(args.preview).name == "..":
+        raise UsageError(f"--preview {args.preview}: expected the name of a PNG file")
     if min(args.held_out, args.seed) < 0 or args.subjects > HELD_OUT_OFFSET:
         raise UsageError(
             f"--held-out and --seed must not be negative, --subjects at most {HELD_OUT_OFFSET}"

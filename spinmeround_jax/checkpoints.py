@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -130,7 +130,7 @@ class Checkpoints:
             )
         except Exception as error:  # Orbax, tensorstore and JSON each have their own
             raise InputError(f"{folder}: {error}. {_UNREADABLE}") from error
-        if changes := config_changes(saved["config"], self._config):
+        if changes := config_changes(saved["config"], self._config, step):
             raise InputError(
                 f"{folder} was written with another config: {'; '.join(changes)}. Set these back, "
                 "or start a new run with another --workdir"
@@ -190,13 +190,28 @@ _UNREADABLE = (
 )
 
 
-def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Fields outside FREE_FIELDS whose values differ, as "name: saved -> current"."""
+def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any], step: int) -> list[str]:
+    """Fields outside FREE_FIELDS whose values differ, as "name: saved -> current".
+
+    Stages may differ from `step` on, unless the learning rate of every step depends on their sum.
+    """
+    if all("stages" in c and c["optimizer"]["schedule"] == "constant" for c in (saved, current)):
+        saved, current = ({**c, "stages": _begun(c["stages"], step)} for c in (saved, current))
     return [
         change
         for change in schema.differences(saved, current)
         if not any(change.startswith((f"{free}:", f"{free}.")) for free in FREE_FIELDS)
     ]
+
+
+def _begun(stages: Sequence[Mapping[str, Any]], step: int) -> list[dict[str, Any]]:
+    """The stages up to `step`."""
+    begun = []
+    for stage in stages:
+        if step > 0:
+            begun.append({**stage, "steps": min(stage["steps"], step)})
+        step -= stage["steps"]
+    return begun
 
 
 def _to_json(state: Any) -> Any:

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import datetime
 import math
-import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -193,7 +192,7 @@ def _check_space(out: pathlib.Path, parts: list[Part], dtype: np.dtype) -> None:
         for targets in part.targets.values()
         for target in targets.values()
     )
-    free, needed = shutil.disk_usage(_existing(out)).free, count * dtype.itemsize
+    free, needed = shutil.disk_usage(files.existing(out.parent)).free, count * dtype.itemsize
     if free < needed:
         raise UsageError(
             f"--out: {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free"
@@ -269,15 +268,9 @@ def new_folder(out: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
     files.recover(out)
     if out.exists() or out.is_symlink():
         check_replaceable(out, overwrite)
-    if not os.access(_existing(out), os.W_OK | os.X_OK) or not _existing(out).is_dir():
-        raise UsageError(f"--out {out}: no folder can be made in {_existing(out)}")
+    files.check_writable(out.parent)
     with files.new_folder(out) as folder:
         yield folder
-
-
-def _existing(out: pathlib.Path) -> pathlib.Path:
-    """The closest folder above `out` that is there."""
-    return next(path for path in out.parents if path.exists())
 
 
 def check_replaceable(out: pathlib.Path, overwrite: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from spinmeround_jax import cli
+from spinmeround_jax import cli, files
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.diffusion.samplers import SAMPLERS
 from spinmeround_jax.evaluation import (
@@ -85,7 +85,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     path = pathlib.Path
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), default="heads", help="(heads)")
     parser.add_argument("--out", type=path, default=path("out/evaluation"), help="folder to write")
-    parser.add_argument("--subjects", type=int, help="how many (heads: 32)")
+    parser.add_argument("--subjects", type=cli.integer(1), help="how many (heads: 32)")
     parser.add_argument(
         "--skip", action="append", default=[], metavar="MEASURE", choices=measures.NAMES,
         help=f"do not measure this; repeat for more: {', '.join(measures.NAMES)}",
@@ -118,7 +118,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     views.add_argument(
         "--match", choices=("camera", "name"), help="views belong together by (camera, if known)"
     )
-    views.add_argument("--size", type=int, help="pixels that all pictures are brought to")
+    views.add_argument(
+        "--size", type=cli.integer(8), help="pixels that all pictures are brought to"
+    )
     views.add_argument(
         "--leave-out", action="append", default=[], metavar="VIEW",
         help="a true view not to judge, by its file's name; `front` is the one at yaw 0, pitch 0",
@@ -136,25 +138,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="model to measure; repeat for several rows",
     )  # fmt: skip
     models.add_argument("--data", type=cli.path, help="data_prep's folder, or gs://...")
-    models.add_argument("--steps", type=int, help="sampling steps; default: the checkpoint's")
+    models.add_argument(
+        "--steps", type=cli.integer(2), help="sampling steps; default: the checkpoint's"
+    )
     models.add_argument("--guidance-scale", type=cli.real(), help="default: the checkpoint's")
     models.add_argument("--sampler", choices=sorted(SAMPLERS), help="default: the checkpoint's")
-    models.add_argument("--temperature", type=cli.real(), help="default: the checkpoint's")
+    models.add_argument("--temperature", type=cli.real(0, 1), help="default: the checkpoint's")
     models.add_argument(
         "--sweep", action="append", default=[], metavar="SETTING=VALUE,VALUE",
         help="a row for each value; settings are those of the checkpoint's sampling, and anchors",
     )  # fmt: skip
-    models.add_argument("--seed", type=int, default=0, help="same seed, same result (0)")
+    models.add_argument("--seed", type=cli.integer(), default=0, help="same seed, same result (0)")
     models.add_argument(
-        "--max-batch", type=int, default=8, help="examples in one call, per device (8)"
+        "--max-batch", type=cli.integer(1), default=8, help="examples in one call, per device (8)"
     )
     args = parser.parse_args(argv)
-    if args.subjects is not None and args.subjects < 1:
-        raise UsageError("--subjects: expected at least 1")
-    if args.max_batch < 1 or args.seed < 0:
-        raise UsageError("--max-batch must be at least 1, --seed at least 0")
-    if args.size is not None and args.size < 8:
-        raise UsageError("--size: expected at least 8")
     needed, allowed = PROTOCOLS[args.protocol]
     for name in sorted(SPECIFIC):
         given = getattr(args, name) not in (None, [], False)
@@ -180,6 +178,7 @@ RUN = {"heads": heads.run, "nersemble": nersemble.run, "folders": folders.run}
 
 
 def run(args: argparse.Namespace) -> None:
+    files.check_writable(args.out)
     result = RUN[args.protocol](args)
     results.write(result, as_json(args), args.out)
     report.write(result, as_json(args), args.out / "report.html")

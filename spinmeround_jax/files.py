@@ -52,6 +52,21 @@ def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
     return remote
 
 
+def existing(path: pathlib.Path) -> pathlib.Path:
+    """`path`, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(found for found in (path, *path.parents) if found.exists())
+
+
+def check_writable(folder: pathlib.Path) -> None:
+    """Raises InputError unless `folder` can be made or written; found out before hours of work."""
+    found = existing(folder)
+    if not found.is_dir():
+        raise InputError(f"{found}: a file is in the way; choose another folder")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise InputError(f"{found}: may not be written; choose another folder, or change its owner")
+
+
 def is_local(path: pathlib.Path) -> bool:
     return isinstance(path, pathlib.Path)
 

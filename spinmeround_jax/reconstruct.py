@@ -338,6 +338,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     Raises:
         InputError: before anything is done.
     """
+    files.check_writable(args.out)
     named = name_inputs(args.input)
     background = parse_background(args.background)
     for name in named:

@@ -16,8 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from spinmeround_jax import cameras, checkpoints, cli, requests
-from spinmeround_jax.cli import UsageError
+from spinmeround_jax import cameras, checkpoints, cli, files, requests
 from spinmeround_jax.diffusion.pipeline import Pipeline, default_batch, run_settings
 from spinmeround_jax.files import InputError, name_inside
 from spinmeround_jax.photo import assets, face_resnet, likeness
@@ -113,8 +112,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     if not args.no_compilation_cache:
         use_compilation_cache()
     trajectory = parse_trajectory(args)
-    if args.out.exists() and not args.out.is_dir():
-        raise UsageError(f"--out {args.out}: a file is in the way; choose a folder")
+    files.check_writable(args.out)
     description = checkpoints.describe(args.checkpoint)
     names = ("steps", "sampler", "guidance_scale", "temperature")
     changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}

@@ -61,7 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--observed", nargs="+", metavar="FILE:YAW:PITCH",
         help="1 or 3 views of one person, the first at 0:0; the identity is the first's",
     )  # fmt: skip
-    what.add_argument("--unconditional", type=cli.integer(1), metavar="N", help="N new people")
+    what.add_argument(
+        "--unconditional", type=cli.integer(1, 1_000_000), metavar="N", help="N new people"
+    )
     what.add_argument(
         "--interpolate", type=path, nargs=2, metavar=("A", "B"),
         help="from one identity to another (.npy, .json, or portraits with one beside them)",
@@ -72,7 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     views = parser.add_argument_group("which views")
-    views.add_argument("--views", type=cli.integer(1), help="how many: 48, 88 or any number (48)")
+    views.add_argument(
+        "--views", type=cli.integer(1, 10_000), help="how many: 48, 88 or any number (48)"
+    )
     views.add_argument("--trajectory", metavar="turntable|sweep|FILE.json", help="(turntable)")
     views.add_argument(
         "--yaw-pitch", metavar='"YAW,PITCH ..."', help="these only; --yaw-pitch=-30,0"

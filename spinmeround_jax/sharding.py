@@ -91,6 +91,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def gathered(tree: Tree, mesh: Mesh) -> Tree:
+    """Whole arrays on the first device of each process; all processes call this together."""
+    return jax.tree.map(lambda x: x.addressable_data(0), jax.device_put(tree, replicated(mesh)))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Split along the first axis, the examples; every one of them whole."""
     return NamedSharding(mesh, P(EXAMPLES))

@@ -22,7 +22,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tensorboardX import SummaryWriter
 
-from spinmeround_jax import checkpoints, cli, distributed, models, sharding
+from spinmeround_jax import checkpoints, cli, distributed, files, models, sharding
 from spinmeround_jax.config import Config, load_config
 from spinmeround_jax.data import latent_cache
 from spinmeround_jax.data import loader as data_loader
@@ -74,8 +74,7 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     mesh = sharding.make_mesh(config.mesh)
     main_process = jax.process_index() == 0
     check(config, mesh)
-    workdir.mkdir(parents=True, exist_ok=True)
-    writer = SummaryWriter(str(workdir / "tensorboard")) if main_process else None
+    files.check_writable(workdir)
 
     # -- Data
     steps = sum(stage.steps for stage in config.stages)
@@ -88,6 +87,8 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
 
     # -- Networks: pretrained, or an autoencoder trained here and the others new
     pretrained = load_pretrained(config) if config.init_from else None
+    workdir.mkdir(parents=True, exist_ok=True)
+    writer = SummaryWriter(str(workdir / "tensorboard")) if main_process else None
     if pretrained:
         autoencoder = pretrained.autoencoder
         mean, std = pretrained.config.latent_mean, pretrained.config.latent_std
@@ -146,9 +147,10 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     subjects = previews.held_out(config, count=4)
 
     def on_sample(state: optim.TrainState, step: int) -> None:
-        params = {**frozen["networks"], **state.ema}
-        grid = previews.anchors(graphdefs, params, frozen["empty_latent"], config, subjects)
-        previews.write(grid, "anchors", step, workdir, writer)
+        params = sharding.gathered({**frozen["networks"], **state.ema}, mesh)
+        if main_process:
+            grid = previews.anchors(graphdefs, params, config, subjects)
+            previews.write(grid, "anchors", step, workdir, writer)
 
     # -- Held-out heads
     losses = held_out_loss.fixed_losses(config, graphdefs, frozen, mesh)

@@ -13,6 +13,7 @@ import pytest
 from spinmeround_jax import checkpoints, sharding
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import ModelConfig, parameters
+from tests.support.configs import micro_config
 from tests.support.paths import ROOT
 from tests.support.tiny_model import CONFIG, NETWORKS, random_model
 
@@ -315,3 +316,29 @@ def test_another_config_or_damage_is_refused(tmp_path):
             path.write_bytes(b"")
     with pytest.raises(InputError, match="could not be read and was left as it is"):
         saved.restore(abstract_state(), Position({}))
+
+
+def test_stages_that_were_not_begun_may_change(tmp_path):
+    def saved(stages, schedule="constant"):
+        config = micro_config(tmp_path, **{"stages": stages, "optimizer.schedule": schedule})
+        return checkpoints.Checkpoints(tmp_path / schedule, keep=1, config=config)
+
+    class Position:
+        def get_state(self):
+            return {"step": 3}
+
+        def set_state(self, state):
+            assert state == {"step": 3}
+
+    first, second = {"steps": 5, "observed": (1,)}, {"steps": 9, "observed": (0, 1)}
+    state = {"x": jnp.arange(3.0)}
+    for schedule in ("constant", "cosine"):
+        run = saved((first, second), schedule)
+        run.save(3, state, Position())
+        run.close()
+    longer = ({**first, "steps": 3}, {**second, "steps": 100})
+    np.testing.assert_array_equal(saved(longer).restore(state, Position())["x"], state["x"])
+    with pytest.raises(InputError, match="stages"):
+        saved(({**first, "steps": 2}, second)).restore(state, Position())
+    with pytest.raises(InputError, match="stages"):  # the rates of all steps depend on their sum
+        saved(longer, "cosine").restore(state, Position())

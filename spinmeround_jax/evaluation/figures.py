@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from spinmeround_jax import cameras, cli, reconstruct, sample
+from spinmeround_jax import cameras, cli, files, reconstruct, sample
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.evaluation import folders, view_folders
 from spinmeround_jax.evaluation.view_folders import Frame
@@ -241,6 +241,9 @@ def _yaws(text: str) -> tuple[float, ...]:
 
 
 def run(args: argparse.Namespace) -> None:
+    if not args.out.suffix:
+        args.out = args.out.with_suffix(".png")
+    files.check_writable(args.out.parent)
     picture = args.make(args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()

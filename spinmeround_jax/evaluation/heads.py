@@ -167,6 +167,9 @@ class _Heads:
             )
         self.args = args
         self.size = self.portraits.source.image_size
+        self.candidates = [Candidate(item, args) for item in args.checkpoint]
+        for candidate in self.candidates:
+            candidate.check(self.size, args.data)
         self.instruments = measures.choose(args, self.size)
         self.wanted = self.instruments.wanted
         # The frontal view first: it is what the model is given.
@@ -175,9 +178,6 @@ class _Heads:
         self.trajectory = cameras.turntable(RING) if around else front_and_anchors
         order = find_views(self.portraits, 0, self.trajectory)
         self.anchors = [order.index(i) for i in find_views(self.portraits, 0, cameras.anchors())]
-        self.candidates = [Candidate(item, args) for item in args.checkpoint]
-        for candidate in self.candidates:
-            candidate.check(self.size, args.data)
         size = args.max_batch * jax.local_device_count()
         self.chunks = [
             list(range(start, min(start + size, self.count)))

@@ -136,8 +136,8 @@ def choose(args: argparse.Namespace, size: int) -> Instruments:
         reason = f"needs {metrics.LPIPS_SMALLEST} pixels, these images have {size}"
         missing |= dict.fromkeys((LPIPS.name, LPIPS_VGG.name), reason)
     if importlib.util.find_spec("skimage") is None:
-        missing |= dict.fromkeys((SSIM.name, HAIR.name), f"needs scikit-image: {INSTALL}")
-    elif size < metrics.SSIM_WINDOW:
+        missing[HAIR.name] = f"needs scikit-image: {INSTALL}"
+    if size < metrics.SSIM_WINDOW:
         missing[SSIM.name] = f"needs {metrics.SSIM_WINDOW} pixels, these images have {size}"
     reprojections = (REPROJECTION.name, REPROJECTION_NORMALS.name)
     if importlib.util.find_spec("scipy") is None:

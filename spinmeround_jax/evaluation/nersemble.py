@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> Result:
         ValueError, OSError: naming what cannot be used.
     """
     protocol = read_protocol()
+    candidates = [Candidate(item, args) for item in args.checkpoint]
     truth = view_folders.find_heads(args.truth / "views")
     if args.subject_list:
         wanted = read_list(args.subject_list)
@@ -81,7 +82,6 @@ def run(args: argparse.Namespace) -> Result:
                 f"cameras, such as {missing[0]}; the protocol wants all"
             )
     methods: dict[str, pathlib.Path] = {}
-    candidates = [Candidate(item, args) for item in args.checkpoint]
     for candidate in candidates:
         for variant in candidate.variants:
             out = args.out / "sampled" / row_name(candidate.name, variant).replace("/", "_")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from spinmeround_jax import cli, schema
+from spinmeround_jax import cli, files, schema
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, images, preview
@@ -161,8 +161,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: before anything is done.
     """
-    if args.out.exists() and not args.out.is_dir():
-        raise UsageError(f"--out {args.out}: a file is in the way; choose a folder")
+    files.check_writable(args.out)
     photos = find_photos(args.input)
     given: dict[str, np.ndarray] = {}
     if args.landmarks:

@@ -5,31 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from spinmeround_jax import cameras
 from spinmeround_jax.config import Config
 from spinmeround_jax.data.manifest import read_manifest
 from spinmeround_jax.data.subjects import HeldOut, Subject
-from spinmeround_jax.diffusion import schedules
-from spinmeround_jax.diffusion.denoiser import (
-    condition,
-    deny_normals,
-    restore,
-    standardise,
-    unconditional,
-)
-from spinmeround_jax.diffusion.sampling import sample_jointly
-from spinmeround_jax.models import parameters
-from spinmeround_jax.models.attention import Execution
-from spinmeround_jax.models.attention_kernels import best_for
+from spinmeround_jax.diffusion.networks import Networks
+from spinmeround_jax.models import Model, parameters
 from spinmeround_jax.photo.images import to_uint8
 
 if TYPE_CHECKING:
@@ -86,100 +74,45 @@ def reconstructions(
     return grid(np.stack(rows))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _sample(
-    graphdefs: tuple[tuple[str, nnx.GraphDef], ...],
-    config: Config,
-    everywhere: jax.sharding.NamedSharding,
-    params: dict[str, parameters.Parameters],
-    empty_latent: jax.Array,
-    images: jax.Array,
-    normals: jax.Array,
-    id_embedding: jax.Array,
-    world_to_camera: jax.Array,
-) -> jax.Array:
-    """(b, 2, v, H, W, 3): images and normals of one observed view and those sampled around."""
-    networks = {name: parameters.merge(graph, params[name]) for name, graph in graphdefs}
-    autoencoder, identity = networks["autoencoder"], networks["identity"]
-    b, v = world_to_camera.shape[:2]
-    seen = jnp.concatenate([autoencoder.encode(images), autoencoder.encode(normals)], axis=-1)
-    seen = empty_latent if config.ablation.no_image else standardise(seen, config.model)
-    if config.ablation.no_normals:
-        seen = deny_normals(seen)
-    observed = jnp.zeros((b, v, *seen.shape[-3:])).at[:, 0].set(seen)
-    context = identity.empty() if config.ablation.no_identity else identity(id_embedding)
-    conditional = condition(
-        jnp.broadcast_to(context, (b, *context.shape[1:])),
-        jnp.broadcast_to(jnp.arange(v) == 0, (b, v)),
-        observed,
-        world_to_camera,
-        config.model.rays,
-    )
-    sampling = config.sampling
-    sigmas = jnp.asarray(
-        schedules.karras_sigmas(
-            SAMPLING_STEPS, sampling.sigma_min, sampling.sigma_max, sampling.rho
-        )
-    )
-    shape = (b, 1 if sampling.shared_noise else v, *observed.shape[2:])
-    noise = jnp.broadcast_to(jax.random.normal(jax.random.key(0), shape), observed.shape)
-    without = unconditional(conditional, identity.empty(), empty_latent)
-    how = Execution(
-        kernel=best_for(
-            everywhere.mesh.devices.flat[0], networks["unet"].dtype, config.model.attention_shapes
-        )
-    )
-
-    def each(unet_params: parameters.Parameters, *examples: Any) -> jax.Array:
-        """One subject after another: all at once need more memory than a training step."""
-        network = functools.partial(parameters.merge(dict(graphdefs)["unet"], unet_params), how=how)
-
-        def one(example: Any) -> jax.Array:
-            noise, conditional, without = jax.tree.map(lambda x: x[None], example)
-            return sample_jointly(
-                network, noise, conditional, without, sigmas, sampling.guidance_scale,
-                sampling.temperature, sampling.sampler,
-            )[0]  # fmt: skip
-
-        return jax.lax.map(one, examples)
-
-    # Every device does the same: kernels cannot be partitioned.
-    sampled = jax.shard_map(
-        each, mesh=everywhere.mesh, in_specs=P(), out_specs=P(), check_vma=False
-    )(params["unet"], noise, conditional, without)  # fmt: skip
-    halves = jnp.stack(jnp.split(restore(sampled, config.model), 2, axis=-1), axis=1)
-    decoded = autoencoder.decode(halves.reshape(-1, *halves.shape[3:]))
-    decoded = decoded.reshape(b, 2, v, *decoded.shape[1:])
-    return jax.lax.with_sharding_constraint(decoded, everywhere)  # so that every process has it all
-
-
 def anchors(
     graphdefs: dict[str, nnx.GraphDef],
     params: dict[str, parameters.Parameters],
-    empty_latent: jax.Array,
     config: Config,
     subjects: list[Subject],
 ) -> np.ndarray:
-    """For each of `held_out` a row of images and one of normals: the frontal view, then a ring."""
-    ring = cameras.turntable(config.model.views)
-    if config.data.relative_cameras:
-        angles = np.repeat(ring[None], len(subjects), axis=0)
-    else:
-        given = np.array([(s.yaw[0], s.pitch[0]) for s in subjects], np.float32)
-        angles = ring + given[:, None]
-    pictures = _sample(
-        tuple(graphdefs.items()),
-        config,
-        empty_latent.sharding,
-        params,
-        empty_latent,
-        np.stack([subject.images[0] for subject in subjects]),
-        np.stack([subject.normals[0] for subject in subjects]),
-        np.stack([subject.id_embedding for subject in subjects]),
-        cameras.orbit(angles[..., 0], angles[..., 1]),
+    """For each of `held_out` a row of images and one of normals: the frontal view, then a ring.
+
+    Args:
+        params: whole, on one device of this process, see `sharding.gathered`.
+    """
+    model = Model(
+        config.model,
+        **{name: parameters.merge(graphdefs[name], params[name]) for name in graphdefs},
     )
-    pictures = np.asarray(pictures)
-    return grid(pictures.reshape(-1, *pictures.shape[2:]))
+    (device,) = jax.tree.leaves(params)[0].devices()
+    sampling = dataclasses.replace(config.sampling, steps=SAMPLING_STEPS)
+    # One subject after another: all at once need more memory than a training step.
+    networks = Networks(model, sampling, config.ablation, 1, None, [device])
+    images, normals = (
+        networks.encode(np.stack([getattr(subject, name)[0] for subject in subjects]), kind)
+        for name, kind in (("images", "image"), ("normals", "normals"))
+    )
+    if config.ablation.no_normals:
+        normals = np.zeros_like(normals)
+    count = len(subjects)
+    angles = np.tile(cameras.turntable(config.model.views), (count, 1, 1))
+    if not config.data.relative_cameras:
+        angles += np.array([[(s.yaw[0], s.pitch[0])] for s in subjects], np.float32)
+    latents = networks.sample_jointly(
+        "anchors",
+        np.concatenate([images, normals], axis=-1)[:, None],
+        angles,
+        networks.contexts(np.stack([subject.id_embedding for subject in subjects]), count),
+        np.arange(count),
+        np.zeros((count, 2), int),
+    )
+    rows = [row for i in range(count) for row in networks.decode(latents[i], angles[i])]
+    return grid(np.stack(rows))
 
 
 def grid(images: np.ndarray) -> np.ndarray:
