@@ -12,6 +12,11 @@ Examples:
   python -m spinmeround_jax.train --config=configs/h100.py --workdir=/shared/run \\
       --coordinator=HOST:PORT --process_count=N --process_id=n        (docs/launching.md)
 
+  # After a loss that is not finite: with a lower rate, from an earlier checkpoint, without that batch;
+  # the history is kept in the checkpoints and in the model:
+  python -m spinmeround_jax.train --config=configs/quickstart.py --config.optimizer.learning_rate=5e-4 \\
+      --from_step=8000 --skip_steps=8123
+
 SIGTERM or Ctrl-C, to any of the processes, finishes the step, writes a checkpoint and exits with 0; the
 same command resumes. What cannot be used is told in a line, and the exit code is 1.
 The finished model is in <workdir>/model, pictures in <workdir>/samples, curves for
@@ -30,6 +35,7 @@ import platform
 import shlex
 import signal
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -75,12 +81,37 @@ _STOPPED_EXIT_CODE = flags.DEFINE_integer(
 )
 
 
+_FROM_STEP = flags.DEFINE_integer(
+    "from_step",
+    None,
+    "Go back to this kept checkpoint of the diffusion model; later ones are deleted.",
+)
+_SKIP_STEPS = flags.DEFINE_list(
+    "skip_steps",
+    [],
+    "Steps of the diffusion model, from 0, whose batches are passed over: 7 or 7,12.",
+)
+
+
 # --------------------------------------------------------------------------------------------------
 # The run
 
 
-def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+def train(
+    config: Config,
+    workdir: pathlib.Path,
+    from_step: int | None = None,
+    skip_steps: Collection[int] = (),
+) -> pathlib.Path:
     """Train, or resume training, as `config` says.
+
+    A run may be resumed with other settings of the optimizer and other stages from its step on, so also
+    with more of them after its end; what changed is kept in its checkpoints and its model.
+
+    Args:
+        from_step: of a kept checkpoint of the diffusion model to go back to; done once, however often
+            the run is resumed with it.
+        skip_steps: of the diffusion model, counted from 0, whose batches are passed over.
 
     Returns:
         The folder of the finished model, for `checkpoints.load_model`.
@@ -143,8 +174,17 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     saved = checkpoints.Checkpoints(
         workdir / "checkpoints", keep=config.keep_checkpoints, config=config
     )
-    if saved.latest() is not None:
+    if from_step is not None:
+        saved.go_back(from_step)
+    if (latest := saved.latest()) is not None:
+        if latest > steps:
+            raise ValueError(
+                f"{workdir}: is at step {latest}, and config.stages end at {steps}; give them more "
+                "steps, or go back with --from_step"
+            )
         state = saved.restore(sharding.abstract(abstract, placement), loader)
+        for entry in saved.history if main_process else ():
+            print(f"from step {entry['step']}: {entry['change']}")
     elif pretrained:
         # Through the host: the loaded arrays are bound to one device, the state lives on all.
         pretrained_params = jax.device_get(trained_part(config, pretrained))
@@ -152,6 +192,9 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     else:
         state = jax.jit(init, out_shardings=placement)()
     del pretrained
+    for step in sorted(skip_steps):
+        if step >= int(state.step):
+            saved.note(step, "its batch is passed over")
     if main_process:
         print(describe(config, state, mesh), flush=True)
 
@@ -191,6 +234,7 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
             writer=writer,
             on_evaluate=on_evaluate,
             on_sample=on_sample,
+            skip=skip_steps,
         )
     saved.close()
 
@@ -198,7 +242,7 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     params = {**frozen["networks"], **state.ema}
     networks = {name: parameters.merge(graphdefs[name], params[name]) for name in graphdefs}
     checkpoints.save_model(
-        workdir / "model", Model(config.model, **networks), provenance(config, steps)
+        workdir / "model", Model(config.model, **networks), provenance(config, steps, saved.history)
     )
     if writer:
         writer.close()
@@ -362,13 +406,14 @@ def hardware() -> str:
     return f"{jax.device_count()} x {device.platform} ({kind})"
 
 
-def provenance(config: Config, steps: int) -> dict[str, Any]:
+def provenance(config: Config, steps: int, history: list[dict[str, Any]]) -> dict[str, Any]:
     """Where the weights come from; saved beside them."""
     manifest = read_manifest(config.data.directory)
     return {
         "command": shlex.join(["python", "-m", "spinmeround_jax.train", *sys.argv[1:]]),
         "seed": config.seed,
         "steps": steps,
+        "history": history,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": hardware(),
         "data": {
@@ -413,7 +458,14 @@ def main(argv: list[str]) -> None:
         try:
             config = from_mapping(Config, _CONFIG.value)
             distributed.initialize(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_ID.value)
-            train(config, pathlib.Path(_WORKDIR.value or f"runs/{config.name}"))
+            if bad := [step for step in _SKIP_STEPS.value if not step.isdecimal()]:
+                raise ValueError(f"--skip_steps: {bad[0]!r} is no step; give numbers such as 7,12")
+            train(
+                config,
+                pathlib.Path(_WORKDIR.value or f"runs/{config.name}"),
+                _FROM_STEP.value,
+                frozenset(map(int, _SKIP_STEPS.value)),
+            )
         except loop.Preempted as message:
             print(f"{message}. The same command resumes.", flush=True)
             return _STOPPED_EXIT_CODE.value
