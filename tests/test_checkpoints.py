@@ -297,6 +297,19 @@ def test_loader_of_another_step_is_refused(tmp_path):
         saved.restore(abstract_state(), Position({}))
 
 
+def test_stages_to_come_may_change_and_those_before_may_not():
+    def config(*stages):
+        return {"stages": [{"steps": steps, "observed": [n]} for steps, n in stages]}
+
+    saved = config((10, 1), (20, 3))
+    for other in (config((10, 1), (15, 3)), config((10, 1), (5, 3), (40, 3), (9, 2))):
+        assert not checkpoints.config_changes(saved, other, step=15)
+        assert checkpoints.config_changes(saved, other, step=60)
+    assert not checkpoints.config_changes(saved, config((10, 1)), step=10)
+    for other in (config((10, 1)), config((11, 1), (19, 3)), config((10, 2), (20, 3))):
+        assert checkpoints.config_changes(saved, other, step=15)
+
+
 def test_another_config_or_damage_is_refused(tmp_path):
     saved = checkpoints.Checkpoints(tmp_path, keep=1, config=RUN)
     saved.save(1, state_at(1), Position({}))
