@@ -312,7 +312,7 @@ def load_trained(
         pretrained = load_model(config.init_from)
         fixed = {"autoencoder": pretrained.autoencoder, "identity": pretrained.identity}
     trained = ("unet", "identity") if config.train_identity_encoder else ("unet",)
-    shapes = nnx.eval_shape(lambda: _networks(models.build(config.model, rngs=nnx.Rngs(0))))
+    shapes = nnx.eval_shape(lambda: models.build(config.model, rngs=nnx.Rngs(0)).networks)
     split = {name: parameters.split(shapes[name]) for name in trained}
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     part = "ema" if average else "params"
