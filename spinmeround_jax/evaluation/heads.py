@@ -323,7 +323,7 @@ class _Heads:
             with tqdm(disable=True) as bar:
                 own = candidate.variants[0]
                 pipeline = candidate.pipeline(own, bar)
-            return losses.Loss(candidate.model, candidate.ablation, pipeline, SIGMA)
+            return losses.Loss(candidate.model, candidate.description.ablation, pipeline, SIGMA)
 
         def make(source: HeldOut, count: int, chunk: list[int]) -> dict[str, np.ndarray]:
             angles = cameras.turntable(candidate.model.config.views)
