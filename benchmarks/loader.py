@@ -18,9 +18,9 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 
 from benchmarks import measuring  # noqa: E402
-from spinmeround_jax import cli  # noqa: E402
+from spinmeround_jax import ID_EMBEDDING_SIZE, cli  # noqa: E402
 from spinmeround_jax.config import DataConfig, StageConfig  # noqa: E402
-from spinmeround_jax.data import latent_files, loader, records  # noqa: E402
+from spinmeround_jax.data import latent_files, loader  # noqa: E402
 from spinmeround_jax.data.subjects import SubjectSource  # noqa: E402
 
 EXAMPLES = """examples:
@@ -123,7 +123,7 @@ def write_random_latents(
     block = rng.standard_normal(description.moments_shape, np.float32).astype(np.float16)
     for index in source.indexes:
         count = len(index.subjects)
-        identities = np.eye(count, records.ID_EMBEDDING_SIZE, dtype=np.float32)
+        identities = np.eye(count, ID_EMBEDDING_SIZE, dtype=np.float32)
         colours = np.zeros((count, backgrounds, 3), np.float32)
         with latent_files.shard_writer(out, index, description, identities, colours) as moments:
             moments[:] = block

@@ -13,7 +13,7 @@ EXAMPLES = """examples:
 
   # the second of four machines that share the work
   python -m data_prep.cache_latents --checkpoint converted/ --data data/panohead512 \\
-      --out data/panohead512/latents --part 1/4
+      --out data/panohead512/latents --shard 1/4
 
 --data and --out may be gs://... A killed run goes on where it was. Then, for training:
 --config.latents.directory=data/heads64/latents
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
         backgrounds=args.backgrounds,
         normals_frame=args.normals_frame,
         split=args.split,
-        part=args.part,
+        part=args.shard,
         batch_size=args.batch_size,
     )
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         "--normals-frame", choices=("camera", "world"), default="camera",
         help="config.model.normals_frame of the training (camera)",
     )  # fmt: skip
-    parser.add_argument("--part", type=cli.part, default=(0, 1), metavar="I/N", help="(0/1, all)")
+    parser.add_argument("--shard", type=cli.part, default=(0, 1), metavar="I/N", help="(0/1, all)")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures at once (32)")
     return cli.main(parser.parse_args, run, argv)
 

@@ -17,6 +17,7 @@ from spinmeround_jax import cli
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.files import InputError
+from spinmeround_jax.photo.images import to_uint8
 
 EXAMPLES = """example, which made demo/portraits:
   python -m data_prep.export_portraits --data data/heads64 --subjects 0 8 28 36 --out demo/portraits
@@ -37,7 +38,7 @@ def export(portraits: HeldOut, number: int, out: pathlib.Path) -> pathlib.Path:
     path = out / f"{subject.subject}.png"
     path.write_bytes(frontal.image)
     rows = [np.concatenate(list(views), axis=1) for views in (subject.images, subject.normals)]
-    pixels = np.clip(np.round(127.5 * (np.concatenate(rows) + 1.0)), 0, 255).astype(np.uint8)
+    pixels = to_uint8(np.concatenate(rows))
     Image.fromarray(pixels).save(path.with_suffix(".truth.png"), optimize=True)
     description = {
         "source": frontal.source,

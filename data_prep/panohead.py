@@ -34,7 +34,7 @@ from data_prep.rendering import render, viewpoints  # noqa: E402
 from data_prep.rendering.cutout import cut_out  # noqa: E402
 from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.workers import SubjectRejected  # noqa: E402
-from spinmeround_jax import cameras, cli  # noqa: E402
+from spinmeround_jax import cameras, cli, files  # noqa: E402
 from spinmeround_jax.data import records  # noqa: E402
 from spinmeround_jax.files import InputError  # noqa: E402
 from spinmeround_jax.photo.prepare import Models  # noqa: E402
@@ -336,7 +336,7 @@ def _network(args: argparse.Namespace) -> Network:
     try:
         from data_prep.generator import network as panohead_network
 
-        sha256 = panohead_network.sha256_of(args.network)
+        sha256 = files.sha256(args.network)
         panohead_network.load(args.checkout.resolve(), args.network)  # before any work is begun
     except ModuleNotFoundError as error:
         if error.name != "torch":

@@ -7,8 +7,7 @@ import functools
 import numpy as np
 
 from data_prep.rendering import render
-from spinmeround_jax import cameras
-from spinmeround_jax.data import records
+from spinmeround_jax import ID_EMBEDDING_SIZE, cameras
 from spinmeround_jax.photo import face_resnet, mediapipe
 
 SIZE = 256  # pixels: enough for the recogniser, whatever the size of the data set
@@ -46,4 +45,4 @@ def embed(scene: render.Scene) -> np.ndarray:
         if vectors:
             mean = np.mean(vectors, axis=0)
             return (mean / np.linalg.norm(mean)).astype(np.float32)
-    return np.zeros(records.ID_EMBEDDING_SIZE, np.float32)
+    return np.zeros(ID_EMBEDDING_SIZE, np.float32)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from spinmeround_jax import ID_EMBEDDING_SIZE
 from spinmeround_jax.data import records
 
 FIELDS = {
@@ -20,7 +21,7 @@ FIELDS = {
     "world_to_camera": tf.io.FixedLenFeature([4, 4], tf.float32),
     "yaw": tf.io.FixedLenFeature([], tf.float32),
     "pitch": tf.io.FixedLenFeature([], tf.float32),
-    "id_embedding": tf.io.FixedLenFeature([records.ID_EMBEDDING_SIZE], tf.float32),
+    "id_embedding": tf.io.FixedLenFeature([ID_EMBEDDING_SIZE], tf.float32),
     "source": tf.io.FixedLenFeature([], tf.string),
     "license": tf.io.FixedLenFeature([], tf.string),
 }

@@ -19,6 +19,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_prep import tf_records
+from spinmeround_jax import ID_EMBEDDING_SIZE
 from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.manifest import read_manifest, shard_name, views_of
 from spinmeround_jax.files import InputError, as_path
@@ -92,9 +93,7 @@ class SpinmeroundHeads(tfds.core.dataset_builder.FileReaderBuilder):
             "world_to_camera": tfds.features.Tensor(shape=(4, 4), dtype=np.float32),
             "yaw": tfds.features.Scalar(np.float32),
             "pitch": tfds.features.Scalar(np.float32),
-            "id_embedding": tfds.features.Tensor(
-                shape=(records.ID_EMBEDDING_SIZE,), dtype=np.float32
-            ),
+            "id_embedding": tfds.features.Tensor(shape=(ID_EMBEDDING_SIZE,), dtype=np.float32),
             "source": tfds.features.Text(),
             "license": tfds.features.Text(),
         }

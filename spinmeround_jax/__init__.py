@@ -14,6 +14,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+ID_EMBEDDING_SIZE = 512  # numbers of an identity, in records, files and models
+
 _HOME = {  # name: the module that has it
     "Pipeline": "diffusion.pipeline",
     "Heads": "results.head_folder",

@@ -242,7 +242,7 @@ def _describe(part: Part) -> dict[str, Any]:
     file = part.file
     size = file.path.stat().st_size
     with _bar(f"SHA-256 of {file.path.name}", size) as bar:
-        digest = sources.sha256(file.path, bar.update)
+        digest = files.sha256(file.path, bar.update)
     unused = {pattern: len(names) for pattern, names in part.set_aside().items()}
     print(f"{file.path}: SHA-256 {digest}")
     for pattern, count in unused.items():

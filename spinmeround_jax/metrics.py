@@ -17,6 +17,8 @@ LPIPS_NETWORKS = ("alexnet", "vgg16")
 LPIPS_SMALLEST = 32  # pixels: below, nothing is left after the poolings
 SSIM_WINDOW = 11  # pixels
 
+Array = np.ndarray | jax.Array
+
 
 def l2(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Mean squared error per image of pictures in [0, 1], (...,): 10^(-psnr / 10).
@@ -48,43 +50,54 @@ def colour_difference(images: np.ndarray, truth: np.ndarray, mask: np.ndarray) -
 
 
 def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Structural similarity per image, (...,), at most 1: Wang et al. (IEEE TIP 2004), section III.
-
-    Gaussian window of 11 pixels, sigma 1.5, K = (0.01, 0.03), population statistics, in [0, 1] per
-    colour channel; the mean over channels and over all windows that lie inside the image.
+    """Structural similarity per image, (...,), at most 1, see `ssim_of`; in double precision.
 
     Raises:
-        ImportError: scikit-image is not installed.
         ValueError: the shapes differ, or an image is smaller than the window.
     """
-    try:
-        from skimage.metrics import structural_similarity
-    except ImportError as error:
-        raise ImportError(
-            f"SSIM is scikit-image's; pip install 'spinmeround_jax[evaluate]' ({error})"
-        ) from error
     if images.shape != truth.shape:
         raise ValueError(f"images are {images.shape}, the truth {truth.shape}")
     if images.ndim < 3 or min(images.shape[-3:-1]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs at least {SSIM_WINDOW} pixels, got images of {images.shape}")
     # Luminance enters by its ratio: the scale's zero must be black.
-    pairs = (
-        (0.5 * np.asarray(x, np.float64) + 0.5).reshape(-1, *images.shape[-3:])
-        for x in (images, truth)
+    return ssim_of(*(0.5 * np.asarray(x, np.float64) + 0.5 for x in (images, truth)))
+
+
+def ssim_of(image: Array, truth: Array) -> Array:
+    """Wang et al. (IEEE TIP 2004), section III, of (..., h, w, 3) in [0, 1]: numpy or JAX arrays.
+
+    Gaussian window of 11 pixels, sigma 1.5, K = (0.01, 0.03), population statistics per colour channel;
+    the mean over channels and over all windows that lie inside the image.
+    """
+    rows, columns = (_window_matrix(n) for n in image.shape[-3:-1])
+
+    def blur(x: Array) -> Array:
+        if isinstance(x, jax.Array):
+            return jnp.einsum(_BLUR, rows, x, columns, precision=jax.lax.Precision.HIGHEST)
+        return np.einsum(_BLUR, rows, x, columns, optimize=True)
+
+    mean, mean_true = blur(image), blur(truth)
+    variance = blur(image**2) - mean**2
+    variance_true = blur(truth**2) - mean_true**2
+    covariance = blur(image * truth) - mean * mean_true
+    c1, c2 = 0.01**2, 0.03**2
+    ssim = ((2 * mean * mean_true + c1) * (2 * covariance + c2)) / (
+        (mean**2 + mean_true**2 + c1) * (variance + variance_true + c2)
     )
-    values = [
-        structural_similarity(
-            one,
-            other,
-            channel_axis=-1,
-            data_range=1.0,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-        for one, other in zip(*pairs, strict=True)
-    ]
-    return np.reshape(np.array(values, np.float64), images.shape[:-3])
+    return ssim.mean((-3, -2, -1))
+
+
+_BLUR = "ih,...hwc,jw->...ijc"
+
+
+@functools.cache
+def _window_matrix(n: int) -> np.ndarray:
+    """(n - 10, n): the Gaussian window at each place where it lies inside."""
+    window = np.exp(-0.5 * ((np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2) / 1.5) ** 2)
+    matrix = np.zeros((n - SSIM_WINDOW + 1, n))
+    for i, row in enumerate(matrix):
+        row[i : i + SSIM_WINDOW] = window / window.sum()
+    return matrix
 
 
 def angular_error(normals: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import sys
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -45,7 +46,6 @@ def picture(seed, size=(64, 64)):
 @pytest.mark.parametrize("size", [(64, 64), (11, 40), (33, 50)])
 def test_ssim_is_the_formula_of_the_paper(size):
     """Against the definition, written out with a full 11 x 11 window per pixel."""
-    pytest.importorskip("skimage", reason="pip install '.[evaluate]'")
     truth, images = picture(1, size)
     tap = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     window = np.outer(tap, tap) / tap.sum() ** 2
@@ -65,6 +65,8 @@ def test_ssim_is_the_formula_of_the_paper(size):
     np.testing.assert_allclose(
         metrics.ssim(images, truth), (numerator / denominator).mean(), atol=1e-6
     )
+    traced = metrics.ssim_of(jnp.float32(a), jnp.float32(b))  # as in the loss of a fit
+    np.testing.assert_allclose(traced, (numerator / denominator).mean(), atol=1e-5)
 
 
 def test_ssim_of_many_images_is_one_each():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spinmeround_jax import checkpoints, sample
+from spinmeround_jax import checkpoints, files, sample
 from spinmeround_jax.config import RELEASED
 from spinmeround_jax.photo import assets, face_resnet, likeness
 from spinmeround_jax.photo.prepare import Models
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 def models(folder, monkeypatch):
     """The small models, as if they were the real ones."""
     path = folder / assets.RECOGNITION.name
-    real = dataclasses.replace(assets.RECOGNITION, sha256=assets.sha256_of(path))
+    real = dataclasses.replace(assets.RECOGNITION, sha256=files.sha256(path))
     monkeypatch.setattr(assets, "RECOGNITION", real)
     return folder
 

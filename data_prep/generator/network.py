@@ -11,7 +11,6 @@ This is the only module of data_prep that imports PyTorch.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import io
 import pathlib
@@ -178,11 +177,6 @@ def _copy(tensors: dict[str, torch.Tensor], network: torch.nn.Module, path: path
                     f"wants {tuple(tensor.shape)}"
                 )
             tensor.copy_(tensors[name])
-
-
-def sha256_of(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------

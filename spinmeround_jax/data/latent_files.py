@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from spinmeround_jax import schema
-from spinmeround_jax.data.records import ID_EMBEDDING_SIZE
+from spinmeround_jax import ID_EMBEDDING_SIZE, schema
 from spinmeround_jax.data.shards import ShardIndex
 from spinmeround_jax.files import (
     InputError,

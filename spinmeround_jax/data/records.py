@@ -17,13 +17,12 @@ import numpy as np
 from google.protobuf import message
 from PIL import Image
 
-from spinmeround_jax import cameras
+from spinmeround_jax import ID_EMBEDDING_SIZE, cameras
 from spinmeround_jax.data import tfrecord
 from spinmeround_jax.data.tfrecord import REPAIR
 from spinmeround_jax.files import InputError
 
 SCHEMA_VERSION = 1
-ID_EMBEDDING_SIZE = 512
 
 # How `encode_view` stores pictures; docs/data_format.md has the measurements behind the figures.
 COMPACT_FROM = 256  # pixels; smaller pictures are stored without loss

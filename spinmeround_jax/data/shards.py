@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from spinmeround_jax import cameras
+from spinmeround_jax import ID_EMBEDDING_SIZE, cameras
 from spinmeround_jax.data import records, tfrecord
 from spinmeround_jax.data.records import ViewRecord
 from spinmeround_jax.data.tfrecord import REPAIR
@@ -395,7 +395,7 @@ class ShardWriter:
         embedding = np.asarray(record.id_embedding)
         if not records.is_identity(embedding):
             raise ValueError(
-                f"{where}: id_embedding is neither a unit vector of {records.ID_EMBEDDING_SIZE} nor 0"
+                f"{where}: id_embedding is neither a unit vector of {ID_EMBEDDING_SIZE} nor 0"
             )
         if not np.array_equal(embedding, first.id_embedding):
             raise ValueError(f"{where}: id_embedding differs between views of one subject")

@@ -15,13 +15,13 @@ Pictures are enlarged as clean-fid does (Parmar et al., arXiv 2104.11222): bicub
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from spinmeround_jax import files
 from spinmeround_jax.files import InputError
 
 FEATURES = 2048
@@ -99,8 +99,7 @@ class InceptionFeatures:
         except Exception as error:  # onnxruntime raises many kinds
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{self.path}: not a readable ONNX model ({reason})") from error
-        with self.path.open("rb") as file:
-            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.sha256 = files.sha256(self.path)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         expected = (3, SIDE, SIDE)
         shape = inputs[0].shape

@@ -16,7 +16,7 @@ from spinmeround_jax.cli import UsageError
 from spinmeround_jax.evaluation import folders, view_folders
 from spinmeround_jax.evaluation.view_folders import Frame
 from spinmeround_jax.files import InputError, write_atomically
-from spinmeround_jax.results.head_folder import to_pixels
+from spinmeround_jax.photo.images import to_uint8
 
 DESCRIPTION = """The paper's figures as PNG.
 
@@ -111,7 +111,7 @@ def tile(frame: Frame | None, normals: bool = False) -> Tile:
     if frame is None or (normals and not frame.has_normals):
         return None
     image, its_normals, _ = view_folders.load(frame, None)
-    return to_pixels(its_normals if normals else image)
+    return to_uint8(its_normals if normals else image)
 
 
 def degrees(yaw: float) -> str:

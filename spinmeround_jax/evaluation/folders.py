@@ -17,7 +17,7 @@ from spinmeround_jax.evaluation.parts import Parts, stamp_of
 from spinmeround_jax.evaluation.results import Result, Strip
 from spinmeround_jax.evaluation.view_folders import Frame
 from spinmeround_jax.files import InputError
-from spinmeround_jax.results.head_folder import to_pixels
+from spinmeround_jax.photo.images import to_uint8
 
 BATCH = 8  # views compared at once
 GAP = 60.0  # degrees; cameras further apart are no ring to follow a surface along
@@ -308,14 +308,14 @@ def _strips(
     pairs = {method: _pairs(subject, method) for method in methods}
     loaded = {m: [_loaded(*pair, size, masked) for pair in p] for m, p in pairs.items()}
     first = next(iter(loaded.values()))
-    strips = [("true", np.concatenate([to_pixels(truth.images[0]) for truth, _ in first]))]
+    strips = [("true", np.concatenate([to_uint8(truth.images[0]) for truth, _ in first]))]
     for method, both in loaded.items():
-        strips.append((method, np.concatenate([to_pixels(views.images[0]) for _, views in both])))
+        strips.append((method, np.concatenate([to_uint8(views.images[0]) for _, views in both])))
     if all(truth.normals is not None for truth, _ in first):
-        normals = np.concatenate([to_pixels(truth.normals[0]) for truth, _ in first])
+        normals = np.concatenate([to_uint8(truth.normals[0]) for truth, _ in first])
         strips.append(("true normals", normals))
     for method, both in loaded.items():
         if all(views.normals is not None for _, views in both):
-            normals = np.concatenate([to_pixels(views.normals[0]) for _, views in both])
+            normals = np.concatenate([to_uint8(views.normals[0]) for _, views in both])
             strips.append((f"{method}, normals", normals))
     return strips

@@ -24,7 +24,7 @@ from spinmeround_jax.evaluation.models import Candidate
 from spinmeround_jax.evaluation.parts import Parts, stamp_of
 from spinmeround_jax.evaluation.results import Result, Strip
 from spinmeround_jax.evaluation.sampling import Variant
-from spinmeround_jax.results.head_folder import to_pixels
+from spinmeround_jax.photo.images import to_uint8
 
 RING = 48
 TURNED = (30.0, -30.0)  # yaws of inputs that do not look into the camera
@@ -270,8 +270,8 @@ class _Heads:
                 poses = cameras.orbit(*self.trajectory.T)
                 values |= measures.reprojections(made.images, made.normals, poses, self.wanted)
                 pictures = {
-                    "images": to_pixels(anchors.images),
-                    "normals": to_pixels(anchors.normals),
+                    "images": to_uint8(anchors.images),
+                    "normals": to_uint8(anchors.normals),
                 }
                 return _prefixed("value", values) | pictures
 
@@ -386,11 +386,11 @@ class _Heads:
             int(self.baselines["nearest"][subject]), find_views(self.train, 0, angles)
         )
         images = [
-            ("true", to_pixels(truth.images)),
-            (NEAREST, to_pixels(nearest.images)),
-            (MEAN, to_pixels(self.baselines["images"])),
+            ("true", to_uint8(truth.images)),
+            (NEAREST, to_uint8(nearest.images)),
+            (MEAN, to_uint8(self.baselines["images"])),
         ]
-        normals = [("true normals", to_pixels(truth.normals))]
+        normals = [("true normals", to_uint8(truth.normals))]
         chunk = next(chunk for chunk in self.chunks if subject in chunk)
         for candidate in self.candidates:
             for variant in candidate.variants:

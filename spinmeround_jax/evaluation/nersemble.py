@@ -28,8 +28,8 @@ from spinmeround_jax.evaluation.sampling import Variant
 from spinmeround_jax.evaluation.view_folders import Frame
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import portraits
+from spinmeround_jax.photo.images import to_uint8
 from spinmeround_jax.results import transforms
-from spinmeround_jax.results.head_folder import to_pixels
 
 MADE_OF = "made_of.json"
 
@@ -178,7 +178,7 @@ def _write(
     (partial / "views").mkdir(parents=True)
     size = images.shape[1]
     views = []
-    for frame, pixels in zip(frames, to_pixels(images), strict=True):
+    for frame, pixels in zip(frames, to_uint8(images), strict=True):
         name = f"views/{frame.name}.png"
         Image.fromarray(pixels).save(partial / name)
         focal = frames[0].focal * size

@@ -1,7 +1,7 @@
 """What a run keeps, so that a later one need not do it again: arrays under the hash of what made them.
 
 A part is used only if everything that decides it is the same: model, data, settings, seed, subjects,
-the code of this package, JAX and the device. Nothing is ever written over; delete the folder to be
+PROTOCOL_VERSION, JAX and the device. Nothing is ever written over; delete the folder to be
 rid of parts that are no longer asked for.
 """
 
@@ -19,12 +19,11 @@ from typing import Any
 import jax
 import numpy as np
 
-import spinmeround_jax
-from spinmeround_jax import files
+from spinmeround_jax import __version__, files
 
-PACKAGE = pathlib.Path(spinmeround_jax.__file__).parent
+# Increase it with every change of sampling, of a measure or of a protocol that changes numbers.
+PROTOCOL_VERSION = 1
 MAX_BYTES = 1 << 32  # of a part
-SHOWING = ("page", "charts", "report", "figures")  # modules that draw what was measured
 
 
 class Parts:
@@ -71,14 +70,10 @@ class Parts:
 
 @functools.cache
 def environment() -> dict[str, str]:
-    """Code and machine, as far as they decide what is computed."""
-    code = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if not path.stem.startswith(SHOWING):
-            code.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())
+    """Versions and machine, as far as they decide what is computed."""
     devices = jax.devices()
     return {
-        "code": code.hexdigest(),
+        "version": f"{__version__}, protocol {PROTOCOL_VERSION}",
         "jax": jax.__version__,
         "devices": f"{len(devices)} {devices[0].platform} ({devices[0].device_kind})",
     }

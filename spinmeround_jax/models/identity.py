@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from spinmeround_jax import ID_EMBEDDING_SIZE
 from spinmeround_jax.models.attention import attention
 from spinmeround_jax.models.layers import Keys, LayerNorm, linear
-
-ARCFACE_DIM = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +37,10 @@ class IdentityEncoderConfig:
     pad_id: int = 49407
 
     def __post_init__(self) -> None:
-        if self.width < ARCFACE_DIM:
-            raise ValueError(f"width {self.width} cannot hold an ArcFace vector of {ARCFACE_DIM}")
+        if self.width < ID_EMBEDDING_SIZE:
+            raise ValueError(
+                f"width {self.width} cannot hold an ArcFace vector of {ID_EMBEDDING_SIZE}"
+            )
         if self.width % self.heads:
             raise ValueError(f"heads {self.heads} does not divide width {self.width}")
         if self.prompt_ids.count(self.id_token) != 1:

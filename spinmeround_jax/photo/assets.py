@@ -10,11 +10,11 @@ in several public repositories that pin the same files (docs/photos.md).
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 from typing import Literal
 
+from spinmeround_jax import files
 from spinmeround_jax.files import InputError
 
 _INSIGHTFACE = (
@@ -144,11 +144,6 @@ def require(asset: Asset, folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def sha256_of(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def recorded_hash(asset: Asset, folder: pathlib.Path) -> str | None:
     """The published SHA-256, else the one kept of the first download."""
     record = folder / f"{asset.name}.sha256"
@@ -163,7 +158,7 @@ def check_recognition(path: pathlib.Path, allow_other: bool) -> str:
     Raises:
         AssetError: it is not the model whose vectors the weights know, and no other is allowed.
     """
-    found = sha256_of(path)
+    found = files.sha256(path)
     if found != RECOGNITION.sha256 and not allow_other:
         raise AssetError(
             f"{path}: not the recognition model that the weights were trained with "

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from spinmeround_jax import ID_EMBEDDING_SIZE
 from spinmeround_jax.photo.mediapipe import warp
 
 NAME = "dlib-resnet"
-ID_SIZE = 512  # of records and models; the network's 128 numbers come first, zeros follow
 _FOLDER = pathlib.Path(__file__).parent / "models"
 _FILES = tuple(
     _FOLDER / name
@@ -66,7 +66,7 @@ def embed(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     face = aligned(image, landmarks).astype(np.float32)
     vector = np.asarray(_network(_weights(), np.stack([face, face[:, ::-1]]))).mean(axis=0)
     vector = vector - np.load(_FILES[2], allow_pickle=False)
-    out = np.zeros(ID_SIZE, np.float32)
+    out = np.zeros(ID_EMBEDDING_SIZE, np.float32)  # the network has 128 numbers
     out[: len(vector)] = vector / np.linalg.norm(vector)
     return out
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from spinmeround_jax import ID_EMBEDDING_SIZE
 from spinmeround_jax.photo import assets
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.landmarks import FaceError
 
-ID_SIZE = 512
 INSTALL = "pip install 'spinmeround_jax[photo]'"
 
 # Detection at two scales, as insightface 2 does it: the small one finds faces that fill the photo.
@@ -102,9 +102,9 @@ class Recogniser:
         self.sha256 = assets.check_recognition(path, allow_other)
         self._model = _load(path, "recognition")
         shape = tuple(self._model.output_shape)
-        if shape[-1] != ID_SIZE:
+        if shape[-1] != ID_EMBEDDING_SIZE:
             raise AssetError(
-                f"{path}: its vectors have {shape[-1]} numbers, the weights need {ID_SIZE}; "
+                f"{path}: its vectors have {shape[-1]} numbers, the weights need {ID_EMBEDDING_SIZE}; "
                 f"use {assets.RECOGNITION.name}"
             )
 

@@ -16,7 +16,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from spinmeround_jax import cli
+from spinmeround_jax import cli, files
 from spinmeround_jax.photo import assets
 from spinmeround_jax.photo.assets import Archive, Asset, AssetError
 
@@ -100,7 +100,7 @@ def report(asset: Asset, folder: pathlib.Path) -> bool:
         print(f"missing  {asset.name}")
         return False
     expected = assets.recorded_hash(asset, folder)
-    right = expected in (None, assets.sha256_of(path))
+    right = expected in (None, files.sha256(path))
     print(f"{'ok     ' if right else 'WRONG  '}  {path}")
     if not right:
         print(f"         its SHA-256 is not {expected}; delete it and fetch it again")
@@ -133,7 +133,7 @@ def take(source: pathlib.Path, folder: pathlib.Path) -> None:
     """
     if not source.is_file():
         raise AssetError(f"{source}: no such file; check the path")
-    found = assets.sha256_of(source)
+    found = files.sha256(source)
     archives = {asset.archive for asset in assets.ASSETS if asset.archive}
     for archive in archives:
         if found == archive.sha256:
@@ -238,7 +238,7 @@ def _install(partial: pathlib.Path, asset: Asset, folder: pathlib.Path) -> None:
     expected = assets.recorded_hash(asset, folder)
     if expected is None:
         record = folder / f"{asset.name}.sha256"
-        record.write_text(f"{assets.sha256_of(partial)}  {asset.name}\n")
+        record.write_text(f"{files.sha256(partial)}  {asset.name}\n")
         print(
             f"{asset.name}: no published SHA-256 is known; {record} now holds this one's, and "
             "later downloads must match it",
@@ -250,7 +250,7 @@ def _install(partial: pathlib.Path, asset: Asset, folder: pathlib.Path) -> None:
 
 
 def _check(path: pathlib.Path, expected: str, url: str) -> None:
-    found = assets.sha256_of(path)
+    found = files.sha256(path)
     if found != expected:
         path.unlink()
         raise AssetError(

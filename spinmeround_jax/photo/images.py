@@ -204,3 +204,8 @@ def _register_heif(path: pathlib.Path) -> None:
 
 def _too_large() -> str:
     return f"more than {MAX_PIXELS // _MEGA} million pixels; make it smaller"
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> uint8; 0 becomes 128, and so does what is not a number."""
+    return np.rint((np.clip(np.nan_to_num(image), -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from spinmeround_jax.photo.images import to_uint8
 from spinmeround_jax.photo.landmarks import FaceError
 from spinmeround_jax.photo.prepare import Models
 
@@ -38,7 +39,7 @@ def measure(images: np.ndarray, id_embedding: np.ndarray, models: Models) -> Lik
         AssetError: a model is missing.
     """
     cosines = []
-    for view in np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8):
+    for view in to_uint8(images):
         try:
             faces = models.finder.find(view)
             vector = models.identify(view, faces[0]) if faces else None

@@ -19,14 +19,13 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from spinmeround_jax import files, schema
+from spinmeround_jax import ID_EMBEDDING_SIZE, files, schema
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import images
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TRUTH_SUFFIX = ".truth.png"
 VIEW_SET = "views.json"
-ID_SIZE = 512
 MAX_IDENTITY_BYTES = 1 << 20
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -211,7 +210,7 @@ _RECOGNITION = schema.record({"recognition": schema.record({"sha256": schema.tex
 
 
 def _read_identity_file(path: pathlib.Path) -> np.ndarray:
-    wanted = f"expected an identity of {ID_SIZE} finite numbers, not all zero"
+    wanted = f"expected an identity of {ID_EMBEDDING_SIZE} finite numbers, not all zero"
     try:
         if path.suffix == ".npy":
             content = io.BytesIO(files.read_bytes(path, MAX_IDENTITY_BYTES))
@@ -227,7 +226,7 @@ def _read_identity_file(path: pathlib.Path) -> np.ndarray:
             values = np.array(_IDENTITY(about, "")["id_embedding"], np.float64)
         if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
             raise ValueError("not an array of floating-point numbers")
-        if values.shape != (ID_SIZE,):
+        if values.shape != (ID_EMBEDDING_SIZE,):
             raise ValueError(f"its shape is {values.shape}")
         norm = float(np.linalg.norm(values.astype(np.float64)))
         if not np.isfinite(norm) or norm < 1e-6:
@@ -241,7 +240,9 @@ def _read_identity_file(path: pathlib.Path) -> np.ndarray:
     return (values / norm).astype(np.float32)
 
 
-_IDENTITY = schema.record({"id_embedding": schema.array(schema.number(), ID_SIZE, ID_SIZE)})
+_IDENTITY = schema.record(
+    {"id_embedding": schema.array(schema.number(), ID_EMBEDDING_SIZE, ID_EMBEDDING_SIZE)}
+)
 
 
 def read_truth(path: pathlib.Path, size: int) -> Truth | None:

@@ -13,9 +13,11 @@ import pathlib
 
 import numpy as np
 
+from spinmeround_jax import files
 from spinmeround_jax.photo import assets, faces
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.faces import FaceFinder
+from spinmeround_jax.photo.images import to_uint8
 from spinmeround_jax.photo.landmarks import FaceError
 
 
@@ -26,16 +28,12 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sum(a * b, axis=-1) / np.where(length > 0, length, np.nan)
 
 
-def _pixels(image: np.ndarray) -> np.ndarray:
-    return np.rint((np.clip(image, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
-
-
 class _Network(faces.Recogniser):
     """Its parent, which holds files to the model that the weights know, with any model of faces."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self.sha256 = assets.sha256_of(path)
+        self.sha256 = files.sha256(path)
         self._model = faces._load(path, "recognition")
         side, shape = self._model.input_size[0], tuple(self._model.output_shape)
         if not isinstance(side, int) or (side % 112 and side % 128):
@@ -90,7 +88,7 @@ class Recogniser:
         flat = images.reshape(-1, *images.shape[-3:])
         fives = np.full((len(flat), 5, 2), np.nan)
         for five, image in zip(fives, flat, strict=True):
-            found = self._finder.find(_pixels(image))
+            found = self._finder.find(to_uint8(image))
             if found:
                 five[:] = found[0].five
         return fives.reshape(*images.shape[:-3], 5, 2)
@@ -120,5 +118,5 @@ class Recogniser:
             if np.isfinite(five).all():
                 # Landmarks count from pixel corners, recognition from pixel centres.
                 with contextlib.suppress(FaceError):  # of this picture: it stays NaN
-                    vector[:] = self._network.embed(_pixels(image), five - 0.5)
+                    vector[:] = self._network.embed(to_uint8(image), five - 0.5)
         return vectors.reshape(*images.shape[:-3], self.size)

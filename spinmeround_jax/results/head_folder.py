@@ -26,6 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from spinmeround_jax import cameras
 from spinmeround_jax.files import InputError, name_inside, new_folder
+from spinmeround_jax.photo.images import to_uint8
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.portraits import Truth
 from spinmeround_jax.results import page, transforms
@@ -155,11 +156,6 @@ def _views(head: Heads) -> list[transforms.View]:
     ]
 
 
-def to_pixels(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] -> uint8; 0 becomes 128."""
-    return np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
-
-
 def _write_pictures(
     folder: pathlib.Path, head: Heads, normals_space: str, truth: Truth | None
 ) -> None:
@@ -171,8 +167,8 @@ def _write_pictures(
     about = {"normals_space": normals_space}
     observed_normals = spaced(head.observed_normals, head.observed_angles)
     for i, (image, normals) in enumerate(zip(head.observed_images, observed_normals, strict=True)):
-        _write_png(folder / f"{observed_name(i)}.png", to_pixels(image))
-        _write_png(folder / f"{observed_name(i)}_normals.png", to_pixels(normals), about)
+        _write_png(folder / f"{observed_name(i)}.png", to_uint8(image))
+        _write_png(folder / f"{observed_name(i)}_normals.png", to_uint8(normals), about)
 
     normals = spaced(head.normals, head.trajectory)
     anchor_normals = spaced(head.anchor_normals, head.anchor_angles)
@@ -183,10 +179,10 @@ def _write_pictures(
         ("anchors_normals", anchor_normals, head.anchor_angles, about),
     ):
         (folder / name).mkdir()
-        for i, pixels in enumerate(to_pixels(images)):
+        for i, pixels in enumerate(to_uint8(images)):
             _write_png(folder / name / view_name(i, angles[i]), pixels, text)
 
-    pairs = to_pixels(np.concatenate([head.images, normals], axis=2))
+    pairs = to_uint8(np.concatenate([head.images, normals], axis=2))
     frames = [Image.fromarray(pair) for pair in pairs]
     frames[0].save(
         folder / "turntable.webp",
@@ -200,7 +196,7 @@ def _write_pictures(
         rows = [truth.images]
         if truth.normals is not None:
             world = truth.normals / np.float32(127.5) - 1.0
-            rows.append(to_pixels(spaced(world, truth.angles)))
+            rows.append(to_uint8(spaced(world, truth.angles)))
         _write_png(folder / "truth.png", np.concatenate([np.concatenate(r, 1) for r in rows]))
 
 

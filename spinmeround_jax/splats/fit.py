@@ -92,40 +92,10 @@ class _View:
 # Losses
 
 
-def dssim(image: jax.Array, truth: jax.Array) -> jax.Array:
-    """(1 - SSIM) / 2 of (h, w, 3) pictures in [0, 1], with the window of `metrics.ssim`."""
-    rows, columns = (_window_matrix(n) for n in image.shape[:2])
-
-    def blur(x: jax.Array) -> jax.Array:
-        return jnp.einsum("ih,hwc,jw->ijc", rows, x, columns, precision=jax.lax.Precision.HIGHEST)
-
-    mean, mean_true = blur(image), blur(truth)
-    variance = blur(image**2) - mean**2
-    variance_true = blur(truth**2) - mean_true**2
-    covariance = blur(image * truth) - mean * mean_true
-    c1, c2 = 0.01**2, 0.03**2
-    ssim = ((2 * mean * mean_true + c1) * (2 * covariance + c2)) / (
-        (mean**2 + mean_true**2 + c1) * (variance + variance_true + c2)
-    )
-    return 0.5 * (1.0 - jnp.mean(ssim))
-
-
-@functools.cache
-def _window_matrix(n: int) -> np.ndarray:
-    """(n - 10, n): the Gaussian window at each place where it lies inside."""
-    offsets = np.arange(metrics.SSIM_WINDOW) - metrics.SSIM_WINDOW // 2
-    window = np.exp(-0.5 * (offsets / 1.5) ** 2)
-    window /= window.sum()
-    matrix = np.zeros((n - metrics.SSIM_WINDOW + 1, n), np.float32)
-    for i, row in enumerate(matrix):
-        row[i : i + metrics.SSIM_WINDOW] = window
-    return matrix
-
-
 def _losses(drawn: dict[str, jax.Array], view: _View, settings: FitSettings) -> jax.Array:
     loss = (1.0 - settings.dssim) * jnp.mean(abs(drawn["rgb"] - view.image))
     if settings.dssim:
-        loss += settings.dssim * 2.0 * dssim(drawn["rgb"], view.image)
+        loss += settings.dssim * (1.0 - metrics.ssim_of(drawn["rgb"], view.image))
     if settings.lpips:
         distance = metrics.lpips(settings.lpips_network, precision=None)
         loss += settings.lpips * distance(2 * drawn["rgb"][None] - 1, 2 * view.image[None] - 1)[0]

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from spinmeround_jax.files import InputError, new_folder
+from spinmeround_jax.photo.images import to_uint8
 from spinmeround_jax.results import transforms
-from spinmeround_jax.results.head_folder import to_pixels
 from spinmeround_jax.splats import mesh, scene, viewer, views
 from spinmeround_jax.splats.gaussians import Gaussians
 from spinmeround_jax.splats.ply import write_ply
@@ -65,7 +65,7 @@ def write_folder(
         names = [file_name(i, name) for i, name in enumerate(given.names)]
         for kind, pictures in (("views", 2 * drawn.images - 1), ("normals", drawn.normals)):
             (partial / kind).mkdir()
-            for name, pixels in zip(names, to_pixels(pictures), strict=True):
+            for name, pixels in zip(names, to_uint8(pictures), strict=True):
                 Image.fromarray(pixels).save(partial / kind / name)
         transforms.write(
             partial / transforms.NAME,
@@ -130,7 +130,7 @@ def write_meshes(folder: pathlib.Path, given: Scene, drawn: views.Drawn) -> None
 
 def write_turntable(path: pathlib.Path, turn: views.Drawn) -> None:
     """Pictures and normals side by side, moving."""
-    pairs = to_pixels(np.concatenate([2 * turn.images - 1, turn.normals], axis=2))
+    pairs = to_uint8(np.concatenate([2 * turn.images - 1, turn.normals], axis=2))
     frames = [Image.fromarray(pair) for pair in pairs]
     frames[0].save(
         path,

@@ -30,6 +30,7 @@ from spinmeround_jax.diffusion.sampling import sample_jointly
 from spinmeround_jax.models import parameters
 from spinmeround_jax.models.attention import Execution
 from spinmeround_jax.models.attention_kernels import best_for
+from spinmeround_jax.photo.images import to_uint8
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -185,7 +186,7 @@ def grid(images: np.ndarray) -> np.ndarray:
     """(rows, columns, h, w, 3) in [-1, 1] -> (rows h, columns w, 3) uint8."""
     rows, columns, height, width, channels = images.shape
     joined = images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
-    return np.rint((np.clip(np.nan_to_num(joined), -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+    return to_uint8(joined)
 
 
 def write(

@@ -6,7 +6,6 @@ The one module that knows PyTorch and safetensors; both are imported when a file
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import pathlib
 import pickle
 import warnings
@@ -71,16 +70,6 @@ def open_file(path: pathlib.Path) -> TensorFile:
     if not path.stat().st_size:
         raise InputError(f"{path}: empty, get the file again")
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
-
-
-def sha256(path: pathlib.Path, progress: Callable[[int], Any]) -> str:
-    """Digest in hexadecimal; `progress` is told the bytes of every block."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-            progress(len(block))
-    return digest.hexdigest()
 
 
 def _missing(package: str, path: pathlib.Path) -> InputError:

@@ -294,7 +294,7 @@ def test_command_writes_them_with_the_autoencoder_of_a_run(
     assert command.main([*arguments, "--split", "nobody"]) == 1
     assert "no shards in split 'nobody'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        command.main([*arguments, "--part", "2/2"])
+        command.main([*arguments, "--shard", "2/2"])
     assert (
         SIZE // CONFIG.downsampling
         == json.loads((out / "latents.json").read_text())["latent_shape"][0]

@@ -7,6 +7,7 @@ from PIL import Image
 pytest.importorskip("insightface", reason="photos need insightface: pip install '.[photo]'")
 pytest.importorskip("onnx")
 
+from spinmeround_jax import files
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, assets
 from spinmeround_jax.photo.assets import AssetError
@@ -200,7 +201,7 @@ def test_a_photo_becomes_a_portrait(models, tmp_path):
     assert "139 pixels tall" in note
     record = prepared.record()
     assert len(record["id_embedding"]) == 512
-    assert record["recognition"]["sha256"] == assets.sha256_of(models.recogniser.path)
+    assert record["recognition"]["sha256"] == files.sha256(models.recogniser.path)
     # The identity is that of the portrait: of its pixels on white, at the landmarks carried over.
     at = head.square.from_photo(prepared.chosen.five) * 512 - 0.5
     again = models.recogniser.embed(prepared.image, at)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spinmeround_jax import metrics
 from spinmeround_jax.files import InputError
 from spinmeround_jax.splats import fit as fitting
 from spinmeround_jax.splats import nvidia, rasterise, relocation, views
@@ -32,14 +31,6 @@ def whole(scene):
     told = []
     gaussians, counts = fit(scene, SMALL, progress=lambda *what: told.append(what))
     return gaussians, counts, told
-
-
-def test_dssim_is_the_metric():
-    rng = np.random.default_rng(0)
-    a, b = rng.random((2, 20, 30, 3))
-    wanted = (1 - metrics.ssim(2 * a - 1, 2 * b - 1)) / 2
-    found = fitting.dssim(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
-    assert float(found) == pytest.approx(float(wanted), abs=1e-5)
 
 
 def test_unseen_views_of_an_ellipsoid(scene, whole):
