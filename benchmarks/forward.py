@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +13,8 @@ from flax import nnx
 
 from benchmarks import measuring
 from launch import programs
-from launch.compile import load_config
-from spinmeround_jax.config import Config
+from spinmeround_jax import cli
+from spinmeround_jax.config import Config, load_config
 from spinmeround_jax.models import parameters
 from spinmeround_jax.models.attention import Execution
 from spinmeround_jax.models.attention_kernels import best_for
@@ -112,4 +111,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

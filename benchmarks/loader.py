@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -19,10 +18,10 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 
 from benchmarks import measuring  # noqa: E402
+from spinmeround_jax import cli  # noqa: E402
 from spinmeround_jax.config import DataConfig, StageConfig  # noqa: E402
 from spinmeround_jax.data import latent_files, loader, records  # noqa: E402
 from spinmeround_jax.data.subjects import SubjectSource  # noqa: E402
-from spinmeround_jax.files import InputError  # noqa: E402
 
 EXAMPLES = """examples:
   # images, and random latents of the size of Stable Diffusion's
@@ -146,12 +145,7 @@ def summary(case: Case, rounds: Sequence[dict[str, float]], args: argparse.Names
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.loader",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.build_parser("benchmarks.loader", __doc__, EXAMPLES)
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder on a local disk")
     parser.add_argument("--split", default="train", help="(train)")
     latents = parser.add_mutually_exclusive_group()
@@ -161,20 +155,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="in a temporary folder: 32 MB per subject at 512 pixels",
     )  # fmt: skip
     parser.add_argument("--temporary", type=pathlib.Path, help="folder for these (the system's)")
-    parser.add_argument("--views", type=int, default=8, help="per example (8)")
-    parser.add_argument("--batch-size", type=int, default=2, help="examples (2)")
-    parser.add_argument("--batches", type=int, default=8, help="per round (8)")
-    parser.add_argument("--rounds", type=int, default=5, help="the cases take turns in each (5)")
+    parser.add_argument("--views", type=cli.integer(1), default=8, help="per example (8)")
+    parser.add_argument("--batch-size", type=cli.integer(1), default=2, help="examples (2)")
+    parser.add_argument("--batches", type=cli.integer(1), default=8, help="per round (8)")
+    parser.add_argument(
+        "--rounds", type=cli.integer(1), default=5, help="the cases take turns in each (5)"
+    )
     parser.add_argument("--step-seconds", type=float, help="time of a training step")
     parser.add_argument("--examples-per-step", type=float, default=1.0, help="per accelerator (1)")
     parser.add_argument("--out", type=pathlib.Path, help="JSON file to write")
-    args = parser.parse_args(argv)
-    if min(args.views, args.batch_size, args.batches, args.rounds) < 1:
-        parser.error("--views, --batch-size, --batches, --rounds must be positive")
-    return args
+    return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, dict[str, float]]:
+def measure_all(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, dict[str, float]]:
     """Measure all cases, interleaved; `folder` is for random latents."""
     cases = {"images": find_case(args, None)}
     latents = args.latents
@@ -190,19 +183,17 @@ def run(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, dict[str, f
     return {name: summary(case, rounds[name], args) for name, case in cases.items()}
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    try:
-        with tempfile.TemporaryDirectory(dir=args.temporary) as folder:
-            results = run(args, pathlib.Path(folder))
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(dir=args.temporary) as folder:
+        results = measure_all(args, pathlib.Path(folder))
     settings = {name: str(value) for name, value in vars(args).items() if value is not None}
     report = {"settings": settings, "machine": measuring.machine(), "results": results}
     measuring.finish(report, args.out)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(parse_arguments, run, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

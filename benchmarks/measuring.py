@@ -12,7 +12,6 @@ import platform
 import re
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,8 @@ import tqdm
 
 from launch import chips
 from launch import compile as compile_report
-from spinmeround_jax import files
+from spinmeround_jax import cli, files
+from spinmeround_jax.files import InputError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers")
 _MATRIX = 4096  # side of the matrices whose product measures the peak of a CPU
@@ -206,15 +206,16 @@ def parser(
     Args:
         what: the thing that --examples counts.
     """
-    made = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
-        description=description,
-        epilog=examples + "\nFurther --config.NAME=VALUE arguments override values of the config.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    made = cli.build_parser(
+        f"benchmarks.{name}",
+        description,
+        examples + "\nFurther --config.NAME=VALUE arguments override values of the config.",
     )
     made.add_argument("--config", required=True, help="a file of configs/")
-    made.add_argument("--examples", type=int, default=1, help=f"{what}, on each device (1)")
-    made.add_argument("--repeats", type=int, default=5, help="timed rounds (5)")
+    made.add_argument(
+        "--examples", type=cli.integer(1), default=1, help=f"{what}, on each device (1)"
+    )
+    made.add_argument("--repeats", type=cli.integer(1), default=5, help="timed rounds (5)")
     made.add_argument("--out", type=pathlib.Path, help="JSON file to write")
     made.add_argument(
         "--against", choices=("torch",), help="interleaved with PyTorch; needs the extra [parity]"
@@ -230,23 +231,24 @@ def main(
     run: Callable[[argparse.Namespace], dict[str, Any]],
 ) -> int:
     """Parse, run, print a table and write the JSON; return the exit code."""
-    arguments, overrides = made.parse_known_args(argv)
-    arguments.overrides = overrides
-    if wrong := [word for word in overrides if not word.startswith("--config.")]:
-        made.error(f"unrecognized arguments: {' '.join(wrong)}")
-    if min(arguments.examples, arguments.repeats) < 1:
-        made.error("--examples and --repeats must be positive")
-    missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
-    if arguments.against and missing:
-        print(f"error: {' and '.join(missing)} missing: pip install '.[parity]'", file=sys.stderr)
-        return 1
-    try:
+
+    def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+        arguments, overrides = made.parse_known_args(argv)
+        arguments.overrides = overrides
+        if wrong := [word for word in overrides if not word.startswith("--config.")]:
+            made.error(f"unrecognized arguments: {' '.join(wrong)}")
+        missing = [
+            name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None
+        ]
+        if arguments.against and missing:
+            raise InputError(f"{' and '.join(missing)} missing: pip install '.[parity]'")
+        return arguments
+
+    def report(arguments: argparse.Namespace) -> None:
         settings = {name: str(value) for name, value in vars(arguments).items() if value}
         finish({"settings": settings, "machine": machine(), **run(arguments)}, arguments.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return cli.main(parse, report, argv)
 
 
 def finish(report: Mapping[str, Any], out: pathlib.Path | None) -> None:

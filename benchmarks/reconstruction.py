@@ -17,7 +17,6 @@ import argparse
 import collections
 import json
 import pathlib
-import sys
 import time
 from typing import Any
 
@@ -25,12 +24,11 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import measuring
-from spinmeround_jax import cameras, checkpoints, files
+from spinmeround_jax import cameras, cli, files
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.data.subjects import HeldOut
-from spinmeround_jax.diffusion.pipeline import Pipeline, sampling_defaults
-from spinmeround_jax.files import InputError
-from spinmeround_jax.results.transforms import without_grey
-from spinmeround_jax.splats import views
+from spinmeround_jax.diffusion.pipeline import Pipeline
+from spinmeround_jax.splats import scene, views
 from spinmeround_jax.splats.fit import FitSettings, fit
 from spinmeround_jax.splats.scene import Scene
 
@@ -49,24 +47,6 @@ LOSSES = {
 Results = dict[tuple[str, str], list[dict[str, Any]]]  # by kind and losses, of each subject
 
 
-def scene_of(
-    images: np.ndarray, normals: np.ndarray, masks: np.ndarray, poses: np.ndarray
-) -> Scene:
-    """(v, h, w, 3) images in [-1, 1] on white, normals, (v, h, w) masks, (v, 4, 4) cameras."""
-    size = images.shape[1]
-    return Scene(
-        images=np.clip(0.5 * images + 0.5, 0.0, 1.0).astype(np.float32),
-        masks=masks.astype(np.float32),
-        normals=normals.astype(np.float32),
-        world_to_camera=poses,
-        focal=np.full(2, cameras.FOCAL * size),
-        centre=np.full(2, size / 2),
-        background=np.ones(3, np.float32),
-        names=tuple(str(i) for i in range(len(images))),
-        masks_from="alpha",
-    )
-
-
 def true_scenes(held_out: HeldOut, subject: int) -> dict[str, Scene]:
     """The "ring" in the order of the turntable, and the views "unseen" and "beyond"."""
     angles = held_out.angles(subject)
@@ -83,20 +63,23 @@ def true_scenes(held_out: HeldOut, subject: int) -> dict[str, Scene]:
     scenes = {}
     for name, numbers in chosen.items():
         loaded = held_out.load(subject, numbers)
-        scenes[name] = scene_of(loaded.images, loaded.normals, loaded.alpha, loaded.world_to_camera)
+        scenes[name] = scene.of_views(
+            loaded.images,
+            loaded.normals,
+            loaded.world_to_camera,
+            list(map(str, numbers)),
+            loaded.alpha,
+        )
     return scenes
 
 
 def generated_scene(directory: pathlib.Path, held_out: HeldOut, subject: int, ring: Scene) -> Scene:
     """The ring as the model generates it from the frontal view."""
-    sampling, ablation = sampling_defaults(checkpoints.read_provenance(directory))
-    pipeline = Pipeline(checkpoints.load_model(directory), sampling, ablation, max_batch=2)
+    pipeline = Pipeline.load(directory, max_batch=2)
     portrait = 2.0 * ring.images[None, :1] - 1.0
     identity = held_out.load(subject, [0]).id_embedding[None]
     heads = pipeline.spin(portrait, identity, cameras.turntable(RING), np.zeros(1, np.int64))
-    normals = without_grey(heads.normals[0])
-    masks = np.linalg.norm(normals, axis=-1) > 0.5
-    return scene_of(heads.images[0], normals, masks, ring.world_to_camera)
+    return scene.of_views(heads.images[0], heads.normals[0], ring.world_to_camera, ring.names)
 
 
 def judge(given: Scene, scenes: dict[str, Scene], settings: FitSettings, desc: str) -> dict:
@@ -147,32 +130,10 @@ def tables(results: Results) -> str:
     return f"{first}\n\n{second}" if changes else first
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.reconstruction",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="data_prep's folder")
-    parser.add_argument("--checkpoint", type=pathlib.Path, help="model; without: true renders only")
-    parser.add_argument(
-        "--subjects", type=int, nargs="+", default=[1, 2], help="numbers of held-out ones (1 2)"
-    )
-    parser.add_argument(
-        "--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="which fits (all)"
-    )
-    parser.add_argument("--steps", type=int, default=FitSettings().steps)
-    parser.add_argument("--count", type=int, default=FitSettings().count, help="Gaussians")
-    parser.add_argument("--degree", type=int, default=FitSettings().degree)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/reconstruction.json"))
-    args = parser.parse_args(argv)
-    try:
-        held_out = HeldOut(args.data)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    held_out = HeldOut(args.data)
     if wrong := [i for i in args.subjects if not 0 <= i < len(held_out)]:
-        parser.error(f"--subjects {wrong[0]}: {args.data} has 0 to {len(held_out) - 1}")
+        raise UsageError(f"--subjects {wrong[0]}: {args.data} has 0 to {len(held_out) - 1}")
     kinds, results = KINDS[: 2 if args.checkpoint else 1], collections.defaultdict(list)
     for subject in args.subjects:
         scenes = true_scenes(held_out, subject)
@@ -188,8 +149,24 @@ def main(argv: list[str] | None = None) -> int:
         text = json.dumps({" / ".join(key): value for key, value in results.items()}, indent=1)
         files.write_atomically(args.out, text.encode())
         print(f"\n{tables(results)}\n", flush=True)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.build_parser("benchmarks.reconstruction", __doc__)
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="data_prep's folder")
+    parser.add_argument("--checkpoint", type=pathlib.Path, help="model; without: true renders only")
+    parser.add_argument(
+        "--subjects", type=int, nargs="+", default=[1, 2], help="numbers of held-out ones (1 2)"
+    )
+    parser.add_argument(
+        "--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="which fits (all)"
+    )
+    parser.add_argument("--steps", type=int, default=FitSettings().steps)
+    parser.add_argument("--count", type=int, default=FitSettings().count, help="Gaussians")
+    parser.add_argument("--degree", type=int, default=FitSettings().degree)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/reconstruction.json"))
+    return cli.main(parser.parse_args, run, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

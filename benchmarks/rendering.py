@@ -15,22 +15,10 @@ import numpy as np  # noqa: E402
 from data_prep.parametric.subjects import build_scene  # noqa: E402
 from data_prep.render_heads import person_of, subject_name  # noqa: E402
 from data_prep.rendering import render  # noqa: E402
-from spinmeround_jax import cameras  # noqa: E402
+from spinmeround_jax import cameras, cli  # noqa: E402
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.rendering",
-        description=__doc__,
-        epilog="example: python -m benchmarks.rendering --subjects 6 --size 128",
-    )
-    parser.add_argument("--subjects", type=int, default=6, help="(6)")
-    parser.add_argument("--size", type=int, default=128, help="pixels (128)")
-    parser.add_argument("--samples", type=int, nargs="+", default=[2, 3, 4, 5, 6])
-    parser.add_argument(
-        "--truth", type=int, default=10, help="rays per pixel side of the truth (10)"
-    )
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     found: dict[int, list[tuple[float, float]]] = {samples: [] for samples in args.samples}
     building = []
     for number in range(args.subjects):
@@ -54,5 +42,17 @@ def main(argv: list[str] | None = None) -> None:
         print(f"| {samples} | {seconds.mean():.3f} | {psnr.mean():.1f} | {psnr.min():.1f} |")
 
 
+def main(argv: list[str] | None = None) -> int:
+    example = "example: python -m benchmarks.rendering --subjects 6 --size 128"
+    parser = cli.build_parser("benchmarks.rendering", __doc__, example)
+    parser.add_argument("--subjects", type=int, default=6, help="(6)")
+    parser.add_argument("--size", type=int, default=128, help="pixels (128)")
+    parser.add_argument("--samples", type=int, nargs="+", default=[2, 3, 4, 5, 6])
+    parser.add_argument(
+        "--truth", type=int, default=10, help="rays per pixel side of the truth (10)"
+    )
+    return cli.main(parser.parse_args, run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    cli.end(main())

@@ -19,11 +19,10 @@ from flax import nnx
 from benchmarks import measuring
 from benchmarks.forward import check_equal
 from launch import programs
-from launch.compile import load_config
-from spinmeround_jax import cameras, checkpoints
-from spinmeround_jax.config import Config, SamplingConfig
+from spinmeround_jax import cameras, checkpoints, cli
+from spinmeround_jax.config import Config, SamplingConfig, load_config
 from spinmeround_jax.diffusion import denoiser, schedules, view_groups
-from spinmeround_jax.diffusion.pipeline import Pipeline, sampling_defaults
+from spinmeround_jax.diffusion.pipeline import Pipeline
 from spinmeround_jax.models import Model, parameters
 
 EXAMPLES = """examples:
@@ -51,18 +50,18 @@ class Compilations:
 
 
 class Stopwatch:
-    """Seconds and UNet evaluations by step of sampling, from the pipeline's progress reports."""
+    """Seconds and examples by step of sampling, from the pipeline's progress reports."""
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.evaluations: dict[str, int] = {}
+        self.examples: dict[str, int] = {}
         self._last = time.perf_counter()
 
-    def __call__(self, step: str, evaluations: int) -> None:
-        self.evaluations[step] = self.evaluations.get(step, 0) + evaluations
+    def __call__(self, step: str, done: int, examples: int) -> None:
+        self.examples[step] = examples
         self._note(step)
 
     def stop(self) -> None:
@@ -88,7 +87,7 @@ def load(arguments: Any) -> tuple[Config, Model, SamplingConfig]:
         model = checkpoints.load_model(arguments.checkpoint, dtype)
         config = dataclasses.replace(config, model=model.config)
         if not any(word.startswith("--config.sampling.") for word in arguments.overrides):
-            sampling, _ = sampling_defaults(checkpoints.read_provenance(arguments.checkpoint))
+            sampling = checkpoints.describe(arguments.checkpoint).sampling
     else:
         networks = programs.networks(config)
         model = Model(config.model, **{name: randomised(net) for name, net in networks.items()})
@@ -131,9 +130,15 @@ def heads(
 
     one_view = dataclasses.replace(config, model=dataclasses.replace(config.model, views=1))
     joint = programs.forward_flops(config) / config.model.views
+    joint_steps = 2 * sampling.steps - 1 if sampling.sampler == "heun" else sampling.steps
+    each = config.model.views * joint_steps * (1 if sampling.guidance_scale == 1 else 2)
+    evaluations = {
+        step: examples * (sampling.normals_steps if step == "normals" else each)
+        for step, examples in watch.examples.items()
+    }
     flops = sum(
         n * (programs.forward_flops(one_view) if step == "normals" else joint)
-        for step, n in watch.evaluations.items()
+        for step, n in evaluations.items()
     )
     later = measuring.spread([call["seconds"] for call in calls[1:]])
     return pipeline, {
@@ -148,7 +153,7 @@ def heads(
             for step in watch.seconds
         },
         "seconds_per_head": later["median"] / count,
-        "view_evaluations": watch.evaluations,
+        "view_evaluations": evaluations,
         "speed": measuring.speed(flops, later["median"], config.compute_dtype),
         "memory": measuring.seen_memory(),
     }
@@ -245,4 +250,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,9 +17,8 @@ import numpy as np
 
 from benchmarks import measuring
 from launch import programs
-from launch.compile import load_config
-from spinmeround_jax import cameras, sharding, train
-from spinmeround_jax.config import Config
+from spinmeround_jax import cameras, cli, sharding, train
+from spinmeround_jax.config import Config, load_config
 from spinmeround_jax.data.batch import Batch
 from spinmeround_jax.diffusion import preconditioning, schedules
 from spinmeround_jax.diffusion.denoiser import condition
@@ -324,4 +322,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.end(main())

@@ -29,6 +29,6 @@ def get_config(which: str = "full") -> ConfigDict:
     config.ablation = ConfigDict({name: name == which for name in WITHOUT})
     config.optimizer.learning_rate = 3e-4
     config.optimizer.ema_decay = 0.995
-    config.stages = (ConfigDict(dict(steps=500, observed=(1,))),)  # what the table measures
+    config.stages = ({"steps": 500, "observed": (1,)},)  # what the table measures
     config.sample_every = 10**6
     return config

@@ -9,152 +9,32 @@ Before:    `weights/init`, from Stable Diffusion 1.5's autoencoder and Arc2Face'
 Expected:  not yet run to its end
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
+
+from spinmeround_jax.config import Config, DataConfig, StageConfig
+from spinmeround_jax.models import ModelConfig
+from spinmeround_jax.sharding import MeshConfig
 
 
 def get_config() -> ConfigDict:
-    """A complete `spinmeround_jax.config.Config`."""
-    config = ConfigDict()
-    config.name = "tpu_v4"
-    config.seed = 0
-    config.init_from = "weights/init"
-    config.train_identity_encoder = False  # Arc2Face's, as it is
-    config.compute_dtype = "bfloat16"
-    config.mesh = ConfigDict(dict(fsdp=8, views=1))
-    config.remat = "nothing"  # five examples per chip fit so
-    config.accumulation = 1
-
-    config.model = ConfigDict()
-    config.model.image_size = 512
-    config.model.views = 8
-    config.model.rays = "released"
-    config.model.latent_mean = ()  # Stable Diffusion's latents as they are
-    config.model.latent_std = ()
-    config.model.normals_frame = "camera"  # the release\'s are "world"
-    config.model.unet = ConfigDict(
-        dict(
-            in_channels=153,
-            out_channels=8,
-            model_channels=320,
-            channel_mult=(1, 2, 4, 4),
-            res_blocks=2,
-            attention_levels=(0, 1, 2),
-            joint_levels=(1, 2),
-            heads=8,
-            transformer_depth=1,
-            context_dim=768,
-            norm_groups=32,
-        )
-    )
-    config.model.autoencoder = ConfigDict(
-        dict(
-            channels=128,
-            channel_mult=(1, 2, 4, 4),
-            res_blocks=2,
-            latent_channels=4,
-            scale_factor=0.18215,
-            norm_groups=32,
-        )
-    )
-    config.model.identity = ConfigDict(
-        dict(
-            vocab_size=49408,
-            width=768,
-            layers=12,
-            heads=12,
-            mlp_width=3072,
-            context_length=77,
-            prompt_ids=(49406, 1125, 539, 320, 1014, 2533, 49407),
-            empty_ids=(49406, 49407),
-            id_token=1014,
-            pad_id=49407,
-        )
-    )
-
-    config.data = ConfigDict(
-        dict(
+    """The values of a `spinmeround_jax.config.Config`; what is not named here is the default there."""
+    config = Config(
+        name="tpu_v4",
+        # Normals are learnt in each view's own frame; the release has them in the head's ("world").
+        model=dataclasses.replace(ModelConfig.full_size(), normals_frame="camera"),
+        init_from="weights/init",
+        mesh=MeshConfig(fsdp=8),  # and nothing computed again: five examples per chip fit so
+        data=DataConfig(
             directory="data/panohead512",
-            max_frontal_yaw=45.0,  # "at least part of the frontal face"; the angles are our choice
-            max_frontal_pitch=30.0,
-            random_background=0.5,
-            guidance_dropout=0.15,
-            identity_dropout=0.1,  # our choice: the portrait tells more than the vector
-            relative_cameras=True,
             skip_corrupt=True,  # counted and logged; one bad record must not end weeks of training
             workers=8,
             prefetch=16,
-        )
+        ),
+        stages=(
+            StageConfig(steps=600_000, observed=(1,)),
+            StageConfig(steps=1_000_000, observed=(0, 1, 3)),
+        ),
     )
-
-    # data_prep.cache_latents writes a folder to name here; "" encodes the images in every step.
-    config.latents = ConfigDict(dict(directory="", backgrounds=2, sample=True))
-
-    # Open in the paper: our choice. SVD's spread; the mean moves by ln(7) / 2 for 7 targets, so
-    # 98 % of the noise levels lie between 0.06 and 110.
-    config.noise = ConfigDict(dict(mean=0.0, std=1.6))
-
-    # Open in the paper: our choice.
-    config.optimizer = ConfigDict(
-        dict(
-            learning_rate=5e-5,
-            warmup_steps=5000,
-            schedule="constant",
-            weight_decay=0.01,
-            beta1=0.9,
-            beta2=0.999,
-            max_gradient_norm=1.0,
-            ema_decay=0.9999,
-            batch_size=32,
-        )
-    )
-    config.stages = (
-        ConfigDict(dict(steps=600_000, observed=(1,))),
-        ConfigDict(dict(steps=1_000_000, observed=(0, 1, 3))),
-    )
-
-    config.autoencoder_training = ConfigDict(
-        dict(
-            steps=0,  # Stable Diffusion's is used as it is; what follows is unused
-            directory="",
-            crop=512,
-            lpips_weight=0.5,
-            kl_weight=1e-6,
-            optimizer=ConfigDict(
-                dict(
-                    learning_rate=1e-4,
-                    warmup_steps=1000,
-                    schedule="constant",
-                    weight_decay=0.0,
-                    beta1=0.9,
-                    beta2=0.99,
-                    max_gradient_norm=1.0,
-                    ema_decay=0.999,
-                    batch_size=32,
-                )
-            ),
-        )
-    )
-
-    config.held_out = ConfigDict(dict(every=10_000, heads=8, sigmas=(1.0, 10.0, 40.0)))
-    config.ablation = ConfigDict(dict(no_identity=False, no_normals=False, no_image=False))
-
-    config.sampling = ConfigDict(
-        dict(
-            steps=50,
-            sampler="euler",
-            sigma_min=0.002,
-            sigma_max=700.0,
-            rho=7.0,
-            guidance_scale=3.0,
-            shared_noise=True,
-            normals_steps=50,
-            normals_guidance=6.1,
-            temperature=1.0,
-        )
-    )
-
-    config.log_every = 100
-    config.sample_every = 5000
-    config.checkpoint_every = 2500
-    config.keep_checkpoints = 3
-    return config
+    return ConfigDict(dataclasses.asdict(config))

@@ -41,32 +41,6 @@ class TooLarge(CompileError):
     """A program does not fit the chip's memory; the message says by how much."""
 
 
-def load_config(path: str, overrides: Sequence[str]) -> Any:
-    """The `Config` of a file of configs/, with --config.NAME=VALUE overrides.
-
-    Raises:
-        ValueError: the file does not exist, is incomplete, or an override is unknown.
-    """
-    from absl import flags
-    from ml_collections import config_flags
-
-    from spinmeround_jax.config import Config, from_mapping, no_such_value
-
-    values = flags.FlagValues()
-    words = ["launch.compile", f"--config={path}", *overrides]
-    holder = config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=words)
-    try:
-        values(words)
-        return from_mapping(Config, holder.value)
-    except OSError as error:  # ml_collections wraps it into several lines
-        reason = str(error.__cause__ or error).splitlines()[-1].strip()
-        raise ValueError(f"{path}: {reason}") from error
-    except AttributeError as error:  # of --config.NAME=VALUE
-        raise ValueError(f"{path} has no such value: {no_such_value(error)}") from error
-    except flags.Error as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
 # --------------------------------------------------------------------------------------------------
 # One compilation, in a process of its own: the compiler never returns its memory, and may crash
 
@@ -76,6 +50,7 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     from launch import hlo, programs
+    from spinmeround_jax.config import load_config
 
     jax.config.update("jax_optimization_level", request["effort"])
     config = load_config(request["config"], request["overrides"])
@@ -308,6 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         check_compiler(chips.parse(arguments.topology)[0])
+        from spinmeround_jax.config import load_config  # imports JAX
+
         load_config(arguments.config, arguments.overrides)
         if arguments.largest:
             found = largest(fits, arguments.examples)

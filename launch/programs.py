@@ -45,12 +45,7 @@ def with_batch(config: Config, devices: int, examples: float) -> Config:
 
 def networks(config: Config) -> dict[str, nnx.Module]:
     """The networks of a new model by name, without memory for their parameters."""
-
-    def build() -> dict[str, nnx.Module]:
-        model = train.new_model(config)
-        return {"unet": model.unet, "autoencoder": model.autoencoder, "identity": model.identity}
-
-    return nnx.eval_shape(build)
+    return nnx.eval_shape(lambda: train.new_model(config).networks)
 
 
 @dataclasses.dataclass(frozen=True)

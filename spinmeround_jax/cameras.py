@@ -26,6 +26,7 @@ ORIGIN_OCTAVES = 15
 DIRECTION_OCTAVES = 8
 RAYMAP_CHANNELS = 3 * (1 + 2 * ORIGIN_OCTAVES) + 3 * (1 + 2 * DIRECTION_OCTAVES)  # 93 + 51
 
+SAME_VIEW = 0.05  # degrees; directions this close are one view
 ANCHOR_YAWS = (45.0, 90.0, 135.0, 180.0, -135.0, -90.0, -45.0)
 
 Rays = Literal["true", "released"]
@@ -174,6 +175,13 @@ def nerf_encoding(x: jax.Array, octaves: int) -> jax.Array:
 
 # ---------------------------------------------------------------------------------------------------
 # Trajectories: float32 arrays (n, 2) of (yaw, pitch) in degrees
+
+
+def angular_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Degrees between the directions (..., 2), yaw and pitch, of two cameras."""
+    towards = [orbit(x[..., 0], x[..., 1])[..., 2, :3].astype(np.float64) for x in (a, b)]
+    chord = np.linalg.norm(towards[0] - towards[1], axis=-1)
+    return np.rad2deg(2.0 * np.arcsin(np.clip(chord / 2.0, 0.0, 1.0)))
 
 
 def turntable(views: int = 48) -> np.ndarray:

@@ -25,7 +25,15 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from spinmeround_jax import files, models, schema
-from spinmeround_jax.config import Config, OptimizerConfig, from_mapping
+from spinmeround_jax.config import (
+    NO_ABLATION,
+    RELEASED,
+    AblationConfig,
+    Config,
+    OptimizerConfig,
+    SamplingConfig,
+    from_mapping,
+)
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import Autoencoder, AutoencoderConfig, Model, ModelConfig, parameters
 
@@ -304,7 +312,7 @@ def load_trained(
         pretrained = load_model(config.init_from)
         fixed = {"autoencoder": pretrained.autoencoder, "identity": pretrained.identity}
     trained = ("unet", "identity") if config.train_identity_encoder else ("unet",)
-    shapes = nnx.eval_shape(lambda: _networks(models.build(config.model, rngs=nnx.Rngs(0))))
+    shapes = nnx.eval_shape(lambda: models.build(config.model, rngs=nnx.Rngs(0)).networks)
     split = {name: parameters.split(shapes[name]) for name in trained}
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     part = "ema" if average else "params"
@@ -373,7 +381,7 @@ def load_model(directory: Path, dtype: Any = jnp.float32) -> Model:
         InputError: a file is missing, damaged, or does not fit the others.
     """
     config = _read_config(directory, "model", ModelConfig)
-    model = nnx.eval_shape(lambda: _networks(models.build(config, dtype=dtype, rngs=nnx.Rngs(0))))
+    model = nnx.eval_shape(lambda: models.build(config, dtype=dtype, rngs=nnx.Rngs(0)).networks)
     return Model(config, **_read_weights(directory, model))
 
 
@@ -399,6 +407,38 @@ def load_autoencoder(directory: Path, dtype: Any = jnp.float32) -> Autoencoder:
     return _read_weights(directory, {"autoencoder": module})["autoencoder"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `model.json` says of a model: enough to plan with, before any weights are read.
+
+    Attributes:
+        sampling, ablation: how it is sampled; as released, where it does not say.
+    """
+
+    config: ModelConfig
+    sampling: SamplingConfig
+    ablation: AblationConfig
+    provenance: Mapping[str, Any]
+
+
+def describe(directory: Path) -> Description:
+    """The description of the model in `directory`.
+
+    Raises:
+        InputError: there is none, or one that is damaged; the message names the field.
+    """
+    config, provenance = _read_config(directory, "model", ModelConfig), read_provenance(directory)
+    found = []
+    for name, default in (("sampling", RELEASED), ("ablation", NO_ABLATION)):
+        values = provenance.get(name, dataclasses.asdict(default))
+        where = f"{pathlib.Path(directory) / 'model.json'}: provenance.{name}"
+        try:
+            found.append(from_mapping(type(default), values, where))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    return Description(config, *found, provenance)
+
+
 def read_provenance(directory: Path) -> dict[str, Any]:
     """Where a model's weights come from, as given to `save_model`."""
     return _read_json(directory)["provenance"]
@@ -416,12 +456,8 @@ def origins(directory: Path) -> list[str]:
         raise InputError(f"{path}: damaged, provenance ({error!r})") from error
 
 
-def _networks(model: Model) -> dict[str, nnx.Module]:
-    return {"unet": model.unet, "autoencoder": model.autoencoder, "identity": model.identity}
-
-
 def _weights(model: Model) -> dict[str, parameters.Parameters]:
-    return {name: parameters.split(module)[1] for name, module in _networks(model).items()}
+    return {name: parameters.split(module)[1] for name, module in model.networks.items()}
 
 
 def _write(
@@ -551,6 +587,11 @@ _CONFIGS = {
         },
     ),
 }
+
+
+def check_config(config: ModelConfig) -> None:
+    """Raises InputError naming a field out of the range in which networks can be built."""
+    _CONFIGS["model"](json.loads(json.dumps(dataclasses.asdict(config))), "config.model")
 
 
 def _read_config(directory: Path, kind: str, cls: type) -> Any:

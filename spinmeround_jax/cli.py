@@ -67,11 +67,9 @@ def guarded(run: Callable[[], int | None], stopped: str) -> int:
 
 
 def message(error: BaseException) -> str:
-    """One line about `error`, without the numbers of the operating system."""
-    text = str(error)
-    if isinstance(error, OSError):
-        text = files.explain(error)
-    elif isinstance(error, BrokenProcessPool):
+    """One line about `error`."""
+    text = files.explain(error) if isinstance(error, OSError) else str(error)
+    if isinstance(error, BrokenProcessPool):
         text = "a worker process was killed, perhaps for want of memory; try fewer --workers"
     elif isinstance(error, ModuleNotFoundError):
         text += "; README lists the extras that bring such packages"

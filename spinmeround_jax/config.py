@@ -1,7 +1,7 @@
 """The whole experiment as frozen dataclasses; a ConfigDict from `configs/` becomes one here, once.
 
-Below this boundary nobody sees ml_collections. Every field must be given in the config file: a config
-is complete and tells what it does; a missing, unknown or mistyped field is an error naming it.
+Below this boundary nobody sees ml_collections. A file of `configs/` builds a `Config` and states what is not
+a default; its ConfigDict holds all values, so that each can be overridden and runs record what they did.
 """
 
 from __future__ import annotations
@@ -10,34 +10,37 @@ import ast
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spinmeround_jax.files import InputError
 from spinmeround_jax.models import ModelConfig
-from spinmeround_jax.sharding import MeshConfig
+from spinmeround_jax.sharding import ALL_ON_DATA, MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     directory: str  # holds manifest.json and the TFRecord shards
-    max_frontal_yaw: float  # degrees; an observed view within counts as showing the face
-    max_frontal_pitch: float
-    random_background: float  # probability of a random colour instead of white
-    guidance_dropout: float  # probability that identity and observed images are dropped
-    identity_dropout: float  # probability that the identity alone is: the image must do without it
-    relative_cameras: bool  # cameras in the frame of the first observed view
-    skip_corrupt: bool  # count and skip unreadable records instead of stopping
-    workers: int  # Grain worker processes; 0 decodes in the training process
-    prefetch: int  # batches held ready
+    max_frontal_yaw: float = 45.0  # degrees; an observed view within counts as showing the face,
+    max_frontal_pitch: float = (
+        30.0  # "at least part of the frontal face": the angles are our choice
+    )
+    random_background: float = 0.5  # probability of a random colour instead of white
+    guidance_dropout: float = 0.15  # probability that identity and observed images are dropped
+    identity_dropout: float = 0.1  # probability that the identity alone is dropped; our choice
+    relative_cameras: bool = True  # cameras in the frame of the first observed view
+    skip_corrupt: bool = False  # count and skip unreadable records instead of stopping
+    workers: int = 0  # Grain worker processes; 0 decodes in the training process
+    prefetch: int = 2  # batches held ready
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentsConfig:
     """Latents computed once instead of in every step, see `latent_cache`."""
 
-    directory: str  # "" encodes the images in every step; train writes what is missing here
-    backgrounds: int  # random colours per subject that the cache holds
-    sample: bool  # draw from the autoencoder's posterior instead of taking its mean
+    directory: str = ""  # "" encodes the images in every step; train writes what is missing here
+    backgrounds: int = 2  # random colours per subject that the cache holds
+    sample: bool = True  # draw from the autoencoder's posterior instead of taking its mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,95 +53,143 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    learning_rate: float
-    warmup_steps: int
-    schedule: str  # "constant" | "cosine" (to zero at the last step)
-    weight_decay: float
-    beta1: float
-    beta2: float
-    max_gradient_norm: float
-    ema_decay: float
-    batch_size: int  # examples over all devices
+    """AdamW; open in the paper, the values for the full-size model are our choice."""
+
+    learning_rate: float = 5e-5
+    warmup_steps: int = 5000
+    schedule: str = "constant"  # "constant" | "cosine" (to zero at the last step)
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    max_gradient_norm: float = 1.0
+    ema_decay: float = 0.9999
+    batch_size: int = 32  # examples over all devices
 
 
 @dataclasses.dataclass(frozen=True)
 class NoiseConfig:
-    """ln sigma ~ N(mean + ln(targets) / 2, std^2); open in the paper, our choice."""
+    """ln sigma ~ N(mean + ln(targets) / 2, std^2); open in the paper, our choice.
 
-    mean: float
-    std: float
+    With SVD's spread and 7 targets 98 % of the noise levels lie between 0.06 and 110.
+    """
+
+    mean: float = 0.0
+    std: float = 1.6
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderTrainingConfig:
     """Training of the autoencoder itself; steps = 0 where pretrained weights are loaded."""
 
-    steps: int
-    directory: str  # data to train it on where that is not data.directory; "" where it is
-    crop: int  # pixels of the random crops trained on; image_size takes whole images
-    lpips_weight: float
-    kl_weight: float
-    optimizer: OptimizerConfig
+    steps: int = 0
+    directory: str = ""  # data to train it on where that is not data.directory; "" where it is
+    crop: int = 512  # pixels of the random crops trained on; image_size takes whole images
+    lpips_weight: float = 0.5
+    kl_weight: float = 1e-6
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-4, warmup_steps=1000, weight_decay=0.0, beta2=0.99, ema_decay=0.999
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutConfig:
     """What is measured on held-out heads while training, beside the same on as many training heads."""
 
-    every: int  # steps
-    heads: int  # 0 measures nothing
-    sigmas: tuple[float, ...]  # of the diffusion loss, see `held_out_loss`
+    every: int = 10_000  # steps
+    heads: int = 8  # 0 measures nothing
+    sigmas: tuple[float, ...] = (1.0, 10.0, 40.0)  # of the diffusion loss, see `held_out_loss`
 
 
 @dataclasses.dataclass(frozen=True)
 class AblationConfig:
     """The paper's ablations: what the model is denied, in training and in sampling alike."""
 
-    no_identity: bool
-    no_normals: bool
-    no_image: bool
+    no_identity: bool = False
+    no_normals: bool = False
+    no_image: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Defaults of `sample` and of the grids drawn while training."""
+    """Defaults of `sample` and of the grids drawn while training; the values are the paper's."""
 
-    steps: int
-    sampler: str  # "euler" | "heun"
-    sigma_min: float
-    sigma_max: float
-    rho: float
-    guidance_scale: float
-    shared_noise: bool  # one noise map for all target views of a sample, as released
-    normals_steps: int
-    normals_guidance: float  # x0 <- x0 - normals_guidance (x0 - known) on visible channels
+    steps: int = 50
+    sampler: str = "euler"  # "euler" | "heun"
+    sigma_min: float = 0.002
+    sigma_max: float = 700.0
+    rho: float = 7.0
+    guidance_scale: float = 3.0
+    shared_noise: bool = True  # one noise map for all target views of a sample, as released
+    normals_steps: int = 50
+    normals_guidance: float = 6.1  # x0 <- x0 - normals_guidance (x0 - known) on visible channels
     temperature: float = 1.0  # of the initial noise where a view is observed; 1 as released
+
+
+# The released code's guidance is stronger than the paper's.
+RELEASED = SamplingConfig(guidance_scale=3.5)
+NO_ABLATION = AblationConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+    """An experiment. Defaults are those of the paper's model, and our choices where it leaves them open."""
+
     name: str
-    seed: int
     model: ModelConfig
-    init_from: str  # directory written by `convert`, or "" to start from scratch
-    train_identity_encoder: bool
-    compute_dtype: str  # "float32" | "bfloat16"; master weights are float32
-    mesh: MeshConfig
-    remat: str  # what the backward pass computes again: "nothing" | "elementwise" | "blocks"
-    accumulation: int  # parts of the batch whose gradients are added up, one after another
     data: DataConfig
-    latents: LatentsConfig
-    noise: NoiseConfig
-    optimizer: OptimizerConfig
     stages: tuple[StageConfig, ...]
-    autoencoder_training: AutoencoderTrainingConfig
-    held_out: HeldOutConfig
-    ablation: AblationConfig
-    sampling: SamplingConfig
-    log_every: int
-    sample_every: int
-    checkpoint_every: int
-    keep_checkpoints: int
+    seed: int = 0
+    init_from: str = ""  # directory written by `convert`, or "" to start from scratch
+    train_identity_encoder: bool = False
+    compute_dtype: str = "bfloat16"  # "float32" | "bfloat16"; master weights are float32
+    mesh: MeshConfig = ALL_ON_DATA
+    remat: str = (
+        "nothing"  # what the backward pass computes again: "nothing" | "elementwise" | "blocks"
+    )
+    accumulation: int = 1  # parts of the batch whose gradients are added up, one after another
+    latents: LatentsConfig = LatentsConfig()
+    noise: NoiseConfig = NoiseConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    autoencoder_training: AutoencoderTrainingConfig = AutoencoderTrainingConfig()
+    held_out: HeldOutConfig = HeldOutConfig()
+    ablation: AblationConfig = AblationConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    log_every: int = 100
+    sample_every: int = 5000
+    checkpoint_every: int = 2500
+    keep_checkpoints: int = 3
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """The `Config` of a file of configs/ (FILE.py, or FILE.py:ARGUMENT).
+
+    Args:
+        overrides: such as "--config.optimizer.batch_size=4", "--config.stages[0].steps=10".
+
+    Raises:
+        InputError: there is no such file or value, or one of the wrong type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    words = ["spinmeround_jax", f"--config={path}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=words)
+    try:
+        values(words)
+        return from_mapping(Config, holder.value)
+    except OSError as error:  # ml_collections wraps it into several lines
+        reason = str(error.__cause__ or error).splitlines()[-1].strip()
+        raise InputError(
+            f"--config: {reason}; give a file such as configs/quickstart.py"
+        ) from error
+    except AttributeError as error:
+        raise InputError(f"{path} has no such value: {_unquoted(error)}") from error
+    except Exception as error:  # what the file, or ml_collections' parser of overrides, raises
+        raise InputError(
+            f"{path}: {error}; values are overridden as --config.NAME=VALUE, elements of a tuple as "
+            "--config.stages[0].steps=10"
+        ) from error
 
 
 def from_mapping(cls: type, values: Mapping[str, Any], where: str = "config") -> Any:
@@ -176,8 +227,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def no_such_value(error: AttributeError) -> str:
-    """ml_collections' words about an unknown name on one line, with what may have been meant."""
+def _unquoted(error: AttributeError) -> str:
+    """ml_collections' message on one line; it names what may have been meant."""
     words = str(error)
     while words[:1] in ("'", '"') and words[-1] == words[0]:  # it quotes what is quoted
         words = ast.literal_eval(words)

@@ -26,7 +26,7 @@ from spinmeround_jax import checkpoints, cli, files, models
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.data.manifest import read_manifest
 from spinmeround_jax.files import InputError
-from spinmeround_jax.models import FULL_SIZE, ModelConfig
+from spinmeround_jax.models import ModelConfig
 from spinmeround_jax.weights import diffusers, mapping, released, sources
 from spinmeround_jax.weights.sources import TensorFile
 
@@ -288,12 +288,7 @@ def _bar(title: str, total: int) -> tqdm:
 
 def networks_of(config: ModelConfig) -> dict[str, nnx.Module]:
     """The three networks, shapes only."""
-
-    def build() -> dict[str, nnx.Module]:
-        model = models.build(config, rngs=nnx.Rngs(0))
-        return {"unet": model.unet, "autoencoder": model.autoencoder, "identity": model.identity}
-
-    return nnx.eval_shape(build)
+    return nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)).networks)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -402,9 +397,14 @@ def run(args: argparse.Namespace, config: ModelConfig) -> None:
     print(f"The model is in {args.out}")
 
 
-def main(argv: list[str] | None = None, config: ModelConfig = FULL_SIZE) -> int:
+def main(argv: list[str] | None = None, config: ModelConfig | None = None) -> int:
     parse = build_parser().parse_args
-    return cli.main(parse, lambda args: run(args, config), argv, "nothing was written")
+    return cli.main(
+        parse,
+        lambda args: run(args, config or ModelConfig.full_size()),
+        argv,
+        "nothing was written",
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pathlib
 import shlex
 import sys
 import time
+import types
 from typing import Any
 
 import jax
@@ -20,9 +21,11 @@ import spinmeround_jax
 from spinmeround_jax import cli, files, schema
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError
+from spinmeround_jax.results import layout
+from spinmeround_jax.results.head_folder import Heads
 from spinmeround_jax.splats import nvidia, scene, views
 from spinmeround_jax.splats.fit import FitSettings, fit, views_sha256
-from spinmeround_jax.splats.folder import GENERATOR, REPORT, write_folder
+from spinmeround_jax.splats.folder import GENERATOR, REPORT, Reconstruction
 from spinmeround_jax.splats.gaussians import MAX_DEGREE
 from spinmeround_jax.splats.scene import Scene
 
@@ -157,12 +160,9 @@ def name_inputs(inputs: list[pathlib.Path]) -> dict[str, pathlib.Path]:
     return named
 
 
-def settings_for(args: argparse.Namespace, size: tuple[int, int]) -> FitSettings:
-    count = args.count or min(
-        MAX_DEFAULT_COUNT, max(1, round(COUNT_AT_64 * size[0] * size[1] / 64**2))
-    )
-    names = ("steps", "degree", "lpips", "normals", "mask", "lpips_network", "rate", "seed")
-    return FitSettings(count=count, **{name: getattr(args, name) for name in names})
+def default_count(size: tuple[int, int]) -> int:
+    """Gaussians for views of (height, width) pixels."""
+    return min(MAX_DEFAULT_COUNT, max(1, round(COUNT_AT_64 * size[0] * size[1] / 64**2)))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -176,40 +176,45 @@ def split(given: Scene, every: int) -> tuple[np.ndarray, np.ndarray]:
     return numbers[~held], numbers[held]
 
 
-def reconstruct(
-    given: Scene, file: pathlib.Path, folder: pathlib.Path, args: argparse.Namespace, command: str
-) -> dict[str, Any]:
-    """Fit the scene of a transforms.json and write `folder`; returns the report.
+def fit_and_draw(
+    given: Scene,
+    where: str,
+    settings: FitSettings,
+    hold_out: int = 8,
+    one_sided: bool = False,
+    rasteriser: str = "auto",
+    checkpoint: pathlib.Path | None = None,
+) -> Reconstruction:
+    """Fit Gaussians to the views that are not held out, and draw and measure all views.
+
+    Args:
+        where: the views' file or name, for messages.
+        checkpoint: file to resume from if it is there.
 
     Raises:
-        InputError: the views cannot be used, or the fit fails; nothing is written.
-        BlockingIOError: another process makes this folder.
+        InputError: the views cannot be used, or the fit fails.
     """
     started = time.monotonic()
-    fitted, held = split(given, args.hold_out)
+    fitted, held = split(given, hold_out)
+    if len(held) and len(fitted) < scene.MIN_VIEWS <= len(given):
+        raise InputError(
+            f"{where}: {len(given)} views, {len(held)} of them held out; at least {scene.MIN_VIEWS} "
+            "must be left to fit; --hold-out 0 fits all"
+        )
     to_fit = given.take(fitted)
-    scene.check(to_fit, str(file), args.one_sided)
-    settings = settings_for(args, given.size)
-    draw = nvidia.choose(args.rasteriser)
-    checkpoint = folder.with_name(f".{folder.name}.fit.npz")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(desc=folder.name, total=settings.steps, unit="step", dynamic_ncols=True)
+    scene.check(to_fit, where, one_sided)
+    draw = nvidia.choose(rasteriser)
+    with tqdm(desc=where, total=settings.steps, unit="step", dynamic_ncols=True) as bar:
 
-    def progress(step: int, loss: float, psnr: float) -> None:
-        bar.set_postfix_str(f"loss {loss:.4f}, {psnr:.1f} dB", refresh=False)
-        bar.update(step - bar.n)
+        def progress(step: int, loss: float, psnr: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.4f}, {psnr:.1f} dB", refresh=False)
+            bar.update(step - bar.n)
 
-    with bar, files.lock(checkpoint.with_suffix("")):
-        if args.overwrite:
-            checkpoint.unlink(missing_ok=True)
         gaussians, told = fit(to_fit, settings, checkpoint, progress, draw)
     drawn = views.draw_views(gaussians, given, draw=draw)
     distances = views.measure(drawn, given)
     report = {
         "generator": GENERATOR,
-        "command": command,
-        "input": str(file),
-        "request": request(args, given),
         "settings": dataclasses.asdict(settings),
         "image_size": list(given.size),
         "views": len(given),
@@ -232,9 +237,61 @@ def reconstruct(
         "rasteriser": "splax" if draw is nvidia.render else "jax",
         "versions": {"spinmeround_jax": spinmeround_jax.__version__, "jax": jax.__version__},
     }
-    write_folder(folder, gaussians, given, drawn, report, not args.no_mesh)
-    checkpoint.unlink(missing_ok=True)
-    return report
+    return Reconstruction(gaussians, given, drawn, report)
+
+
+def reconstruct(
+    heads: Heads,
+    *,
+    hold_out: int = 0,
+    one_sided: bool = False,
+    rasteriser: str = "auto",
+    **settings: Any,
+) -> list[Reconstruction]:
+    """3D Gaussians of each head that `Pipeline` made; `save` of a result writes splats, mesh and page.
+
+    Args:
+        hold_out: every so many views are not fitted but compared with in the end; 0: none.
+        one_sided: accept cameras on one side only.
+        settings: fields of `FitSettings`, such as steps=500.
+
+    Raises:
+        InputError: the views cannot be used, or the fit fails.
+    """
+    results = []
+    for i, images in enumerate(heads.images):
+        names = [layout.view_name(n, angles) for n, angles in enumerate(heads.trajectory)]
+        given = scene.of_views(images, heads.normals[i], heads.cameras, names)
+        chosen = FitSettings(**{"count": default_count(given.size), **settings})
+        where = heads.names[i] if heads.names else f"head {i}"
+        results.append(fit_and_draw(given, where, chosen, hold_out, one_sided, rasteriser))
+    return results
+
+
+def reconstruct_file(
+    given: Scene, file: pathlib.Path, folder: pathlib.Path, args: argparse.Namespace, command: str
+) -> dict[str, Any]:
+    """Fit the scene of a transforms.json and write `folder`; returns the report.
+
+    Raises:
+        InputError: the views cannot be used, or the fit fails; nothing is written.
+        BlockingIOError: another process makes this folder.
+    """
+    names = ("steps", "degree", "lpips", "normals", "mask", "lpips_network", "rate", "seed")
+    count = args.count or default_count(given.size)
+    settings = FitSettings(count=count, **{name: getattr(args, name) for name in names})
+    checkpoint = folder.with_name(f".{folder.name}.fit.npz")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with files.lock(checkpoint.with_suffix("")):
+        if args.overwrite:
+            checkpoint.unlink(missing_ok=True)
+        made = fit_and_draw(
+            given, str(file), settings, args.hold_out, args.one_sided, args.rasteriser, checkpoint
+        )
+        made.report.update(command=command, input=str(file), request=request(args, given))
+        made.save(folder, not args.no_mesh)
+        checkpoint.unlink(missing_ok=True)
+    return made.report
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -303,7 +360,7 @@ def run(args: argparse.Namespace, command: str) -> int:
                 check_same(folder, report, request(args, given))
                 print(f"{folder}: done before")
                 continue
-            report = reconstruct(given, file, folder, args, command)
+            report = reconstruct_file(given, file, folder, args, command)
         except (InputError, ImportError, OSError) as error:
             failed += 1
             print(f"error: {cli.message(error)}", file=sys.stderr)
@@ -323,6 +380,16 @@ def run(args: argparse.Namespace, command: str) -> int:
         if report["fit"]["faults"]:
             print(f"  {report['fit']['faults']} steps were skipped: their gradient was not finite")
     return 1 if failed else 0
+
+
+class _Callable(types.ModuleType):
+    """This module is both `python -m spinmeround_jax.reconstruct` and `spinmeround_jax.reconstruct(heads)`."""
+
+    def __call__(self, *args: Any, **settings: Any) -> list[Reconstruction]:
+        return reconstruct(*args, **settings)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 
 def main(argv: list[str] | None = None) -> int:

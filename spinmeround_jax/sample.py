@@ -9,27 +9,24 @@ import pathlib
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-import spinmeround_jax
-from spinmeround_jax import checkpoints, cli, requests
+from spinmeround_jax import cameras, checkpoints, cli, requests
 from spinmeround_jax.cli import UsageError
-from spinmeround_jax.config import SamplingConfig
-from spinmeround_jax.diffusion.pipeline import Heads, Pipeline, sampling_defaults
-from spinmeround_jax.diffusion.view_groups import SAME_VIEW, angular_distance
+from spinmeround_jax.diffusion.pipeline import Pipeline, default_batch, run_settings
 from spinmeround_jax.files import InputError, name_inside
-from spinmeround_jax.models import Model
 from spinmeround_jax.photo import assets, face_resnet, likeness
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.prepare import Models, Options
 from spinmeround_jax.requests import Job
-from spinmeround_jax.results import head_folder, page
+from spinmeround_jax.results import head_folder, layout, page
+from spinmeround_jax.results.head_folder import Heads
 from spinmeround_jax.sample_options import build_parser, parse_observed, parse_trajectory
 
 # --------------------------------------------------------------------------------------------------
@@ -51,9 +48,8 @@ def plan(args: argparse.Namespace, size: int, photos: requests.Photos) -> list[r
     return requests.from_inputs(args.input, args.seed, size, photos)
 
 
-def photo_settings(args: argparse.Namespace) -> requests.Photos:
+def photo_settings(args: argparse.Namespace, provenance: Mapping[str, Any]) -> requests.Photos:
     """How photos become portraits; models are loaded when the first one needs them."""
-    provenance = checkpoints.read_provenance(args.checkpoint)
     # The released weights know ArcFace, and heads as PanoHead crops them; others record what they know
     # and have heads as data_prep places them.
     released = provenance.get("kind") == "released weights"
@@ -68,7 +64,7 @@ def photo_settings(args: argparse.Namespace) -> requests.Photos:
     return requests.Photos(models, options, known.get("sha256"), args.no_identity, why_not)
 
 
-def _recogniser_of(provenance: dict[str, Any]) -> dict[str, Any]:
+def _recogniser_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Name and SHA-256 of what made the identities that these weights were trained with, {} if unknown."""
     if provenance.get("kind") == "released weights":
         return {"name": "ArcFace", "sha256": assets.RECOGNITION.sha256}
@@ -94,34 +90,6 @@ def _front_end(args: argparse.Namespace, known: dict[str, Any]) -> tuple[Models,
     return Models(), None
 
 
-def sampling_settings(args: argparse.Namespace, sampling: SamplingConfig) -> SamplingConfig:
-    """The checkpoint's own, with what the command line changes."""
-    names = ("steps", "sampler", "guidance_scale", "temperature")
-    changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return dataclasses.replace(sampling, **changed)
-
-
-def settings_of(
-    args: argparse.Namespace, model: Model, sampling: SamplingConfig, argv: list[str]
-) -> dict[str, Any]:
-    """What is common to all heads of a run, for settings.json."""
-    return {
-        "command": shlex.join(["python", "-m", "spinmeround_jax.sample", *argv]),
-        "image_size": model.config.image_size,
-        "sampling": dataclasses.asdict(sampling),
-        "dtype": args.dtype,
-        "max_batch": args.max_batch,
-        "device": f"{jax.devices()[0].platform} ({jax.devices()[0].device_kind})",
-        "versions": {"spinmeround_jax": spinmeround_jax.__version__, "jax": jax.__version__},
-        "checkpoint": str(args.checkpoint),
-        "provenance": {
-            name: value
-            for name, value in checkpoints.read_provenance(args.checkpoint).items()
-            if name != "config"
-        },
-    }
-
-
 def use_compilation_cache() -> None:
     """Keep compiled programs between starts, in the user's cache folder."""
     try:
@@ -145,48 +113,51 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     if not args.no_compilation_cache:
         use_compilation_cache()
     trajectory = parse_trajectory(args)
-    if args.max_batch is None:
-        # More gains a tenth on a CPU, and the progress bar moves once per batch.
-        args.max_batch = 2 if jax.default_backend() == "cpu" else 8
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out {args.out}: a file is in the way; choose a folder")
-    model = checkpoints.load_model(args.checkpoint, dtype=jnp.dtype(args.dtype))
-    for origin in checkpoints.origins(args.checkpoint):
-        print(f"weights converted from {origin}")
-    try:
-        defaults, ablation = sampling_defaults(checkpoints.read_provenance(args.checkpoint))
-    except ValueError as error:
-        raise UsageError(f"{args.checkpoint}: {error}") from error
-    sampling = sampling_settings(args, defaults)
-    photos = photo_settings(args)
-    plans = plan(args, model.config.image_size, photos)
-    common = settings_of(args, model, sampling, argv)
+    description = checkpoints.describe(args.checkpoint)
+    names = ("steps", "sampler", "guidance_scale", "temperature")
+    changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    sampling = dataclasses.replace(description.sampling, **changed)
+    args.max_batch = args.max_batch or default_batch()
+    common = {
+        "command": shlex.join(["python", "-m", "spinmeround_jax.sample", *argv]),
+        "checkpoint": str(args.checkpoint),
+        **run_settings(description, sampling, args.dtype, args.max_batch),
+    }
+    photos = photo_settings(args, description.provenance)
+    plans = plan(args, description.config.image_size, photos)
     # What decides the pictures: a head that was made with the same is left alone.
     same = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
     same |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
     wanted = []
     for p in plans:
         name_inside(p.name)
-        head_folder.check_ours(args.out / p.name)
+        layout.check_ours(args.out / p.name)
         finished = {**same, "request": p.request()}
-        if args.overwrite or not head_folder.is_finished(args.out / p.name, finished):
+        if args.overwrite or not layout.is_finished(args.out / p.name, finished):
             wanted.append(p)
 
     failed, unread = 0, []
+    for origin in checkpoints.origins(args.checkpoint):
+        print(f"weights converted from {origin}")
     if wanted:
-        with tqdm(desc="starting", unit="eval", dynamic_ncols=True) as bar:
+        with tqdm(desc="loading", unit="example", dynamic_ncols=True) as bar:
 
-            def progress(step: str, evaluations: int) -> None:
+            def progress(step: str, done: int, examples: int) -> None:
+                if done < bar.n or examples != bar.total:
+                    bar.reset(examples)
                 bar.set_description(step, refresh=False)
-                bar.update(evaluations)
+                bar.update(done - bar.n)
 
-            try:
-                pipeline = Pipeline(model, sampling, ablation, args.max_batch, progress)
-            except ValueError as error:
-                raise UsageError(str(error)) from error
-            failed, unread = make_all(
-                pipeline, wanted, trajectory, common, args, photos.models, bar
+            pipeline = Pipeline.load(
+                args.checkpoint,
+                dtype=args.dtype,
+                max_batch=args.max_batch,
+                progress=progress,
+                **changed,
             )
+            failed, unread = make_all(pipeline, wanted, trajectory, common, args, photos.models)
 
     skipped = len(plans) - len(wanted)
     print(f"{len(wanted) - failed} written, {skipped} skipped, {failed} failed")
@@ -206,26 +177,16 @@ def make_all(
     common: dict[str, Any],
     args: argparse.Namespace,
     models: Models,
-    bar: tqdm,
 ) -> tuple[int, list[str]]:
     """Batch by batch; returns how many failed, and what is wrong with those that cannot be read."""
-
-    def evaluations(batch: list[requests.Plan]) -> int:
-        angles = batch[0].observed_angles
-        return pipeline.evaluations(len(batch), trajectory, angles, not args.unconditional)
-
-    batches = group(plans, args.max_batch)
-    bar.reset(sum(map(evaluations, batches)))
     failed, unread = 0, []
-    for batch in batches:
+    for batch in group(plans, args.max_batch):
         loaded, errors = load(batch)
         for error in errors:
             tqdm.write(f"error: {error}", file=sys.stderr)
         for note in (note for job in loaded for note in job.notes):
             tqdm.write(f"note: {note}", file=sys.stderr)
         unread += errors
-        # What cannot be read will not be sampled.
-        bar.total -= evaluations(batch[: len(errors)]) if errors else 0
         angles = batch[0].observed_angles
         for known in (True, False):
             same = [job for job in loaded if (job.id_embedding is not None) == known]
@@ -282,7 +243,7 @@ def make(
         settings = {**about, **common}
         folder = args.out / job.name
         try:
-            head = head_folder.select(heads, i)
+            head = heads.head(i)
             measured = measure_likeness(head, job, models)
             head_folder.write_head(
                 folder, head, settings, args.normals, job.truth, measured, job.shown
@@ -305,7 +266,7 @@ def measure_likeness(head: Heads, job: Job, models: Models) -> Likeness | None:
         return None  # portraits prepared elsewhere need no models here
     # A view that was given is shown as it is, and would only flatter the mean.
     given = [
-        bool((angular_distance(head.observed_angles, pair) < SAME_VIEW).any())
+        bool((cameras.angular_distance(head.observed_angles, pair) < cameras.SAME_VIEW).any())
         for pair in head.trajectory
     ]
     return dataclasses.replace(measured, similarity=np.where(given, np.nan, measured.similarity))

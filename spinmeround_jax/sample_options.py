@@ -93,13 +93,13 @@ def build_parser() -> argparse.ArgumentParser:
     photos.add_argument("--keep-background", action="store_true", help="do not make it white")
 
     how = parser.add_argument_group("how; the checkpoint knows its own defaults")
-    how.add_argument("--steps", type=cli.integer(1), help="noise levels, at least 2")
+    how.add_argument("--steps", type=cli.integer(2), help="noise levels, at least 2")
     how.add_argument("--sampler", choices=sorted(SAMPLERS))
     how.add_argument(
         "--guidance-scale", type=cli.real(), help="1 is no guidance, and twice as fast"
     )
     how.add_argument(
-        "--temperature", type=cli.real(), metavar="T",
+        "--temperature", type=cli.real(0, 1), metavar="T",
         help="scale of the initial noise where there is a portrait, 0 to 1: less varies less",
     )  # fmt: skip
     how.add_argument("--seed", type=cli.integer(), default=0, help="same seed, same result (0)")

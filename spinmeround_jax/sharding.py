@@ -23,15 +23,15 @@ from jax.sharding import PartitionSpec as P
 class MeshConfig:
     """How many devices share what; the rest of the devices share the examples (`sharding`)."""
 
-    fsdp: int  # parameters and optimizer state, beside examples; 1 copies them to every device
-    views: int  # the views of one example
+    fsdp: int = 1  # parameters and optimizer state, beside examples; 1 copies them to every device
+    views: int = 1  # the views of one example
 
 
 Tree = Any
 AXES = ("data", "fsdp", "views")
 EXAMPLES = ("data", "fsdp")
 FSDP_MIN_SIZE = 2**18  # elements; below it, gathering costs more than the memory saved
-ALL_ON_DATA = MeshConfig(fsdp=1, views=1)
+ALL_ON_DATA = MeshConfig()
 _PER_EXAMPLE = {
     "dropped",
     "identity_dropped",

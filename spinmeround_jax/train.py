@@ -1,30 +1,8 @@
-"""Train SpinMeRound: `python -m spinmeround_jax.train --config=configs/quickstart.py`.
-
-Examples:
-  # The small model, on one CPU or GPU, into runs/quickstart:
-  python -m spinmeround_jax.train --config=configs/quickstart.py
-
-  # Any value of the config can be overridden:
-  python -m spinmeround_jax.train --config=configs/quickstart.py --workdir=/tmp/run \\
-      --config.optimizer.batch_size=4 --config.ablation.no_normals=True
-
-  # On every host of a TPU pod or SLURM job the same command; elsewhere, on each host n of N:
-  python -m spinmeround_jax.train --config=configs/h100.py --workdir=/shared/run \\
-      --coordinator=HOST:PORT --process_count=N --process_id=n        (docs/launching.md)
-
-  # After a loss that is not finite: with a lower rate, from an earlier checkpoint, without that batch;
-  # the history is kept in the checkpoints and in the model:
-  python -m spinmeround_jax.train --config=configs/quickstart.py --config.optimizer.learning_rate=5e-4 \\
-      --from_step=8000 --skip_steps=8123
-
-SIGTERM or Ctrl-C, to any of the processes, finishes the step, writes a checkpoint and exits with 0; the
-same command resumes. What cannot be used is told in a line, and the exit code is 1.
-The finished model is in <workdir>/model, pictures in <workdir>/samples, curves for
-`tensorboard --logdir <workdir>/tensorboard`.
-"""
+"""Train SpinMeRound: `python -m spinmeround_jax.train --help`."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import datetime
@@ -35,19 +13,17 @@ import platform
 import shlex
 import signal
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import config_flags
 from tensorboardX import SummaryWriter
 
 from spinmeround_jax import checkpoints, cli, distributed, models, sharding
-from spinmeround_jax.config import Config, from_mapping, no_such_value
+from spinmeround_jax.config import Config, load_config
 from spinmeround_jax.data import latent_cache
 from spinmeround_jax.data import loader as data_loader
 from spinmeround_jax.data.manifest import read_manifest
@@ -59,39 +35,30 @@ from spinmeround_jax.training import held_out_loss, loop, optim, previews
 from spinmeround_jax.training.autoencoder import train_autoencoder
 from spinmeround_jax.training.step import make_step
 
+DESCRIPTION = """Train SpinMeRound, or resume training.
+
+SIGTERM or Ctrl-C, to any of the processes, finishes the step, writes a checkpoint and exits with 0; the
+same command resumes. The finished model is in <workdir>/model, pictures in <workdir>/samples, curves for
+`tensorboard --logdir <workdir>/tensorboard`."""
+
+EXAMPLES = """examples:
+  # the small model, on one CPU or GPU, into runs/quickstart:
+  python -m spinmeround_jax.train --config=configs/quickstart.py
+
+  # any value of the config can be overridden; the elements of a tuple by their number
+  python -m spinmeround_jax.train --config=configs/quickstart.py --workdir=/tmp/run \\
+      --config.optimizer.batch_size=4 --config.ablation.no_normals=True --config.stages[0].steps=1000
+
+  # on every host of a TPU pod or SLURM job the same command; elsewhere, on each host n of N:
+  python -m spinmeround_jax.train --config=configs/h100.py --workdir=/shared/run \\
+      --coordinator=HOST:PORT --process_count=N --process_id=n        (docs/launching.md)
+
+  # after a loss that is not finite: with a lower rate, from an earlier checkpoint, without that batch;
+  # the checkpoints and the model keep the history
+  python -m spinmeround_jax.train --config=configs/quickstart.py --config.optimizer.learning_rate=5e-4 \\
+      --from_step=8000 --skip_steps 8123"""
+
 Tree = Any
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file of configs/; --config.<field>=<value> overrides a field."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; resumed if it holds one. Default: runs/<config.name>."
-)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, where nothing else tells (TPU pods, SLURM do)."
-)
-_PROCESS_COUNT = flags.DEFINE_integer(
-    "process_count", None, "Processes of this run, with --coordinator; 1 looks for no others."
-)
-_PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Which of them this is, from 0, with --coordinator."
-)
-_STOPPED_EXIT_CODE = flags.DEFINE_integer(
-    "stopped_exit_code", 0, "Exit code after SIGTERM or Ctrl-C, for those who start again by it."
-)
-
-
-_FROM_STEP = flags.DEFINE_integer(
-    "from_step",
-    None,
-    "Go back to this kept checkpoint of the diffusion model; later ones are deleted.",
-)
-_SKIP_STEPS = flags.DEFINE_list(
-    "skip_steps",
-    [],
-    "Steps of the diffusion model, from 0, whose batches are passed over: 7 or 7,12.",
-)
-
 
 # --------------------------------------------------------------------------------------------------
 # The run
@@ -287,12 +254,12 @@ def check(config: Config, mesh: Mesh) -> None:
     measured = config.held_out
     if measured.every < 1 or measured.heads < 0 or not all(s > 0 for s in measured.sigmas):
         raise ValueError(f"config.held_out: every and sigmas must be positive, got {measured}")
-    crop, pixels = config.autoencoder_training.crop, config.model.autoencoder.downsampling
-    if not 0 < crop <= config.model.image_size or crop % pixels:
-        raise ValueError(
-            f"config.autoencoder_training.crop must be a multiple of {pixels}, at most "
-            f"model.image_size, got {crop}"
-        )
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"config.seed must be 0 to {2**32 - 1}, got {config.seed}")
+    checkpoints.check_config(config.model)
+    for optimizer in (config.optimizer, config.autoencoder_training.optimizer):
+        optim.learning_rate(optimizer, 1)
+    nnx.eval_shape(lambda: new_model(config).networks)
     sharding.check_batch_size(mesh, config.optimizer.batch_size, config.accumulation)
     sharding.check_views(mesh, config.model.views)
     trains_autoencoder = config.autoencoder_training.steps > 0
@@ -301,6 +268,13 @@ def check(config: Config, mesh: Mesh) -> None:
             "either config.init_from names a folder with pretrained weights, or "
             "config.autoencoder_training.steps is positive: "
             f"got {config.init_from!r} and {config.autoencoder_training.steps}"
+        )
+    crop, pixels = config.autoencoder_training.crop, config.model.autoencoder.downsampling
+    whole = config.model.image_size
+    if trains_autoencoder and not (0 < crop <= whole and crop % pixels == 0):
+        raise ValueError(
+            f"config.autoencoder_training.crop must be a multiple of {pixels}, at most "
+            f"model.image_size, got {crop}"
         )
     if not config.init_from and not config.train_identity_encoder:
         raise ValueError("train_identity_encoder = False needs pretrained weights in init_from")
@@ -344,10 +318,8 @@ def new_parameters(config: Config) -> dict[str, parameters.Parameters]:
 
 
 def trained_part(config: Config, model: Model) -> dict[str, parameters.Parameters]:
-    trained = {"unet": model.unet}
-    if config.train_identity_encoder:
-        trained["identity"] = model.identity
-    return {name: parameters.split(module)[1] for name, module in trained.items()}
+    names = ("unet", "identity") if config.train_identity_encoder else ("unet",)
+    return {name: parameters.split(model.networks[name])[1] for name in names}
 
 
 def freeze(
@@ -357,7 +329,7 @@ def freeze(
 
     The latter is {"networks": parameters by network, "empty_latent": (h, w, 2 z) of a zero image}.
     """
-    graphdefs = nnx.eval_shape(lambda: _all_networks(new_model(config)))
+    graphdefs = nnx.eval_shape(lambda: new_model(config).networks)
     graphdefs = {name: parameters.split(module)[0] for name, module in graphdefs.items()}
     fixed = {"autoencoder": autoencoder}
     if not config.train_identity_encoder:
@@ -375,10 +347,6 @@ def freeze(
     }
     # Through the host: arrays of one device cannot go to those of other processes.
     return graphdefs, jax.device_put(jax.device_get(frozen), sharding.replicated(mesh))
-
-
-def _all_networks(model: Model) -> dict[str, nnx.Module]:
-    return {"unet": model.unet, "autoencoder": model.autoencoder, "identity": model.identity}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -430,53 +398,68 @@ def provenance(config: Config, steps: int, history: list[dict[str, Any]]) -> dic
 # Command line
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """What is left of `argv`; ends with one line and 1 where the config cannot be had.
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.build_parser("spinmeround_jax.train", DESCRIPTION, EXAMPLES)
+    parser.add_argument(
+        "--config", required=True, metavar="FILE",
+        help="of configs/; --config.NAME=VALUE overrides a value",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workdir", type=pathlib.Path,
+        help="folder of the run, resumed if it holds one (runs/<config.name>)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--coordinator", metavar="HOST:PORT",
+        help="of process 0, where nothing else tells (TPU pods and SLURM do)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--process_count", type=cli.integer(1), metavar="N",
+        help="processes of this run, with --coordinator; 1 looks for no others",
+    )  # fmt: skip
+    parser.add_argument(
+        "--process_id", type=cli.integer(), metavar="N", help="which of them this is, from 0"
+    )
+    parser.add_argument(
+        "--stopped_exit_code", type=cli.integer(0, 255), default=0, metavar="CODE",
+        help="after SIGTERM or Ctrl-C, for what restarts processes by it (0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from_step", type=cli.integer(), metavar="N",
+        help="go back to this kept checkpoint of the diffusion model; later ones are deleted",
+    )  # fmt: skip
+    parser.add_argument(
+        "--skip_steps", type=cli.integer(), nargs="+", default=[], metavar="N",
+        help="steps of the diffusion model, counted from 0, whose batches are passed over",
+    )  # fmt: skip
+    args, args.overrides = parser.parse_known_args(argv)
+    if wrong := [word for word in args.overrides if not word.startswith("--config.")]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    return args
 
-    ml_collections keeps that error until the config is used, which an overridden field already does.
-    """
-    try:
-        rest = app.parse_flags_with_usage(argv)
-        getattr(_CONFIG.value, "name", None)  # uses it
-    except OSError as error:
-        reason = str(error.__cause__ or error).splitlines()[-1].strip()
-        sys.exit(f"error: --config: {reason}; give one such as configs/quickstart.py")
-    except AttributeError as error:  # of --config.NAME=VALUE
-        sys.exit(f"error: the config has no such value: {no_such_value(error)}")
-    return rest
 
-
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+def run(args: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit code."""
     # Orbax tells every step of its work, and errors once for each of its threads: they are raised, too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     # Outside of the loop, which finishes its step; with several processes JAX's handler replaces it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    config = load_config(args.config, args.overrides)
+    try:
+        distributed.initialize(args.coordinator, args.process_count, args.process_id)
+        workdir = args.workdir or pathlib.Path("runs") / config.name
+        train(config, workdir, args.from_step, frozenset(args.skip_steps))
+    except loop.Preempted as message:
+        print(f"{message}. The same command resumes.", flush=True)
+        return args.stopped_exit_code
+    except KeyboardInterrupt:
+        print("stopped outside of the training loop. The same command resumes.", flush=True)
+        cli.end(args.stopped_exit_code, interrupted=True)
+    return 0
 
-    def run() -> int:
-        try:
-            config = from_mapping(Config, _CONFIG.value)
-            distributed.initialize(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_ID.value)
-            if bad := [step for step in _SKIP_STEPS.value if not step.isdecimal()]:
-                raise ValueError(f"--skip_steps: {bad[0]!r} is no step; give numbers such as 7,12")
-            train(
-                config,
-                pathlib.Path(_WORKDIR.value or f"runs/{config.name}"),
-                _FROM_STEP.value,
-                frozenset(map(int, _SKIP_STEPS.value)),
-            )
-        except loop.Preempted as message:
-            print(f"{message}. The same command resumes.", flush=True)
-            return _STOPPED_EXIT_CODE.value
-        except KeyboardInterrupt:
-            print("stopped outside of the training loop. The same command resumes.", flush=True)
-            cli.end(_STOPPED_EXIT_CODE.value, interrupted=True)
-        return 0
 
-    cli.end(cli.guarded(run, "the same command resumes"))
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.main(parse_arguments, run, argv)
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=parse_flags)
+    cli.end(main())

@@ -43,7 +43,6 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from spinmeround_jax import cameras, checkpoints, convert
 from spinmeround_jax.models import (
-    FULL_SIZE,
     Autoencoder,
     AutoencoderConfig,
     IdentityEncoder,
@@ -75,13 +74,13 @@ class Size:
 
 def full() -> Size:
     shapes = json.loads((GOLDENS / "released_checkpoint_shapes.json").read_text())
-    return Size(FULL_SIZE, shapes, latent_size=32)
+    return Size(ModelConfig.full_size(), shapes, latent_size=32)
 
 
 def tiny() -> Size:
     recorded = json.loads((GOLDENS / "tiny_shapes.json").read_text())
     config = dataclasses.replace(
-        FULL_SIZE,
+        ModelConfig.full_size(),
         unet=UNetConfig(model_channels=32, context_dim=576),
         autoencoder=AutoencoderConfig(channels=32),
         identity=IdentityEncoderConfig(width=576, layers=3, heads=9, mlp_width=256),
@@ -199,7 +198,7 @@ def converted(
     """Convert as a user would; seconds and GiB of memory that it took."""
     began = time.monotonic()
     arguments = ["--released", str(checkpoint), "--out", str(model)]
-    if config == FULL_SIZE:
+    if config == ModelConfig.full_size():
         subprocess.run(
             [sys.executable, "-m", "spinmeround_jax.convert", *arguments],
             check=True,

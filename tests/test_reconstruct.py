@@ -121,6 +121,12 @@ def test_one_bad_input_does_not_stop_the_others(tmp_path, capsys):
     assert set(report["distances"]) == {"fitted"} and "normals" not in report["distances"]["fitted"]
 
 
+def test_views_held_out_are_counted(tmp_path, capsys):
+    write(tmp_path / "a", ellipsoid(ring(8), 24))
+    assert reconstruct.main([str(tmp_path / "a"), "--out", str(tmp_path / "out"), *FAST]) == 1
+    assert "8 views, 1 of them held out" in capsys.readouterr().err
+
+
 def test_wrong_usage(tmp_path, capsys):
     write(tmp_path / "a", ellipsoid(ring(8), 24))
     mine = tmp_path / "out" / "a"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from spinmeround_jax import checkpoints, sample
-from spinmeround_jax.diffusion.pipeline import RELEASED
+from spinmeround_jax.config import RELEASED
 from spinmeround_jax.photo import assets, face_resnet, likeness
 from spinmeround_jax.photo.prepare import Models
 from tests.support import photo_models

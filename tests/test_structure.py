@@ -12,10 +12,10 @@ from tests.support.paths import ROOT
 FLOORS = [  # names below spinmeround_jax; the first floor is the lowest
     {"cameras", "cli", "files", "schema", "metrics", "distributed", "sharding"},
     {"models", "photo"},
-    {"config", "weights"},
+    {"config", "results", "weights"},
     {"checkpoints"},
     {"data", "diffusion"},
-    {"training", "results", "requests"},
+    {"training", "requests"},
     {"splats", "evaluation"},
     {
         "train", "sample", "sample_options", "evaluate", "evaluation.figures", "reconstruct",
@@ -41,12 +41,11 @@ HEAVY = {  # package: the modules that may import it
     "trimesh": {"data_prep.scans.textured", "spinmeround_jax.splats.mesh"},
     "pycolmap": {"data_prep.calibrated.readers"},
     "ml_collections": {
-        "spinmeround_jax.train",
+        "spinmeround_jax.config",
         "configs.quickstart",
         "configs.ablation",
         "configs.tpu_v4",
         "configs.h100",
-        "launch.compile",
     },
     "insightface": {"spinmeround_jax.photo.faces"},
     "ai_edge_litert": {"spinmeround_jax.photo.mediapipe"},

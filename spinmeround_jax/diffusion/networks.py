@@ -19,14 +19,14 @@ from flax import nnx
 
 from spinmeround_jax import cameras, sharding
 from spinmeround_jax.config import AblationConfig, SamplingConfig
-from spinmeround_jax.diffusion import samplers, schedules
 from spinmeround_jax.diffusion import sampling as sampling_steps
+from spinmeround_jax.diffusion import schedules
 from spinmeround_jax.diffusion.denoiser import restore, standardise
 from spinmeround_jax.models import Model
 from spinmeround_jax.models.attention_kernels import best_for
 
-Progress = Callable[[str, int], None]
-"""Called after every chunk with the step's name and the UNet evaluations (view x sigma) it took."""
+Progress = Callable[[str, int, int], None]
+"""Called after every chunk: the step, how many of its examples are done, and of how many."""
 
 
 class Networks:
@@ -48,18 +48,11 @@ class Networks:
         progress: Progress | None,
         devices: Sequence[jax.Device] | None,
     ):
-        if sampling.sampler not in samplers.SAMPLERS:
-            names = ", ".join(samplers.SAMPLERS)
-            raise ValueError(f"sampler must be one of {names}, got {sampling.sampler!r}")
-        if max_batch < 1 or sampling.steps < 2 or sampling.normals_steps < 1:
-            raise ValueError("max_batch and normals_steps must be at least 1, steps at least 2")
-        if not 0 <= sampling.temperature <= 1:
-            raise ValueError(f"temperature must be in [0, 1], got {sampling.temperature}")
         self.config = model.config
         self.sampling = sampling
         self.ablation = ablation
         self.max_batch = max_batch
-        self.progress = progress or (lambda step, evaluations: None)
+        self.progress = progress or (lambda step, done, examples: None)
         self.mesh = sharding.make_mesh(devices=devices or jax.local_devices())
         self._kernel = best_for(
             self.mesh.devices.flat[0], jnp.dtype(model.unet.dtype), self.config.attention_shapes
@@ -177,10 +170,7 @@ class Networks:
                 mesh=self.mesh,
             )
 
-        def report(examples):
-            self.progress("normals", examples * self.sampling.normals_steps)
-
-        latents = self._chunked(step, state, batch, report=report)
+        latents = self._chunked(step, state, batch, name="normals")
         return np.concatenate([image_latents, np.split(latents, 2, axis=-1)[1]], axis=-1)
 
     def sample_jointly(
@@ -205,7 +195,8 @@ class Networks:
             (b, v, h, w, 2z) latents of all views.
         """
         (examples, observed), views = observed_latents.shape[:2], angles.shape[1]
-        guided = self._guided(observed, bool((context != self.empty_context).any()))
+        identity = bool((context != self.empty_context).any())
+        guided = self.sampling.guidance_scale != 1.0 and (observed > 0 or identity)
         missing = ((0, 0), (0, views - observed), (0, 0), (0, 0), (0, 0))
         if self.ablation.no_image:
             observed_latents = np.tile(self.empty_latent, (examples, observed, 1, 1, 1))
@@ -237,33 +228,9 @@ class Networks:
                 mesh=self.mesh,
             )
 
-        def report(examples):
-            self.progress(step, examples * views * self._calls(guided))
+        return self._chunked(program, state, batch, name=step)
 
-        return self._chunked(program, state, batch, report=report)
-
-    # -- how much it is
-
-    def normals_evaluations(self, observed: int) -> int:
-        """What one head's `observed_latents` of so many views take."""
-        denied = self.ablation.no_normals or self.ablation.no_image
-        return 0 if denied else observed * self.sampling.normals_steps
-
-    def joint_evaluations(self, observed: int, identity: bool = True) -> int:
-        """What `sample_jointly` takes for one example, so many of its views being observed."""
-        has_identity = identity and not self.ablation.no_identity
-        return self.config.views * self._calls(self._guided(observed, has_identity))
-
-    def _guided(self, observed: int, identity: bool) -> bool:
-        """Whether there is anything to guide with."""
-        return self.sampling.guidance_scale != 1.0 and (observed > 0 or identity)
-
-    def _calls(self, guided: bool) -> int:
-        """UNet evaluations of each view in a joint sample."""
-        steps = self.sampling.steps
-        return (2 * steps - 1 if self.sampling.sampler == "heun" else steps) * (2 if guided else 1)
-
-    def _chunked(self, program, state, batch, size=None, report=None) -> np.ndarray:
+    def _chunked(self, program, state, batch, size=None, name=None) -> np.ndarray:
         """`program(state, batch)` over a dictionary of arrays with a common first axis."""
         devices = self.mesh.devices.size
         size = (size or self.max_batch) * devices
@@ -277,8 +244,8 @@ class Networks:
             rows = start + np.minimum(np.arange(padded), count - 1)
             chunk = {name: jax.device_put(a[rows], split) for name, a in batch.items()}
             results.append(np.array(program(state, chunk))[:count])
-            if report:
-                report(count)
+            if name:
+                self.progress(name, start + count, examples)
         return np.concatenate(results)
 
 

@@ -1,6 +1,6 @@
 """Sampling for users: portrait -> its normals -> anchors -> views all around, the paper's three steps.
 
-Arrays in, arrays out: no files and no flags. Angles are (yaw, pitch) in degrees relative to the first
+Angles are (yaw, pitch) in degrees relative to the first
 observed view, which is yaw 0, pitch 0. Normals are in that view's frame too: where the portrait looks to
 the side, what comes out is turned by as much, cameras and normals alike. With no view observed both are
 the head's.
@@ -9,102 +9,126 @@ the head's.
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from spinmeround_jax.config import AblationConfig, SamplingConfig, from_mapping
+import spinmeround_jax
+from spinmeround_jax import cameras, checkpoints
+from spinmeround_jax.config import NO_ABLATION, RELEASED, AblationConfig, SamplingConfig
 from spinmeround_jax.diffusion.networks import Networks, Progress
+from spinmeround_jax.diffusion.samplers import SAMPLERS
 from spinmeround_jax.diffusion.view_groups import IN_GROUP, anchor_angles, plan_views
 from spinmeround_jax.models import Model
-
-# The released code's values; 6.1 is its in-painting weight, free of the resolution (guidance.py).
-RELEASED = SamplingConfig(
-    steps=50,
-    sampler="euler",
-    sigma_min=0.002,
-    sigma_max=700.0,
-    rho=7.0,
-    guidance_scale=3.5,
-    shared_noise=True,
-    normals_steps=50,
-    normals_guidance=6.1,
-    temperature=1.0,
-)
-NO_ABLATION = AblationConfig(no_identity=False, no_normals=False, no_image=False)
+from spinmeround_jax.photo import portraits
+from spinmeround_jax.photo.portraits import ImageLike
+from spinmeround_jax.results.head_folder import Heads
 
 OBSERVED_COUNTS = (1, 3)  # what the model is trained on, besides none
 
 
-def sampling_defaults(provenance: Mapping[str, Any]) -> tuple[SamplingConfig, AblationConfig]:
-    """How a model wants to be sampled, from the "sampling" and "ablation" of its provenance.
-
-    A model that does not say, as the released one, is sampled as the release is.
-
-    Raises:
-        ValueError: naming the field that is wrong.
-    """
-    where = "model.json, provenance"
-    sampling = provenance.get("sampling", dataclasses.asdict(RELEASED))
-    ablation = provenance.get("ablation", dataclasses.asdict(NO_ABLATION))
-    return (
-        from_mapping(SamplingConfig, sampling, f"{where}.sampling"),
-        from_mapping(AblationConfig, ablation, f"{where}.ablation"),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Heads:
-    """What was sampled, for b heads; images and normals are float32 in [-1, 1], channels last.
-
-    Normals are unit vectors in the frame of the angles, and 0 (mid-grey) on the background. A model that
-    learnt normals in the head's frame (`normals_frame` "world") gives them there if the head looks into
-    the camera at yaw 0; of other portraits they lie in between.
-
-    Attributes:
-        observed_angles, observed_images, observed_normals: (m, 2) and (b, m, h, w, 3), m may be 0.
-        anchor_angles, anchor_images, anchor_normals: (k, 2) and (b, k, h, w, 3).
-        trajectory, images, normals: (n, 2) and (b, n, h, w, 3), the views asked for.
-    """
-
-    observed_angles: np.ndarray
-    observed_images: np.ndarray
-    observed_normals: np.ndarray
-    anchor_angles: np.ndarray
-    anchor_images: np.ndarray
-    anchor_normals: np.ndarray
-    trajectory: np.ndarray
-    images: np.ndarray
-    normals: np.ndarray
-
-
 class Pipeline:
-    """The three steps of sampling with one model, on numpy arrays.
+    """The three steps of sampling with one model: call it with an image, or `spin` arrays.
 
     Args:
         model: the networks; they are split once here, so later changes to them are not seen.
         sampling: `RELEASED`, or the values that the model was trained to be sampled with.
         ablation: what the model was denied in training.
-        max_batch: examples (of `model.config.views` views) of one call of the network, per device.
+        max_batch: examples (of `model.config.views` views) of one call of the network, per device;
+            None chooses, see `default_batch`.
         devices: over which the examples are split; None takes all of this process.
         progress: see `networks.Progress`.
+        settings: what is written beside results, see `run_settings`.
     """
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        dtype: str = "float32",
+        max_batch: int | None = None,
+        progress: Progress | None = None,
+        devices: Sequence[jax.Device] | None = None,
+        **sampling: Any,
+    ) -> Pipeline:
+        """The model of a folder that `train` or `convert` wrote.
+
+        Args:
+            dtype: of the networks' arithmetic, "float32" or "bfloat16".
+            sampling: fields of `SamplingConfig` to change, such as steps=24; else as the model says.
+
+        Raises:
+            InputError: a file is missing or damaged.
+            ValueError: settings that nothing can be sampled with.
+        """
+        description = checkpoints.describe(directory)
+        chosen = dataclasses.replace(description.sampling, **sampling)
+        max_batch = max_batch or default_batch()
+        check(chosen, max_batch)
+        settings = run_settings(description, chosen, dtype, max_batch)
+        model = checkpoints.load_model(directory, jnp.dtype(dtype))
+        return cls(model, chosen, description.ablation, max_batch, progress, devices, settings)
 
     def __init__(
         self,
         model: Model,
         sampling: SamplingConfig = RELEASED,
         ablation: AblationConfig = NO_ABLATION,
-        max_batch: int = 8,
+        max_batch: int | None = None,
         progress: Progress | None = None,
         devices: Sequence[jax.Device] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ):
+        max_batch = max_batch or default_batch()
+        check(sampling, max_batch)
         if model.config.views <= IN_GROUP:
             raise ValueError(f"the model has {model.config.views} views, step 3 needs at least 4")
+        self.settings = dict(settings or {})
         self.networks = Networks(model, sampling, ablation, max_batch, progress, devices)
+
+    def __call__(
+        self,
+        image: ImageLike | None = None,
+        identity: str | os.PathLike[str] | np.ndarray | None = None,
+        trajectory: ArrayLike | None = None,
+        seed: int = 0,
+    ) -> Heads:
+        """Views all around one head.
+
+        Args:
+            image: a portrait, see `portraits.read_image`: a file, a PIL image or an array; None makes
+                a new person, or one with this identity.
+            identity: unit vector (512,) of the recogniser that the model knows, or a file of one. None
+                takes what is beside the file `image`; where there is nothing the image alone decides.
+            trajectory: (n, 2) yaws and pitches, degrees; None is the turntable of 48 views.
+            seed: same seed, same result.
+
+        Raises:
+            InputError: an image or identity that cannot be used.
+        """
+        file = pathlib.Path(image) if isinstance(image, (str, os.PathLike)) else None
+        if identity is None and file is not None and portraits.has_identity(file):
+            identity = None if portraits.no_identity(file) else file
+        if isinstance(identity, (str, os.PathLike)):
+            identity = portraits.read_identity(pathlib.Path(identity))
+        size = self.networks.config.image_size
+        heads = self.spin(
+            None if image is None else portraits.read_image(image, size)[None, None],
+            None if identity is None else np.asarray(identity, np.float32)[None],
+            cameras.turntable() if trajectory is None else trajectory,
+            [seed],
+        )
+        source = {"input": None if file is None else str(file)}
+        name = f"seed_{seed}" if file is None else file.stem
+        settings = {"source": source, "seed": seed, **self.settings}
+        return dataclasses.replace(heads, names=(name,), settings=(settings,))
 
     def sample_anchors(
         self,
@@ -167,7 +191,7 @@ class Pipeline:
         self,
         images: np.ndarray | None,
         id_embeddings: np.ndarray | None,
-        trajectory: np.ndarray,
+        trajectory: ArrayLike,
         seeds: ArrayLike,
         observed_angles: ArrayLike = ((0.0, 0.0),),
     ) -> Heads:
@@ -225,21 +249,38 @@ class Pipeline:
             normals=view_normals,
         )
 
-    def evaluations(
-        self,
-        heads: int,
-        trajectory: np.ndarray,
-        observed_angles: ArrayLike = ((0.0, 0.0),),
-        identity: bool = True,
-    ) -> int:
-        """What `progress` will have been told in all after `spin`; `()` angles for images=None."""
-        observed_angles = np.asarray(observed_angles, np.float32).reshape(-1, 2)
-        observed, views = len(observed_angles), self.networks.config.views
-        known = np.concatenate([observed_angles, anchor_angles(observed_angles, views)])
-        groups = len(plan_views(known, trajectory, views - IN_GROUP).triplets)
-        anchors = self.networks.joint_evaluations(observed, identity)
-        return heads * (
-            self.networks.normals_evaluations(observed)
-            + anchors
-            + groups * self.networks.joint_evaluations(1)
-        )
+
+def default_batch() -> int:
+    """`max_batch` of this machine; more gains little on a CPU, and progress is told once per batch."""
+    return 2 if jax.default_backend() == "cpu" else 8
+
+
+def check(sampling: SamplingConfig, max_batch: int) -> None:
+    """Raises ValueError naming the setting that nothing can be sampled with."""
+    if sampling.sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampling.sampler!r}")
+    for name, value, least in (
+        ("max_batch", max_batch, 1),
+        ("steps", sampling.steps, 2),
+        ("normals_steps", sampling.normals_steps, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if not 0 <= sampling.temperature <= 1:
+        raise ValueError(f"temperature must be in [0, 1], got {sampling.temperature}")
+
+
+def run_settings(
+    description: checkpoints.Description, sampling: SamplingConfig, dtype: str, max_batch: int
+) -> dict[str, Any]:
+    """What is common to all heads that a model makes, for their settings.json."""
+    device = jax.devices()[0]
+    return {
+        "image_size": description.config.image_size,
+        "sampling": dataclasses.asdict(sampling),
+        "dtype": dtype,
+        "max_batch": max_batch,
+        "device": f"{device.platform} ({device.device_kind})",
+        "versions": {"spinmeround_jax": spinmeround_jax.__version__, "jax": jax.__version__},
+        "provenance": {k: v for k, v in description.provenance.items() if k != "config"},
+    }

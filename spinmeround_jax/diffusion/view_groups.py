@@ -12,7 +12,6 @@ import numpy as np
 from spinmeround_jax import cameras
 
 IN_GROUP = 3  # views that a group of step 3 observes
-SAME_VIEW = 0.05  # degrees; a target this close to a known view is that view
 
 
 def anchor_angles(observed_angles: np.ndarray, views: int) -> np.ndarray:
@@ -24,15 +23,8 @@ def anchor_angles(observed_angles: np.ndarray, views: int) -> np.ndarray:
     """
     ring = cameras.turntable(views)
     for angles in observed_angles:
-        ring = np.delete(ring, np.argmin(angular_distance(ring, angles)), axis=0)
+        ring = np.delete(ring, np.argmin(cameras.angular_distance(ring, angles)), axis=0)
     return ring
-
-
-def angular_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Degrees between the directions (..., 2) of two cameras."""
-    towards = [cameras.orbit(x[..., 0], x[..., 1])[..., 2, :3].astype(np.float64) for x in (a, b)]
-    chord = np.linalg.norm(towards[0] - towards[1], axis=-1)
-    return np.rad2deg(2.0 * np.arcsin(np.clip(chord / 2.0, 0.0, 1.0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +56,11 @@ def plan_views(known: np.ndarray, trajectory: np.ndarray, size: int) -> Plan:
         trajectory: (n, 2) angles.
         size: targets of a group.
     """
-    distance = angular_distance(trajectory[:, None], known[None])
-    reused = np.where(distance.min(1) < SAME_VIEW, distance.argmin(1), -1)
+    distance = cameras.angular_distance(trajectory[:, None], known[None])
+    reused = np.where(distance.min(1) < cameras.SAME_VIEW, distance.argmin(1), -1)
 
     # Of two that are equally near, the one that is nearer to the input.
-    from_input = np.broadcast_to(angular_distance(known, known[0]), distance.shape)
+    from_input = np.broadcast_to(cameras.angular_distance(known, known[0]), distance.shape)
     order = np.lexsort((from_input[:, 1:].round(2), distance[:, 1:].round(2)), axis=1)
     nearest = 1 + np.sort(order[:, : IN_GROUP - 1], axis=1)
 

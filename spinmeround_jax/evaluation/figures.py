@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from spinmeround_jax import cameras, cli, reconstruct, sample
 from spinmeround_jax.cli import UsageError
-from spinmeround_jax.diffusion.view_groups import angular_distance
 from spinmeround_jax.evaluation import folders, view_folders
 from spinmeround_jax.evaluation.view_folders import Frame
 from spinmeround_jax.files import InputError, write_atomically
@@ -101,7 +100,9 @@ def at_yaw(frames: Sequence[Frame], yaw: float) -> Frame | None:
     if any(frame.world_to_camera is None for frame in frames):
         raise InputError(f"{frames[0].image.parent}: no transforms.json tells the views' cameras")
     poses = np.stack([frame.world_to_camera for frame in frames])
-    distance = angular_distance(np.stack(cameras.yaw_pitch(poses), -1), np.array([yaw, 0.0]))
+    distance = cameras.angular_distance(
+        np.stack(cameras.yaw_pitch(poses), -1), np.array([yaw, 0.0])
+    )
     return frames[int(distance.argmin())] if distance.min() < NEAR else None
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from tqdm import tqdm
 
 from spinmeround_jax import cameras
-from spinmeround_jax.diffusion.view_groups import SAME_VIEW
 from spinmeround_jax.evaluation import frechet, measures, view_folders
 from spinmeround_jax.evaluation.measures import REPROJECTION, REPROJECTION_NORMALS, Score, Views
 from spinmeround_jax.evaluation.parts import Parts, stamp_of
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> Result:
 def _front(frame: Frame) -> bool:
     if frame.world_to_camera is None:
         return False
-    return bool(np.abs(cameras.yaw_pitch(frame.world_to_camera)).max() < SAME_VIEW)
+    return bool(np.abs(cameras.yaw_pitch(frame.world_to_camera)).max() < cameras.SAME_VIEW)
 
 
 def named(item: str) -> tuple[str, pathlib.Path]:

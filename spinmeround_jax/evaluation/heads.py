@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spinmeround_jax import cameras
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.evaluation import frechet, losses, measures, models, sampling
 from spinmeround_jax.evaluation.measures import Score, Views
@@ -106,12 +107,12 @@ def ceiling_name(name: str) -> str:
 
 
 def check_rows(args: argparse.Namespace) -> None:
-    """Raises ValueError unless every row of the table will have a name of its own."""
+    """Raises UsageError unless every row of the table will have a name of its own."""
     rows = [MEAN, NEAREST, TRUE]
     for name, _ in map(models.named, args.checkpoint):
         for row in (name, turned_name(name), ceiling_name(name)):
             if row in rows:
-                raise ValueError(
+                raise UsageError(
                     f"--checkpoint: two rows would be {row!r}; name each model: NAME=DIR"
                 )
             rows.append(row)
@@ -175,6 +176,8 @@ class _Heads:
         order = find_views(self.portraits, 0, self.trajectory)
         self.anchors = [order.index(i) for i in find_views(self.portraits, 0, cameras.anchors())]
         self.candidates = [Candidate(item, args) for item in args.checkpoint]
+        for candidate in self.candidates:
+            candidate.check(self.size, args.data)
         size = args.max_batch * jax.local_device_count()
         self.chunks = [
             list(range(start, min(start + size, self.count)))
@@ -249,26 +252,15 @@ class _Heads:
         """A model, sampled in one way."""
         name = models.row_name(candidate.name, variant)
         decided = [self._decided(candidate, variant, chunk) for chunk in self.chunks]
-        missing = [
-            chunk
-            for chunk, d in zip(self.chunks, decided, strict=True)
-            if self.parts.get(d) is None
-        ]
-        with tqdm(desc=name, unit="eval", smoothing=0.05, disable=not missing) as bar:
-            if missing:
-                pipeline = candidate.pipeline(variant, bar, self.size, self.args.data)
-                counts = (
-                    sampling.evaluations(pipeline, variant, len(chunk), self.trajectory)
-                    for chunk in missing
-                )
-                bar.reset(sum(counts))
+        with tqdm(desc=name, unit="part", total=len(decided)) as bar:
+            pipeline = functools.cache(lambda: candidate.pipeline(variant, bar))
 
             def make(chunk: list[int]) -> dict[str, np.ndarray]:
                 ring, truth = self.truth(chunk)
                 seeds = self.args.seed + np.array(chunk)
                 identities = self.identities(chunk)
                 made = sampling.spin(
-                    pipeline, variant, ring.images[:, :1], identities, self.trajectory, seeds
+                    pipeline(), variant, ring.images[:, :1], identities, self.trajectory, seeds
                 )
                 anchors = Views(made.images, made.normals, ring.mask).at(self.anchors)
                 values = self.compare(anchors, truth)
@@ -283,10 +275,10 @@ class _Heads:
                 }
                 return _prefixed("value", values) | pictures
 
-            found = [
-                self.parts.make(d, functools.partial(make, chunk))
-                for chunk, d in zip(self.chunks, decided, strict=True)
-            ]
+            found = []
+            for chunk, d in zip(self.chunks, decided, strict=True):
+                found.append(self.parts.make(d, functools.partial(make, chunk)))
+                bar.update()
         return Score(name, "model", _joined(found, "value"))
 
     def turned(self, candidate: Candidate) -> Score:
@@ -374,7 +366,7 @@ class _Heads:
         def make(chunk: list[int]) -> dict[str, np.ndarray]:
             _, truth = self.truth(chunk)
             with tqdm(disable=True) as bar:
-                pipeline = candidate.pipeline(candidate.variants[0], bar, self.size, self.args.data)
+                pipeline = candidate.pipeline(candidate.variants[0], bar)
             again = sampling.repeat(pipeline, truth.images, truth.normals, cameras.anchors())
             repeat = Views(*again, truth.mask)
             return _prefixed("value", self.compare(repeat, truth))

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from spinmeround_jax import checkpoints
-from spinmeround_jax.diffusion.pipeline import Pipeline, sampling_defaults
+from spinmeround_jax.diffusion.pipeline import Pipeline, check
 from spinmeround_jax.evaluation import parts
 from spinmeround_jax.evaluation.sampling import Variant, variants
 from spinmeround_jax.models import Model
@@ -36,17 +36,15 @@ class Candidate:
 
     def __init__(self, item: str, args: argparse.Namespace):
         self.name, self.directory = named(item)
-        self.provenance = checkpoints.read_provenance(self.directory)
-        try:
-            sampling, self.ablation = sampling_defaults(self.provenance)
-        except ValueError as error:
-            raise ValueError(f"{self.directory}: {error}") from error
+        self.description = checkpoints.describe(self.directory)
         names = ("steps", "guidance_scale", "sampler", "temperature")
         chosen = {name: getattr(args, name) for name in names}
         chosen = {name: value for name, value in chosen.items() if value is not None}
-        own = Variant("", dataclasses.replace(sampling, **chosen))
+        own = Variant("", dataclasses.replace(self.description.sampling, **chosen))
         self.variants = variants(own, args.sweep)
         self.max_batch = args.max_batch
+        for variant in self.variants:
+            check(variant.sampling, self.max_batch)
 
     @functools.cached_property
     def model(self) -> Model:
@@ -67,23 +65,19 @@ class Candidate:
             "max_batch": self.max_batch,
         }
 
-    def pipeline(self, variant: Variant, bar: tqdm, size: int, where: Any) -> Pipeline:
-        """Its pipeline, telling `bar`.
+    def check(self, size: int, where: Any) -> None:
+        """Raises ValueError where it makes other than the `size` pixels of `where`."""
+        if (made := self.description.config.image_size) != size:
+            raise ValueError(f"{self.directory} makes {made} px, {where} holds {size} px")
 
-        Raises:
-            ValueError: it makes other than the `size` pixels of `where`, or the variant is no way
-                to sample.
-        """
-        if self.model.config.image_size != size:
-            raise ValueError(
-                f"{self.directory} makes {self.model.config.image_size} px, {where} holds {size} px"
-            )
+    def pipeline(self, variant: Variant, bar: tqdm) -> Pipeline:
+        """Its pipeline, telling `bar`."""
         return Pipeline(
             self.model,
             variant.sampling,
-            self.ablation,
+            self.description.ablation,
             max_batch=self.max_batch,
-            progress=lambda step, evaluations: bar.update(evaluations),
+            progress=lambda step, done, examples: bar.set_postfix_str(f"{step} {done}/{examples}"),
         )
 
     def about(self) -> dict[str, Any]:
@@ -98,5 +92,5 @@ class Candidate:
                 }
                 for variant in self.variants
             },
-            **self.provenance,
+            **self.description.provenance,
         }

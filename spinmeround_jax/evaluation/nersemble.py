@@ -136,19 +136,19 @@ def _sample(
     missing = [name for name in truth if not _is_made(out / name, wanted[name])]
     if not missing:
         return
-    size = candidate.model.config.image_size
-    with tqdm(desc=out.name, unit="eval", smoothing=0.05) as bar:
-        pipeline = candidate.pipeline(variant, bar, size, args.truth)
-        angles = {name: relative_angles(frames[name], serial) for name in missing}
-        bar.reset(sum(sampling.evaluations(pipeline, variant, 1, angles[name]) for name in missing))
+    size = candidate.description.config.image_size
+    with tqdm(desc=out.name, unit="subject", total=len(missing)) as bar:
+        pipeline = candidate.pipeline(variant, bar)
         for name in missing:
+            angles = relative_angles(frames[name], serial)
             image, _, _ = view_folders.load(serial_of(frames[name], serial), size)
             identity = portraits.read_identity(_portrait(args.truth, name))
             seeds = [wanted[name]["seed"]]
             head = sampling.spin(
-                pipeline, variant, image[None, None], identity[None], angles[name], seeds
+                pipeline, variant, image[None, None], identity[None], angles, seeds
             )
             _write(out / name, frames[name], head.images[0], wanted[name])
+            bar.update()
 
 
 def _portrait(root: pathlib.Path, name: str) -> pathlib.Path:

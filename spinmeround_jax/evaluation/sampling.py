@@ -15,7 +15,6 @@ from spinmeround_jax import cameras
 from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.diffusion.pipeline import Heads, Pipeline
 from spinmeround_jax.diffusion.samplers import SAMPLERS
-from spinmeround_jax.diffusion.view_groups import SAME_VIEW
 
 DIRECT_STREAM = 4  # of random numbers: steps 1 to 3 have theirs
 
@@ -108,17 +107,6 @@ def spin(
     return way(images, id_embeddings, trajectory, seeds)
 
 
-def evaluations(pipeline: Pipeline, variant: Variant, heads: int, trajectory: np.ndarray) -> int:
-    """What `progress` will have been told in all after `spin`."""
-    if variant.anchors:
-        return pipeline.evaluations(heads, trajectory)
-    groups = len(
-        _groups(np.asarray(trajectory, np.float32).reshape(-1, 2), pipeline.networks.config.views)
-    )
-    joint = groups * pipeline.networks.joint_evaluations(observed=1)
-    return heads * (pipeline.networks.normals_evaluations(observed=1) + joint)
-
-
 def spin_directly(
     pipeline: Pipeline,
     images: np.ndarray,
@@ -186,4 +174,4 @@ def _groups(trajectory: np.ndarray, views: int) -> np.ndarray:
 
 def _is_front(angles: np.ndarray) -> np.ndarray:
     """(n,) bool of (n, 2) angles: the view that was given."""
-    return abs(angles).max(axis=1) < SAME_VIEW
+    return abs(angles).max(axis=1) < cameras.SAME_VIEW

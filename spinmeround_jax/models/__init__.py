@@ -9,12 +9,11 @@ from flax import nnx
 
 from spinmeround_jax.cameras import RAYMAP_CHANNELS
 from spinmeround_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from spinmeround_jax.models.config import FULL_SIZE, ModelConfig
+from spinmeround_jax.models.config import ModelConfig
 from spinmeround_jax.models.identity import IdentityEncoder, IdentityEncoderConfig
 from spinmeround_jax.models.unet import MultiViewUNet, UNetConfig
 
 __all__ = [
-    "FULL_SIZE",
     "Autoencoder",
     "AutoencoderConfig",
     "IdentityEncoder",
@@ -35,6 +34,11 @@ class Model:
     unet: MultiViewUNet
     autoencoder: Autoencoder
     identity: IdentityEncoder
+
+    @property
+    def networks(self) -> dict[str, nnx.Module]:
+        """By name, as they are saved."""
+        return {"unet": self.unet, "autoencoder": self.autoencoder, "identity": self.identity}
 
 
 def build(config: ModelConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs) -> Model:

@@ -42,16 +42,62 @@ class ModelConfig:
             most[channels] = max(tokens, most.get(channels, 0))
         return tuple((tokens, channels) for channels, tokens in most.items())
 
+    @classmethod
+    def full_size(cls) -> ModelConfig:
+        """The paper's model, which the released weights fit; the networks' own defaults are its shapes."""
+        return cls(
+            image_size=512,
+            views=8,
+            rays="released",
+            unet=UNetConfig(),
+            autoencoder=AutoencoderConfig(),
+            identity=IdentityEncoderConfig(),
+            latent_mean=(),  # Stable Diffusion's latents as they are
+            latent_std=(),
+            normals_frame="world",
+        )
 
-# The paper's model, which the released weights fit; the networks' own defaults are its shapes.
-FULL_SIZE = ModelConfig(
-    image_size=512,
-    views=8,
-    rays="released",
-    unet=UNetConfig(),
-    autoencoder=AutoencoderConfig(),
-    identity=IdentityEncoderConfig(),
-    latent_mean=(),
-    latent_std=(),
-    normals_frame="world",
-)
+    @classmethod
+    def quickstart(cls) -> ModelConfig:
+        """A model of 128 pixels, small enough to train on a CPU."""
+        return cls(
+            image_size=128,
+            views=8,
+            rays="true",
+            unet=UNetConfig(
+                in_channels=177,
+                out_channels=32,
+                model_channels=64,
+                channel_mult=(1, 2, 3),
+                res_blocks=1,
+                # of 16x16 cells attention takes as long as all else together
+                attention_levels=(1, 2),
+                joint_levels=(1, 2),
+                heads=4,
+                context_dim=512,
+                norm_groups=16,
+            ),
+            autoencoder=AutoencoderConfig(
+                channels=16,
+                channel_mult=(1, 2, 4, 4),
+                res_blocks=1,
+                latent_channels=16,  # with 4, the truth came back at 25 dB
+                scale_factor=1.0,  # the statistics are folded into the weights
+                norm_groups=8,
+            ),
+            identity=IdentityEncoderConfig(
+                vocab_size=7,
+                width=512,
+                layers=1,
+                heads=8,
+                mlp_width=512,
+                context_length=8,
+                prompt_ids=(0, 1, 2, 3, 4, 5, 6),
+                empty_ids=(0, 6),
+                id_token=4,
+                pad_id=6,
+            ),
+            latent_mean=(),  # measured when the autoencoder is trained
+            latent_std=(),
+            normals_frame="camera",
+        )

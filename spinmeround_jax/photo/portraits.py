@@ -29,6 +29,8 @@ VIEW_SET = "views.json"
 ID_SIZE = 512
 MAX_IDENTITY_BYTES = 1 << 20
 
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
@@ -114,17 +116,38 @@ def read(path: pathlib.Path, size: int) -> Portrait:
     return Portrait(path.stem, path, image, read_identity(path), read_truth(path, size))
 
 
-def read_image(path: pathlib.Path, size: int) -> np.ndarray:
-    """(size, size, 3) float32 in [-1, 1], composited on white, averaged over pixel areas."""
-    rgba = _open(path)
+def read_image(image: ImageLike, size: int) -> np.ndarray:
+    """(size, size, 3) float32 in [-1, 1], composited on white, averaged over pixel areas.
+
+    Args:
+        image: a file, a PIL image, or an array: uint8 (H, H, 3 or 4), or float (H, H, 3) in [-1, 1].
+
+    Raises:
+        InputError: no such image, not a square, or smaller than `size`.
+    """
+    name, rgba = "image", image
+    if isinstance(image, (str, os.PathLike)):
+        name, rgba = str(image), _open(pathlib.Path(image))
+    elif isinstance(image, Image.Image):
+        rgba = np.asarray(image.convert("RGBA"), np.float32) / 255.0
+    elif isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        rgba = image.astype(np.float32) / 255.0
+    elif isinstance(image, np.ndarray) and image.dtype.kind == "f":
+        if not (np.abs(image) <= 1.001).all():
+            raise InputError("image: floating-point values must be in [-1, 1]")
+        rgba = 0.5 * (image + 1.0)
+    if np.ndim(rgba) != 3 or rgba.shape[2] not in (3, 4):
+        raise InputError(f"{name}: expected (H, H, 3) or (H, H, 4), got {np.shape(rgba)}")
     height, width = rgba.shape[:2]
     if height != width:
-        raise InputError(f"{path}: {width} x {height} pixels; crop it to a square around the head")
+        raise InputError(f"{name}: {width} x {height} pixels; crop it to a square around the head")
     if height < size:
         raise InputError(
-            f"{path}: {width} x {height} pixels are too few; this model needs {size} x {size}"
+            f"{name}: {width} x {height} pixels are too few; this model needs {size} x {size}"
         )
-    rgb = rgba[..., :3] * rgba[..., 3:] + 1.0 - rgba[..., 3:]
+    rgb = rgba[..., :3]
+    if rgba.shape[2] == 4:
+        rgb = rgb * rgba[..., 3:] + 1.0 - rgba[..., 3:]
     return resized(2.0 * rgb - 1.0, size)
 
 

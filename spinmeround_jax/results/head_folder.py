@@ -1,4 +1,4 @@
-"""What sampling leaves on disk: one folder per head, complete or not there at all.
+"""What sampling returns and leaves on disk: one folder per head, complete or not there at all.
 
 input.png, input_normals.png     as given, and its estimated normals (input_2.png ... with more)
 anchors/, anchors_normals/       the views of step 2
@@ -15,86 +15,96 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from spinmeround_jax import cameras, schema
-from spinmeround_jax.diffusion.pipeline import Heads
-from spinmeround_jax.files import InputError, new_folder, recover
+from spinmeround_jax import cameras
+from spinmeround_jax.files import InputError, name_inside, new_folder
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.portraits import Truth
-from spinmeround_jax.results import transforms
+from spinmeround_jax.results import page, transforms
+from spinmeround_jax.results.layout import (
+    GENERATOR,
+    PHOTO,
+    SETTINGS,
+    check_ours,
+    observed_name,
+    view_name,
+)
 
-PHOTO = "photo.jpg"
-SETTINGS = "settings.json"
-PAGE = "index.html"  # stands among the heads, so none can have its name
-GENERATOR = "spinmeround_jax.sample"
 TURN_SECONDS = 4.0
 
 
-def is_finished(folder: pathlib.Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether `folder` is a complete result of ours, made with these settings.
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """What was sampled, for b heads; images and normals are float32 in [-1, 1], channels last.
 
-    Raises:
-        InputError: it is one with others, naming them, or not ours.
+    Normals are unit vectors in the frame of the angles, and 0 (mid-grey) on the background. A model that
+    learnt normals in the head's frame (`normals_frame` "world") gives them there if the head looks into
+    the camera at yaw 0; of other portraits they lie in between.
+
+    Attributes:
+        observed_angles, observed_images, observed_normals: (m, 2) and (b, m, h, w, 3), m may be 0.
+        anchor_angles, anchor_images, anchor_normals: (k, 2) and (b, k, h, w, 3).
+        trajectory, images, normals: (n, 2) and (b, n, h, w, 3), the views asked for.
+        names: (b,) of the folders that `save` writes.
+        settings: (b,) what each was made with, for its settings.json.
     """
-    recover(folder)
-    if not folder.exists():
-        return False
-    check_ours(folder)
-    found = read_settings(folder) or {}
-    if changes := schema.differences({k: v for k, v in found.items() if k in wanted}, wanted):
-        raise InputError(
-            f"{folder}: is finished, made with other settings (there -> here: "
-            f"{'; '.join(changes[:5])}{'; ...' if len(changes) > 5 else ''}); --overwrite replaces "
-            "it, or choose another --out"
-        )
-    return True
 
+    observed_angles: np.ndarray
+    observed_images: np.ndarray
+    observed_normals: np.ndarray
+    anchor_angles: np.ndarray
+    anchor_images: np.ndarray
+    anchor_normals: np.ndarray
+    trajectory: np.ndarray
+    images: np.ndarray
+    normals: np.ndarray
+    names: Sequence[str] = ()
+    settings: Sequence[Mapping[str, Any]] = ()
 
-def check_ours(folder: pathlib.Path) -> None:
-    """Raises InputError where `folder` is there and not a result of ours to replace."""
-    if folder.name == PAGE:
-        raise InputError(f"{folder}: is the name of the page; rename the input")
-    if (folder.exists() or folder.is_symlink()) and read_settings(folder) is None:
-        raise InputError(
-            f"{folder}: in the way, not written by this program; move it, or choose another --out"
-        )
+    @property
+    def cameras(self) -> np.ndarray:
+        """(n, 4, 4) world-to-camera matrices of the trajectory, see `cameras`."""
+        return cameras.orbit(*self.trajectory.T)
 
+    def head(self, index: int) -> Heads:
+        """The one head `index`, without the axis of heads."""
+        shared = {"observed_angles", "anchor_angles", "trajectory"}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        each = {k: v if k in shared or not len(v) else v[index] for k, v in values.items()}
+        return Heads(**each)
 
-def read_settings(folder: pathlib.Path) -> dict[str, Any] | None:
-    """`settings.json` of a folder written here, None where there is none."""
-    try:
-        return schema.read(folder / SETTINGS, _SETTINGS)
-    except (OSError, ValueError):
-        return None
+    def save(self, out: str | os.PathLike[str], normals_space: str = "world") -> pathlib.Path:
+        """Write a folder for each head into `out`, and a page that shows all there; its path.
 
-
-_SETTINGS = schema.record({"generator": schema.one_of(GENERATOR)})
-
-
-def select(heads: Heads, index: int) -> Heads:
-    """The one head `index`, without the axis of heads."""
-    shared = {"observed_angles", "anchor_angles", "trajectory"}
-    values = {field.name: getattr(heads, field.name) for field in dataclasses.fields(heads)}
-    return Heads(**{k: v if k in shared else v[index] for k, v in values.items()})
+        Raises:
+            InputError: see `write_head`.
+        """
+        out = pathlib.Path(out)
+        names = self.names or [f"head_{i}" for i in range(len(self.images))]
+        for i, name in enumerate(names):
+            settings = self.settings[i] if self.settings else {}
+            write_head(out / name_inside(name), self.head(i), settings, normals_space)
+        return page.write_page(out)
 
 
 def write_head(
     folder: pathlib.Path,
     head: Heads,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     normals_space: str = "world",
     truth: Truth | None = None,
     likeness: Likeness | None = None,
     photo: Image.Image | None = None,
 ) -> None:
-    """Write one head (see `select`) to `folder`, replacing an earlier result.
+    """Write one head (see `Heads.head`) to `folder`, replacing an earlier result.
 
     Everything goes to a hidden sibling first, and is renamed at the end.
 
@@ -130,16 +140,6 @@ def write_head(
                 "views": [_rounded(cosine) for cosine in likeness.similarity],
             }
         _write_json(partial / SETTINGS, about)
-
-
-def view_name(index: int, angles: np.ndarray) -> str:
-    """view_007_yaw+052.5_pitch+00.0.png"""
-    yaw, pitch = (float(angle) + 0.0 for angle in np.round(angles, 1))  # + 0.0: no minus zero
-    return f"view_{index:03d}_yaw{yaw:+06.1f}_pitch{pitch:+05.1f}.png"
-
-
-def observed_name(index: int) -> str:
-    return f"input_{index + 1}" if index else "input"
 
 
 def _views(head: Heads) -> list[transforms.View]:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spinmeround_jax.diffusion.view_groups import SAME_VIEW, angular_distance
+from spinmeround_jax import cameras
 from spinmeround_jax.files import InputError, write_atomically
-from spinmeround_jax.results import head_folder
+from spinmeround_jax.results import layout
 from spinmeround_jax.results.page_style import CSS, SCRIPT
 
 MAX_TILE = 256  # pixels; the page shows larger views scaled down, the files keep them
-MARK = f'<meta name="generator" content="{head_folder.GENERATOR}">'
+MARK = f'<meta name="generator" content="{layout.GENERATOR}">'
 
 
 class _Unshowable(Exception):
@@ -35,12 +35,12 @@ def write_page(out: pathlib.Path) -> pathlib.Path:
     Raises:
         InputError: there is an index.html that was not written here.
     """
-    path = out / head_folder.PAGE
+    path = out / layout.PAGE
     if path.is_dir() or (path.exists() and MARK not in path.read_text(errors="replace")):
         raise InputError(f"{path}: not written by this program; move it, or choose another --out")
     articles, rules, left_out = [], [], []
     for folder in sorted(out.iterdir()):
-        if folder.name.startswith(".") or not (folder / head_folder.SETTINGS).exists():
+        if folder.name.startswith(".") or not (folder / layout.SETTINGS).exists():
             continue
         try:
             article, sheets = _head(folder, len(articles))
@@ -121,7 +121,7 @@ def _read(paths: list[pathlib.Path]) -> np.ndarray:
 
 
 def _views(folder: pathlib.Path, angles: np.ndarray) -> np.ndarray:
-    return _read([folder / head_folder.view_name(i, pair) for i, pair in enumerate(angles)])
+    return _read([folder / layout.view_name(i, pair) for i, pair in enumerate(angles)])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -134,16 +134,16 @@ def _head(folder: pathlib.Path, number: int) -> tuple[str, list[_Sheet]]:
     Raises:
         _Unshowable: the folder is damaged.
     """
-    settings = head_folder.read_settings(folder)
+    settings = layout.read_settings(folder)
     if settings is None:
-        raise _Unshowable(f"{head_folder.SETTINGS} is damaged, or not of this program")
+        raise _Unshowable(f"{layout.SETTINGS} is damaged, or not of this program")
     try:
         return _article(folder, settings, number)
     except _Unshowable:
         raise
     except Exception as error:  # the settings can be anything
         raise _Unshowable(
-            f"{head_folder.SETTINGS} and the pictures do not fit together: {error!r}"
+            f"{layout.SETTINGS} and the pictures do not fit together: {error!r}"
         ) from error
 
 
@@ -160,7 +160,7 @@ def _article(
 
     inputs = []
     for i, angles in enumerate(settings["observed_angles"]):
-        name = head_folder.observed_name(i)
+        name = layout.observed_name(i)
         pair = _Sheet(
             f"h{number}i{i}", _read([folder / f"{name}.png", folder / f"{name}_normals.png"])
         )
@@ -211,10 +211,10 @@ def _article(
 
 def _photo(folder: pathlib.Path, settings: dict[str, Any]) -> str:
     """How a photo became the input, and which identity was used; nothing for portraits."""
-    if not (folder / head_folder.PHOTO).is_file():
+    if not (folder / layout.PHOTO).is_file():
         return ""
     about = html.escape(f"identity: {settings['identity']}")
-    uri = _data_uri(_open(folder / head_folder.PHOTO))
+    uri = _data_uri(_open(folder / layout.PHOTO))
     return (
         f"<h3>Photo <small>what was found, the crop, the mask, the portrait; {about}</small></h3>"
         f'<img src="{uri}" alt="photo, crop, mask and portrait" style="max-width:100%">'
@@ -243,7 +243,7 @@ def _truth(
             (
                 (int(distance.argmin()), sheets)
                 for others, *sheets in sampled
-                if (distance := angular_distance(others, pair)).min() < SAME_VIEW
+                if (distance := cameras.angular_distance(others, pair)).min() < cameras.SAME_VIEW
             ),
             None,
         )

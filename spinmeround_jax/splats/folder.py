@@ -9,7 +9,9 @@ report.json                      settings, distances, what was left out
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import pathlib
 import re
 from typing import Any
@@ -29,6 +31,21 @@ REPORT = "report.json"
 GENERATOR = "spinmeround_jax.reconstruct"
 TURN_SECONDS = 4.0
 TURN_VIEWS = 48
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """Gaussians, the views they were fitted to, the same views drawn, and what goes to report.json."""
+
+    gaussians: Gaussians
+    given: Scene
+    drawn: views.Drawn
+    report: dict[str, Any]
+
+    def save(self, folder: str | os.PathLike[str], with_mesh: bool = True) -> None:
+        """Write `folder`, see the module; one that is there is replaced."""
+        folder = pathlib.Path(folder)
+        write_folder(folder, self.gaussians, self.given, self.drawn, self.report, with_mesh)
 
 
 def write_folder(

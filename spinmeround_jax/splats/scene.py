@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
+from spinmeround_jax import cameras
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo.images import TO_STORED
 from spinmeround_jax.results import transforms
@@ -151,6 +153,35 @@ def check(scene: Scene, where: str, one_sided: bool = False) -> None:
             f"{where}: no camera within {gap:.0f} degrees of azimuth, so one side is never seen; add "
             "views from there, or allow it with --one-sided"
         )
+
+
+def of_views(
+    images: np.ndarray,
+    normals: np.ndarray,
+    world_to_camera: np.ndarray,
+    names: Sequence[str],
+    masks: np.ndarray | None = None,
+) -> Scene:
+    """Views as `sample` and `data_prep` make them.
+
+    Args:
+        images: (v, s, s, 3) in [-1, 1] on white.
+        normals: (v, s, s, 3) in the world; 0, or shorter than 1/2, on the background.
+        masks: (v, s, s); None takes what has normals.
+    """
+    size = images.shape[1]
+    normals = transforms.without_grey(normals)
+    return Scene(
+        images=np.clip(0.5 * images + 0.5, 0.0, 1.0).astype(np.float32),
+        masks=np.float32(np.any(normals != 0.0, axis=-1) if masks is None else masks),
+        normals=normals.astype(np.float32),
+        world_to_camera=world_to_camera,
+        focal=np.full(2, cameras.FOCAL * size),
+        centre=np.full(2, size / 2),
+        background=np.ones(3, np.float32),
+        names=tuple(names),
+        masks_from=("normals" if masks is None else "alpha",) * len(images),
+    )
 
 
 def load(path: str | pathlib.Path, background: np.ndarray | None = None, up: str = "auto") -> Scene:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import forward, measuring, sampler, train_step
 from launch import programs
-from launch.compile import load_config
+from spinmeround_jax.config import load_config
 from spinmeround_jax.models import parameters
 from tests.support.synthetic_shards import SIZE, write_dataset
 

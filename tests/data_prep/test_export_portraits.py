@@ -29,13 +29,11 @@ def test_exported_portrait_is_read_with_identity_and_truth(tmp_path):
 
 
 @pytest.mark.parametrize("split, number", [("held_out", "2"), ("nobody", "0")])
-def test_what_is_not_there_is_named(tmp_path, split, number):
+def test_what_is_not_there_is_named(tmp_path, capsys, split, number):
     data = synthetic_shards.write_rings(tmp_path / "heads")
-    with pytest.raises(SystemExit, match=split):
-        export_portraits.main(
-            ["--data", str(data), "--split", split, "--subjects", number]
-            + ["--out", str(tmp_path / "out")]
-        )
+    arguments = ["--data", str(data), "--split", split, "--subjects", number]
+    assert export_portraits.main([*arguments, "--out", str(tmp_path / "out")]) in (1, 2)
+    assert split in capsys.readouterr().err
 
 
 def test_data_in_a_bucket_is_read_from_there(tmp_path):

@@ -15,7 +15,6 @@ import pytest
 pytest.importorskip("google_crc32c", reason="writing shards needs '.[train]'")
 
 from data_prep import factory
-from spinmeround_jax import cli
 from spinmeround_jax.data import shards
 from spinmeround_jax.data.manifest import read_manifest
 from spinmeround_jax.files import InputError, as_path
@@ -281,13 +280,6 @@ def test_a_bucket_is_written_and_resumed(tmp_path):
     assert first.read_bytes() == before and names_in(bucket) == everyone(9, {1})
     factory.write_dataset(Synthetic(9, bad=(1,)), tmp_path, 2)
     assert {path.name: path.read_bytes() for path in bucket.iterdir()} == contents(tmp_path)
-
-
-@pytest.mark.parametrize("text", ["", "1", "2/2", "-1/2", "a/b", "1/0"])
-def test_shares_are_checked(text):
-    with pytest.raises(Exception, match="expected I/N"):
-        cli.part(text)
-    assert cli.part("1/4") == (1, 4)
 
 
 def test_an_interrupted_shard_is_written_from_its_beginning(tmp_path):

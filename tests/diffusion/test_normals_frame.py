@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from spinmeround_jax import cameras, checkpoints
-from spinmeround_jax.config import DataConfig, StageConfig
+from spinmeround_jax.config import RELEASED, DataConfig, StageConfig
 from spinmeround_jax.data import latent_cache, records
 from spinmeround_jax.data.loader import make_loader
 from spinmeround_jax.data.manifest import shard_name
 from spinmeround_jax.data.shards import ShardWriter
 from spinmeround_jax.diffusion import sampling
-from spinmeround_jax.diffusion.pipeline import RELEASED, Pipeline
+from spinmeround_jax.diffusion.pipeline import Pipeline
 from spinmeround_jax.evaluation import view_folders
 from spinmeround_jax.models import AutoencoderConfig
 from spinmeround_jax.results import head_folder
@@ -138,7 +138,7 @@ def test_what_is_written_for_a_model_of_camera_space_normals_agrees(tmp_path, mo
     trajectory = np.array([[0, 0], [20, 15], [110, 0], [-150, -10]], np.float32)
     images = np.zeros((1, 1, SIZE, SIZE, 3), np.float32)
     heads = pipeline.spin(images, None, trajectory, [0])
-    head_folder.write_head(tmp_path / "a", head_folder.select(heads, 0), {}, space)
+    head_folder.write_head(tmp_path / "a", heads.head(0), {}, space)
 
     about = json.loads((tmp_path / "a" / "transforms.json").read_text())
     assert about["normals_space"] == space

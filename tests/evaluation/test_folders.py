@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from spinmeround_jax import checkpoints, evaluate
-from spinmeround_jax.diffusion.pipeline import RELEASED
+from spinmeround_jax.config import RELEASED
 from spinmeround_jax.evaluation import nersemble, published, view_folders
 from spinmeround_jax.files import InputError
 from tests.support.tiny_model import random_model

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from spinmeround_jax import cameras
-from spinmeround_jax.diffusion.pipeline import NO_ABLATION, RELEASED, Pipeline
+from spinmeround_jax.config import NO_ABLATION, RELEASED
+from spinmeround_jax.diffusion.pipeline import Pipeline
 from spinmeround_jax.evaluation import sampling
 from spinmeround_jax.evaluation.sampling import Variant, variants
 from tests.support.paths import ROOT
@@ -24,7 +25,7 @@ DIRECT = Variant("anchors false", SAMPLING, anchors=False)
 def direct(devices=None, told=None):
     """Two heads at nine views, in two groups; what `progress` was told goes to `told`."""
     model = random_model()
-    progress = (lambda step, count: told.append(count)) if told is not None else None
+    progress = (lambda step, *counts: told.append((step, counts))) if told is not None else None
     pipeline = Pipeline(model, SAMPLING, NO_ABLATION, 4, progress, devices=devices)
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (2, 1, 16, 16, 3)).astype(np.float32)
@@ -61,7 +62,7 @@ def test_direct_views_are_of_the_input_and_of_their_group_alone():
     assert heads.images.shape == (2, 9, 16, 16, 3)
     np.testing.assert_array_equal(heads.images[:, 0], images[:, 0])  # shown as given
     assert np.isfinite(heads.images).all() and heads.images[:, 1:].std() > 0.01
-    assert sum(told) == sampling.evaluations(pipeline, DIRECT, 2, cameras.turntable(9))
+    assert told == [("normals", (2, 2)), ("views", (4, 4))]
     groups = sampling._groups(cameras.turntable(9), pipeline.networks.config.views)
     assert groups.tolist() == [[1, 2, 3, 4, 4, 4, 4], [5, 6, 7, 8, 8, 8, 8]]
 

@@ -10,6 +10,7 @@ import pytest
 
 from launch import chips, hlo, programs
 from launch import compile as command
+from spinmeround_jax.config import load_config
 from tests.support.tiny_model import CONFIG
 
 HLO = """
@@ -35,7 +36,7 @@ def test_collectives_are_read_from_the_text():
 
 def test_forward_flops_of_the_papers_model():
     """7.30 TFLOP for 8 views, 1.86 of them attention: an independent count, see docs/scale.md."""
-    config = command.load_config("configs/tpu_v4.py", [])
+    config = load_config("configs/tpu_v4.py", [])
     assert programs.forward_flops(config) == pytest.approx(7.30e12, rel=0.01)
 
 
@@ -45,18 +46,18 @@ def test_topologies_and_batches_that_cannot_be_are_refused():
     for text in ("v4:2x2", "v9:2x2", "v5e:0x4"):
         with pytest.raises(ValueError, match="expected CHIP:SHAPE"):
             chips.parse(text)
-    config = command.load_config("configs/quickstart.py", ["--config.mesh.fsdp=4"])
+    config = load_config("configs/quickstart.py", ["--config.mesh.fsdp=4"])
     assert config.mesh.fsdp == 4
     assert programs.with_batch(config, 8, 0.25).optimizer.batch_size == 2
     with pytest.raises(ValueError, match="whole batch"):
         programs.with_batch(config, 8, 0.3)
     with pytest.raises(ValueError, match=r"configs/none.py"):
-        command.load_config("configs/none.py", [])
+        load_config("configs/none.py", [])
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_training_step_lowers_and_holds_what_its_shardings_say(cached):
-    config = dataclasses.replace(command.load_config("configs/quickstart.py", []), model=CONFIG)
+    config = dataclasses.replace(load_config("configs/quickstart.py", []), model=CONFIG)
     program = programs.train_step(programs.with_batch(config, 1, 2), jax.devices()[:1], cached)
     assert "func.func" in program.step.lower(program.state, program.frozen, program.batch).as_text()
     held = program.held()
@@ -66,7 +67,7 @@ def test_the_training_step_lowers_and_holds_what_its_shardings_say(cached):
 
 
 def test_the_sampler_lowers():
-    config = dataclasses.replace(command.load_config("configs/quickstart.py", []), model=CONFIG)
+    config = dataclasses.replace(load_config("configs/quickstart.py", []), model=CONFIG)
     lowered, held = programs.sampler(config, jax.devices()[:1], 2)
     assert "while" in lowered.as_text() and held["parameters"] > 0
 

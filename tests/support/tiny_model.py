@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from spinmeround_jax import models
-from spinmeround_jax.diffusion.pipeline import RELEASED
+from spinmeround_jax.config import RELEASED
 from spinmeround_jax.models import (
     Autoencoder,
     AutoencoderConfig,

@@ -15,7 +15,6 @@ from configs import tpu_v4
 from spinmeround_jax import convert
 from spinmeround_jax.config import from_mapping
 from spinmeround_jax.models import (
-    FULL_SIZE,
     Autoencoder,
     AutoencoderConfig,
     ModelConfig,
@@ -31,7 +30,7 @@ SMALL_AUTOENCODER = AutoencoderConfig(channels=8, channel_mult=(1, 2), res_block
 
 @pytest.fixture(scope="module")
 def full_size():
-    return convert.networks_of(FULL_SIZE)
+    return convert.networks_of(ModelConfig.full_size())
 
 
 def shapes(recorded):
@@ -68,7 +67,7 @@ def test_full_size_unet_has_the_papers_parameter_count(full_size):
 
 def test_the_paper_config_has_the_released_model():
     ours = from_mapping(ModelConfig, tpu_v4.get_config().model)
-    assert dataclasses.replace(ours, normals_frame="world") == FULL_SIZE
+    assert dataclasses.replace(ours, normals_frame="world") == ModelConfig.full_size()
 
 
 @pytest.mark.parametrize(

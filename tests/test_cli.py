@@ -1,0 +1,63 @@
+"""The skeleton of commands: exit codes, one line for each error, types of arguments."""
+
+import argparse
+import errno
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+
+from spinmeround_jax import cli
+from spinmeround_jax.files import InputError
+
+
+@pytest.mark.parametrize(
+    "error, code, text",
+    [
+        (InputError("a.png: empty\n  file"), 1, "a.png: empty file"),
+        (cli.UsageError("leave out --views"), 2, "leave out --views"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "b.npy"), 1, "b.npy: No such file"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "free some space"),
+        (BrokenProcessPool("x"), 1, "fewer --workers"),
+        (KeyboardInterrupt(), 130, "stopped; all is kept"),
+    ],
+)
+def test_errors_become_a_line_and_an_exit_code(capsys, error, code, text):
+    def run(args):
+        raise error
+
+    assert cli.main(lambda argv: argparse.Namespace(), run, [], stopped="all is kept") == code
+    told = capsys.readouterr().err
+    assert text in told and told.count("\n") == 1 and "Errno" not in told
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli.guarded(lambda: 1 // 0, "")
+
+
+@pytest.mark.parametrize(
+    "kind, text, value",
+    [
+        (cli.integer(1), "3", 3), (cli.integer(), "-1", None), (cli.integer(1, 9), "10", None),
+        (cli.integer(), "9" * 5000, None), (cli.integer(), "1e3", None),
+        (cli.real(0), "0.5", 0.5), (cli.real(0), "-0.1", None), (cli.real(), "nan", None),
+        (cli.real(), "much", None),
+        (cli.part, "1/4", (1, 4)), (cli.part, "2/2", None), (cli.part, "-1/2", None),
+        (cli.part, "", None), (cli.part, "1/0", None),
+    ],
+)  # fmt: skip
+def test_types_of_arguments(capsys, kind, text, value):
+    parser = cli.build_parser("command", None)
+    parser.add_argument("--value", type=kind)
+    if value is None:
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args([f"--value={text}"])
+        assert "argument --value" in capsys.readouterr().err
+    else:
+        assert parser.parse_args(["--value", text]).value == value
+
+
+def test_negative_angles_are_values():
+    parser = cli.build_parser("command", None)
+    parser.add_argument("--yaw-pitch")
+    assert parser.parse_args(["--yaw-pitch", "-30,10"]).yaw_pitch == "-30,10"
