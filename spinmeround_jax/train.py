@@ -54,9 +54,9 @@ EXAMPLES = """examples:
       --coordinator=HOST:PORT --process_count=N --process_id=n        (docs/launching.md)
 
   # after a loss that is not finite: with a lower rate, from an earlier checkpoint, without that batch;
-  # the history is kept in the checkpoints and in the model
+  # the checkpoints and the model keep the history
   python -m spinmeround_jax.train --config=configs/quickstart.py --config.optimizer.learning_rate=5e-4 \\
-      --from_step=8000 --skip_steps=8123"""
+      --from_step=8000 --skip_steps 8123"""
 
 Tree = Any
 
@@ -420,27 +420,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--process_id", type=cli.integer(), metavar="N", help="which of them this is, from 0"
     )
     parser.add_argument(
-        "--from_step", type=cli.integer(), metavar="STEP",
+        "--stopped_exit_code", type=cli.integer(0, 255), default=0, metavar="CODE",
+        help="after SIGTERM or Ctrl-C, for what restarts processes by it (0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from_step", type=cli.integer(), metavar="N",
         help="go back to this kept checkpoint of the diffusion model; later ones are deleted",
     )  # fmt: skip
     parser.add_argument(
-        "--skip_steps", type=_steps, default=frozenset(), metavar="STEPS",
-        help="steps of the diffusion model, from 0, whose batches are passed over: 7 or 7,12",
-    )  # fmt: skip
-    parser.add_argument(
-        "--stopped_exit_code", type=cli.integer(0, 255), default=0, metavar="CODE",
-        help="after SIGTERM or Ctrl-C, for what restarts processes by it (0)",
+        "--skip_steps", type=cli.integer(), nargs="+", default=[], metavar="N",
+        help="steps of the diffusion model, counted from 0, whose batches are passed over",
     )  # fmt: skip
     args, args.overrides = parser.parse_known_args(argv)
     if wrong := [word for word in args.overrides if not word.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     return args
-
-
-def _steps(text: str) -> frozenset[int]:
-    if not all(step.isdecimal() for step in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r}: give steps such as 7,12")
-    return frozenset(map(int, text.split(",")))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -453,7 +447,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         distributed.initialize(args.coordinator, args.process_count, args.process_id)
         workdir = args.workdir or pathlib.Path("runs") / config.name
-        train(config, workdir, args.from_step, args.skip_steps)
+        train(config, workdir, args.from_step, frozenset(args.skip_steps))
     except loop.Preempted as message:
         print(f"{message}. The same command resumes.", flush=True)
         return args.stopped_exit_code

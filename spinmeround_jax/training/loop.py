@@ -145,7 +145,7 @@ def _not_finite(name: str, bad: int, batch_size: int, kept: list[int]) -> str:
     advice = "Resume with a lower learning_rate or max_gradient_norm of the optimizer"
     if name == "diffusion":
         advice += (
-            f"; without this batch (--skip_steps={bad}); or, as the weights may have grown before, "
+            f"; without this batch (--skip_steps {bad}); or, as the weights may have grown before, "
             "from an earlier checkpoint (--from_step)"
         )
     return (
