@@ -387,7 +387,7 @@ def provenance(config: Config, steps: int, history: list[dict[str, Any]]) -> dic
         "data": {
             name: manifest[name] for name in ("source", "license", "seed", "image_size", "views")
         },
-        "recogniser": manifest.get("recogniser"),
+        "recogniser": manifest.get("identity"),
         "sampling": dataclasses.asdict(config.sampling),
         "ablation": dataclasses.asdict(config.ablation),
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
