@@ -126,7 +126,10 @@ def validate(
     Raises:
         InputError: there is no manifest.
     """
-    manifest = read_manifest(directory)
+    try:
+        manifest = read_manifest(directory)
+    except InputError as error:  # 1 tells of faults in a data set
+        raise UsageError(str(error)) from error
     todo, faults = tasks(directory, manifest, pictures)
     checked = []
     total = sum(1 for task in todo if task.row >= 0)
