@@ -126,17 +126,20 @@ def validate(
     Raises:
         InputError: there is no manifest.
     """
-    manifest = read_manifest(directory)
+    try:
+        manifest = read_manifest(directory)
+    except InputError as error:  # 1 tells of faults in a data set
+        raise UsageError(str(error)) from error
     todo, faults = tasks(directory, manifest, pictures)
-    findings = []
+    checked = []
     total = sum(1 for task in todo if task.row >= 0)
     with tqdm(total=total, unit="subject", disable=None) as bar:
         for found in findings(todo, workers):
-            findings.append(found)
+            checked.append(found)
             faults += found.faults
             bar.update(found.task.row >= 0)
             bar.set_postfix(faults=len(faults))
-    subjects = [found for found in findings if found.task.row >= 0]
+    subjects = [found for found in checked if found.task.row >= 0]
     faults += subject_faults(subjects)
     listed = {entry["file"] for entries in manifest["splits"].values() for entry in entries}
     report = {

@@ -29,6 +29,8 @@ from spinmeround_jax.config import (
     NO_ABLATION,
     RELEASED,
     AblationConfig,
+    Config,
+    OptimizerConfig,
     SamplingConfig,
     from_mapping,
 )
@@ -40,8 +42,15 @@ SUMS = "SHA256SUMS"
 
 Path = str | os.PathLike[str]
 
-# Changing these leaves the course of training as it is, so a run may be resumed with other values.
+# A run may be resumed with other values of these: they leave the course of training as it is, or, those of
+# the optimizer, steer it; a change of them is kept in the history of the run.
+OPTIMIZER_FIELDS = tuple(
+    f"optimizer.{field.name}"
+    for field in dataclasses.fields(OptimizerConfig)
+    if field.name != "batch_size"  # examples are counted in batches
+)
 FREE_FIELDS = (
+    *OPTIMIZER_FIELDS,
     "name",
     "log_every",
     "sample_every",
@@ -75,12 +84,17 @@ class Checkpoints:
     """The checkpoints of one run: `directory/<step>/`, written in the background, the newest kept.
 
     A step's folder gets its name only when complete, so a kill while writing costs that step.
+
+    Attributes:
+        history: what was changed on the way, {"step": ..., "change": ...}, oldest first; saved with each
+            checkpoint.
     """
 
     def __init__(self, directory: Path, *, keep: int, config: Any):
         """`config`: the run's frozen dataclass; a run with another one is not resumed."""
         self.directory = pathlib.Path(directory).absolute()
         self._config = dataclasses.asdict(config)
+        self.history: list[dict[str, Any]] = []
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -92,6 +106,36 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints."""
+        return sorted(self._manager.all_steps())
+
+    def note(self, step: int, change: str) -> None:
+        """Add to the history, once."""
+        entry = {"step": step, "change": change}
+        if entry not in self.history:
+            self.history.append(entry)
+
+    def go_back(self, step: int) -> None:
+        """Delete the checkpoints after `step`, unless the run went back there before: then do nothing.
+
+        So the same command can be given again after an interruption.
+
+        Raises:
+            InputError: there is no checkpoint of that step.
+        """
+        entry = {"step": step, "change": _WENT_BACK}
+        latest = self.latest()
+        if latest is not None and entry in self._read_config(latest)[1]:
+            return
+        if step not in self.steps():
+            kept = ", ".join(map(str, self.steps())) or "none"
+            raise InputError(f"{self.directory}: no checkpoint of step {step}; there are: {kept}")
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+        self.history.append(entry)
 
     def save(self, step: int, state: Any, loader: Loader) -> None:
         """Copy the state now, write it in the background; a step already on disk is left alone.
@@ -106,7 +150,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    config=ocp.args.JsonSave(self._config),
+                    config=ocp.args.JsonSave({**self._config, _HISTORY: self.history}),
                     # The first process's: all have returned as many batches, JSON is written once.
                     loader=ocp.args.JsonSave({"state": _to_json(loader.get_state())}),
                 ),
@@ -124,17 +168,16 @@ class Checkpoints:
         """
         step = self.latest()
         folder = self.directory / str(step)
-        try:
-            saved = self._manager.restore(
-                step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
-            )
-        except Exception as error:  # Orbax, tensorstore and JSON each have their own
-            raise InputError(f"{folder}: {error}. {_UNREADABLE}") from error
-        if changes := config_changes(saved["config"], self._config, step):
+        saved, history = self._read_config(step)
+        if changes := config_changes(saved, self._config, step):
             raise InputError(
                 f"{folder} was written with another config: {'; '.join(changes)}. Set these back, "
                 "or start a new run with another --workdir"
             )
+        self.history = history + self.history
+        for change in schema.differences(saved, self._config):
+            if change.startswith(("optimizer.", "stages")):
+                self.note(step, change)
         try:
             restored = self._manager.restore(
                 step,
@@ -152,6 +195,16 @@ class Checkpoints:
             )
         loader.set_state(position)
         return restored["state"]
+
+    def _read_config(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The config of a checkpoint, and the history up to it."""
+        try:
+            saved = self._manager.restore(
+                step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
+            )["config"]
+            return saved, saved.pop(_HISTORY, [])
+        except Exception as error:  # Orbax, tensorstore and JSON each have their own
+            raise InputError(f"{self.directory / str(step)}: {error}. {_UNREADABLE}") from error
 
     def wait(self) -> None:
         """Return when everything saved is on disk.
@@ -190,13 +243,19 @@ _UNREADABLE = (
 )
 
 
-def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any], step: int) -> list[str]:
-    """Fields outside FREE_FIELDS whose values differ, as "name: saved -> current".
+_HISTORY = "history"
+_WENT_BACK = "went back to this step"
 
-    Stages may differ from `step` on, unless the learning rate of every step depends on their sum.
+
+def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any], step: int) -> list[str]:
+    """Fields whose values differ and may not, as "name: saved -> current".
+
+    Free are FREE_FIELDS, and what the stages say of steps that are still to come.
     """
-    if all("stages" in c and c["optimizer"]["schedule"] == "constant" for c in (saved, current)):
-        saved, current = ({**c, "stages": _begun(c["stages"], step)} for c in (saved, current))
+    saved, current = (
+        {**values, "stages": _until(values["stages"], step)} if values.get("stages") else values
+        for values in (saved, current)
+    )
     return [
         change
         for change in schema.differences(saved, current)
@@ -204,14 +263,78 @@ def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any], step: i
     ]
 
 
-def _begun(stages: Sequence[Mapping[str, Any]], step: int) -> list[dict[str, Any]]:
-    """The stages up to `step`."""
-    begun = []
+def _until(stages: Sequence[Mapping[str, Any]], step: int) -> list[dict[str, Any]]:
+    """The stages before `step`; those that are equal but for their length are one."""
+    past: list[dict[str, Any]] = []
     for stage in stages:
-        if step > 0:
-            begun.append({**stage, "steps": min(stage["steps"], step)})
-        step -= stage["steps"]
-    return begun
+        steps = min(stage["steps"], step)
+        step -= steps
+        rest = {name: value for name, value in stage.items() if name != "steps"}
+        if past and {**past[-1], "steps": 0} == {**rest, "steps": 0}:
+            past[-1]["steps"] += steps
+        elif steps:
+            past.append({**rest, "steps": steps})
+    return past
+
+
+def load_trained(
+    run: Path, step: int | None, average: bool
+) -> tuple[int, Config, list[dict[str, Any]], Model]:
+    """The model that a run had at a checkpoint, with its step, config and history.
+
+    Args:
+        run: the --workdir.
+        step: of one of its checkpoints; None takes the newest.
+        average: take the moving average of the weights, as a finished run does.
+
+    Raises:
+        InputError: no such checkpoint, damaged, or the networks that were not trained are gone.
+    """
+    run = pathlib.Path(run)
+    folder = run / "checkpoints"
+    steps = sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdecimal())
+    if not steps or (step is not None and step not in steps):
+        kept = ", ".join(map(str, steps)) or "none"
+        raise InputError(
+            f"{folder}: no checkpoint{'' if step is None else f' of step {step}'}; there are: {kept}"
+        )
+    step = steps[-1] if step is None else step
+    folder = (folder / str(step)).absolute()
+    try:
+        saved = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "config")
+        history = saved.pop(_HISTORY, [])
+        config = from_mapping(Config, saved)
+    except Exception as error:  # Orbax, JSON and the schema each have their own
+        raise InputError(f"{folder}: {error}. {_UNREADABLE}") from error
+    if (run / "autoencoder" / "model.json").is_file():
+        fixed = {"autoencoder": load_autoencoder(run / "autoencoder")}
+    else:
+        pretrained = load_model(config.init_from)
+        fixed = {"autoencoder": pretrained.autoencoder, "identity": pretrained.identity}
+    trained = ("unet", "identity") if config.train_identity_encoder else ("unet",)
+    shapes = nnx.eval_shape(lambda: models.build(config.model, rngs=nnx.Rngs(0)).networks)
+    split = {name: parameters.split(shapes[name]) for name in trained}
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    part = "ema" if average else "params"
+    target = {part: {name: tensors for name, (_, tensors) in split.items()}}
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=here), target
+    )
+    try:
+        # The rest of the state, three times as large, is not read.
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            restored = checkpointer.restore(
+                folder / "state",
+                args=ocp.args.PyTreeRestore(
+                    item=target,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                    partial_restore=True,
+                ),
+            )
+    except Exception as error:
+        raise InputError(f"{folder}: {error}. {_UNREADABLE}") from error
+    learnt = {name: parameters.merge(split[name][0], restored[part][name]) for name in trained}
+    return step, config, history, Model(config.model, **{**fixed, **learnt})
 
 
 def _to_json(state: Any) -> Any:

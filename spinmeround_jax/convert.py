@@ -7,6 +7,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import json
 import math
 import pathlib
 import shutil
@@ -22,6 +23,7 @@ from tqdm import tqdm
 import spinmeround_jax
 from spinmeround_jax import checkpoints, cli, files, models
 from spinmeround_jax.cli import UsageError
+from spinmeround_jax.data.manifest import read_manifest
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import ModelConfig
 from spinmeround_jax.weights import diffusers, mapping, released, sources
@@ -41,6 +43,10 @@ EXAMPLES = """examples:
 
   # as above in half the space; weights are rounded
   ... --dtype float16
+
+  # a training that has not ended, or an earlier step of it; its weights' moving average, as at the end
+  python -m spinmeround_jax.convert --run runs/quickstart --out weights/so-far
+  python -m spinmeround_jax.convert --run runs/quickstart --step 8000 --no-ema --out weights/step8000
 
   # what configs/tpu_v4.py starts from; both folders as diffusers and Arc2Face publish them
   python -m spinmeround_jax.convert --sd15 stable-diffusion-v1-5/ --arc2face models/ \\
@@ -185,6 +191,37 @@ def convert(
     checkpoints.save_weights(out, config, weights, provenance)
 
 
+def convert_run(
+    run: pathlib.Path, step: int | None, average: bool, out: pathlib.Path, dtype: str
+) -> None:
+    """Write the model folder `out` from a checkpoint of the training in `run`.
+
+    Raises:
+        InputError: no such checkpoint, or it cannot be read.
+        ValueError: a weight is not finite in `dtype`.
+    """
+    step, config, history, model = checkpoints.load_trained(run, step, average)
+    try:
+        manifest = read_manifest(config.data.directory)
+    except (InputError, OSError):  # the data may be elsewhere by now
+        manifest = {}
+    names = ("source", "license", "seed", "image_size", "views")
+    provenance = {
+        "kind": f"training, {'average of the ' if average else ''}weights at step {step} of "
+        f"{sum(stage.steps for stage in config.stages)}",
+        "converted": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "seed": config.seed,
+        "steps": step,
+        "history": history,
+        "data": {name: manifest[name] for name in names if name in manifest},
+        "recogniser": manifest.get("recogniser"),
+        "sampling": dataclasses.asdict(config.sampling),
+        "ablation": dataclasses.asdict(config.ablation),
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+    }
+    checkpoints.save_model(out, model, provenance, np.dtype(dtype))
+
+
 def _check_space(out: pathlib.Path, parts: list[Part], dtype: np.dtype) -> None:
     count = sum(
         math.prod(target.shape)
@@ -291,7 +328,9 @@ def check_replaceable(out: pathlib.Path, overwrite: bool) -> None:
 def build_parser() -> argparse.ArgumentParser:
     path = pathlib.Path
     parser = cli.build_parser("spinmeround_jax.convert", DESCRIPTION, EXAMPLES)
-    what = parser.add_argument_group("what to convert: --released, or --sd15 with --arc2face")
+    what = parser.add_argument_group(
+        "what to convert: --released, --run, or --sd15 with --arc2face"
+    )
     what.add_argument(
         "--released", type=path, metavar="FILE", help="released checkpoint: .ckpt or .safetensors"
     )
@@ -302,6 +341,17 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--arc2face", type=path, metavar="DIR",
         help="folder with arc2face/ (UNet) and encoder/ (text encoder)",
+    )  # fmt: skip
+    what.add_argument(
+        "--run",
+        type=path,
+        metavar="DIR",
+        help="the --workdir of a training, also of an unfinished one",
+    )
+    what.add_argument("--step", type=int, help="of --run: of one of its checkpoints (the newest)")
+    what.add_argument(
+        "--ema", action=argparse.BooleanOptionalAction, default=True,
+        help="of --run: the moving average of the weights, or the weights themselves (average)",
     )  # fmt: skip
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
@@ -318,11 +368,18 @@ def run(args: argparse.Namespace, config: ModelConfig) -> None:
     Raises:
         InputError: nothing was written.
     """
-    if (args.released is None) == (args.sd15 is None) or (args.sd15 is None) != (
+    given = [args.released, args.run, args.sd15]
+    if sum(value is not None for value in given) != 1 or (args.sd15 is None) != (
         args.arc2face is None
     ):
-        raise UsageError("give --released FILE, or --sd15 PATH with --arc2face DIR")
+        raise UsageError("give --released FILE, --run DIR, or --sd15 PATH with --arc2face DIR")
+    if args.run is None and (args.step is not None or not args.ema):
+        raise UsageError("--step and --no-ema are of a training: give --run DIR")
     with new_folder(args.out, args.overwrite) as folder:
+        if args.run is not None:
+            convert_run(args.run, args.step, args.ema, folder, args.dtype or "float16")
+            print(f"The model is in {args.out}")
+            return
         networks = networks_of(config)
         if args.released:
             parts, kind = released_parts(networks, args.released), "released weights"

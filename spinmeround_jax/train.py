@@ -13,7 +13,7 @@ import platform
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -51,7 +51,12 @@ EXAMPLES = """examples:
 
   # on every host of a TPU pod or SLURM job the same command; elsewhere, on each host n of N:
   python -m spinmeround_jax.train --config=configs/h100.py --workdir=/shared/run \\
-      --coordinator=HOST:PORT --process_count=N --process_id=n        (docs/launching.md)"""
+      --coordinator=HOST:PORT --process_count=N --process_id=n        (docs/launching.md)
+
+  # after a loss that is not finite: with a lower rate, from an earlier checkpoint, without that batch;
+  # the checkpoints and the model keep the history
+  python -m spinmeround_jax.train --config=configs/quickstart.py --config.optimizer.learning_rate=5e-4 \\
+      --from_step=8000 --skip_steps 8123"""
 
 Tree = Any
 
@@ -59,8 +64,21 @@ Tree = Any
 # The run
 
 
-def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+def train(
+    config: Config,
+    workdir: pathlib.Path,
+    from_step: int | None = None,
+    skip_steps: Collection[int] = (),
+) -> pathlib.Path:
     """Train, or resume training, as `config` says.
+
+    A run may be resumed with other settings of the optimizer and other stages from its step on, so also
+    with more of them after its end; what changed is kept in its checkpoints and its model.
+
+    Args:
+        from_step: of a kept checkpoint of the diffusion model to go back to; done once, however often
+            the run is resumed with it.
+        skip_steps: of the diffusion model, counted from 0, whose batches are passed over.
 
     Returns:
         The folder of the finished model, for `checkpoints.load_model`.
@@ -124,8 +142,17 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     saved = checkpoints.Checkpoints(
         workdir / "checkpoints", keep=config.keep_checkpoints, config=config
     )
-    if saved.latest() is not None:
+    if from_step is not None:
+        saved.go_back(from_step)
+    if (latest := saved.latest()) is not None:
+        if latest > steps:
+            raise ValueError(
+                f"{workdir}: is at step {latest}, and config.stages end at {steps}; give them more "
+                "steps, or go back with --from_step"
+            )
         state = saved.restore(sharding.abstract(abstract, placement), loader)
+        for entry in saved.history if main_process else ():
+            print(f"from step {entry['step']}: {entry['change']}")
     elif pretrained:
         # Through the host: the loaded arrays are bound to one device, the state lives on all.
         pretrained_params = jax.device_get(trained_part(config, pretrained))
@@ -133,6 +160,9 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     else:
         state = jax.jit(init, out_shardings=placement)()
     del pretrained
+    for step in sorted(skip_steps):
+        if step >= int(state.step):
+            saved.note(step, "its batch is passed over")
     if main_process:
         print(describe(config, state, mesh), flush=True)
 
@@ -173,6 +203,7 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
             writer=writer,
             on_evaluate=on_evaluate,
             on_sample=on_sample,
+            skip=skip_steps,
         )
     saved.close()
 
@@ -180,7 +211,7 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     params = {**frozen["networks"], **state.ema}
     networks = {name: parameters.merge(graphdefs[name], params[name]) for name in graphdefs}
     checkpoints.save_model(
-        workdir / "model", Model(config.model, **networks), provenance(config, steps)
+        workdir / "model", Model(config.model, **networks), provenance(config, steps, saved.history)
     )
     if writer:
         writer.close()
@@ -345,19 +376,20 @@ def hardware() -> str:
     return f"{jax.device_count()} x {device.platform} ({kind})"
 
 
-def provenance(config: Config, steps: int) -> dict[str, Any]:
+def provenance(config: Config, steps: int, history: list[dict[str, Any]]) -> dict[str, Any]:
     """Where the weights come from; saved beside them."""
     manifest = read_manifest(config.data.directory)
     return {
         "command": shlex.join(["python", "-m", "spinmeround_jax.train", *sys.argv[1:]]),
         "seed": config.seed,
         "steps": steps,
+        "history": history,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": hardware(),
         "data": {
             name: manifest[name] for name in ("source", "license", "seed", "image_size", "views")
         },
-        "recogniser": manifest.get("recogniser"),
+        "recogniser": manifest.get("identity"),
         "sampling": dataclasses.asdict(config.sampling),
         "ablation": dataclasses.asdict(config.ablation),
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
@@ -393,6 +425,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--stopped_exit_code", type=cli.integer(0, 255), default=0, metavar="CODE",
         help="after SIGTERM or Ctrl-C, for what restarts processes by it (0)",
     )  # fmt: skip
+    parser.add_argument(
+        "--from_step", type=cli.integer(), metavar="N",
+        help="go back to this kept checkpoint of the diffusion model; later ones are deleted",
+    )  # fmt: skip
+    parser.add_argument(
+        "--skip_steps", type=cli.integer(), nargs="+", default=[], metavar="N",
+        help="steps of the diffusion model, counted from 0, whose batches are passed over",
+    )  # fmt: skip
     args, args.overrides = parser.parse_known_args(argv)
     if wrong := [word for word in args.overrides if not word.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
@@ -408,7 +448,8 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     try:
         distributed.initialize(args.coordinator, args.process_count, args.process_id)
-        train(config, args.workdir or pathlib.Path("runs") / config.name)
+        workdir = args.workdir or pathlib.Path("runs") / config.name
+        train(config, workdir, args.from_step, frozenset(args.skip_steps))
     except loop.Preempted as message:
         print(f"{message}. The same command resumes.", flush=True)
         return args.stopped_exit_code

@@ -13,7 +13,6 @@ import pytest
 from spinmeround_jax import checkpoints, sharding
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import ModelConfig, parameters
-from tests.support.configs import micro_config
 from tests.support.paths import ROOT
 from tests.support.tiny_model import CONFIG, NETWORKS, random_model
 
@@ -298,6 +297,19 @@ def test_loader_of_another_step_is_refused(tmp_path):
         saved.restore(abstract_state(), Position({}))
 
 
+def test_stages_to_come_may_change_and_those_before_may_not():
+    def config(*stages):
+        return {"stages": [{"steps": steps, "observed": [n]} for steps, n in stages]}
+
+    saved = config((10, 1), (20, 3))
+    for other in (config((10, 1), (15, 3)), config((10, 1), (5, 3), (40, 3), (9, 2))):
+        assert not checkpoints.config_changes(saved, other, step=15)
+        assert checkpoints.config_changes(saved, other, step=60)
+    assert not checkpoints.config_changes(saved, config((10, 1)), step=10)
+    for other in (config((10, 1)), config((11, 1), (19, 3)), config((10, 2), (20, 3))):
+        assert checkpoints.config_changes(saved, other, step=15)
+
+
 def test_another_config_or_damage_is_refused(tmp_path):
     saved = checkpoints.Checkpoints(tmp_path, keep=1, config=RUN)
     saved.save(1, state_at(1), Position({}))
@@ -316,29 +328,3 @@ def test_another_config_or_damage_is_refused(tmp_path):
             path.write_bytes(b"")
     with pytest.raises(InputError, match="could not be read and was left as it is"):
         saved.restore(abstract_state(), Position({}))
-
-
-def test_stages_that_were_not_begun_may_change(tmp_path):
-    def saved(stages, schedule="constant"):
-        config = micro_config(tmp_path, **{"stages": stages, "optimizer.schedule": schedule})
-        return checkpoints.Checkpoints(tmp_path / schedule, keep=1, config=config)
-
-    class Position:
-        def get_state(self):
-            return {"step": 3}
-
-        def set_state(self, state):
-            assert state == {"step": 3}
-
-    first, second = {"steps": 5, "observed": (1,)}, {"steps": 9, "observed": (0, 1)}
-    state = {"x": jnp.arange(3.0)}
-    for schedule in ("constant", "cosine"):
-        run = saved((first, second), schedule)
-        run.save(3, state, Position())
-        run.close()
-    longer = ({**first, "steps": 3}, {**second, "steps": 100})
-    np.testing.assert_array_equal(saved(longer).restore(state, Position())["x"], state["x"])
-    with pytest.raises(InputError, match="stages"):
-        saved(({**first, "steps": 2}, second)).restore(state, Position())
-    with pytest.raises(InputError, match="stages"):  # the rates of all steps depend on their sum
-        saved(longer, "cosine").restore(state, Position())

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spinmeround_jax import checkpoints, models, sharding, train
+from spinmeround_jax import checkpoints, convert, models, sharding, train
 from spinmeround_jax.config import Config, OptimizerConfig, from_mapping
 from spinmeround_jax.data import loader as data_loader
 from spinmeround_jax.models import parameters
@@ -348,6 +348,58 @@ def test_pretrained_weights_start_a_run(directory, tmp_path, setting):
         train.load_pretrained(other)
 
 
+def test_a_run_goes_on_after_its_end_and_from_an_earlier_step(directory, tmp_path, capsys):
+    """With other settings of the optimizer, all of which its model tells."""
+    config = micro_config(directory)
+    train.train(config, tmp_path)
+    out = tmp_path / "converted"
+    assert convert.main(["--run", str(tmp_path), "--out", str(out)]) == 0
+    for network in ("unet", "identity", "autoencoder"):
+        ended, converted = (
+            parameters.split(getattr(checkpoints.load_model(folder), network))[1]
+            for folder in (tmp_path / "model", out)
+        )
+        jax.tree.map(np.testing.assert_array_equal, ended, converted)
+    arguments = [
+        "--run",
+        str(tmp_path),
+        "--step",
+        "3",
+        "--no-ema",
+        "--out",
+        str(tmp_path / "early"),
+    ]
+    assert convert.main(arguments) == 0
+    assert checkpoints.read_provenance(tmp_path / "early")["steps"] == 3
+    assert convert.main(["--run", str(tmp_path), "--step", "4", "--out", str(tmp_path / "x")]) == 1
+    assert "no checkpoint of step 4; there are: 3, 6" in capsys.readouterr().err
+
+    # Two steps more than it had, from the one before the last; given again, it does not go back again.
+    more = micro_config(
+        directory,
+        stages=({"steps": 3, "observed": (1,)}, {"steps": 5, "observed": (0, 1, 3)}),
+        **{"optimizer.learning_rate": 1e-4},
+    )
+    for _ in range(2):
+        train.train(more, tmp_path, from_step=3, skip_steps=(6,))
+    assert (
+        sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal())[-1]
+        == "8"
+    )
+    told = checkpoints.read_provenance(tmp_path / "model")
+    assert told["steps"] == 8
+    changes = [(entry["step"], entry["change"].split(":")[0]) for entry in told["history"]]
+    assert sorted(changes) == [
+        (3, "optimizer.learning_rate"), (3, "stages"), (3, "went back to this step"),
+        (6, "its batch is passed over"),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"is at step 8, and config\.stages end at 6"):
+        train.train(config, tmp_path)
+    past = micro_config(directory, stages=({"steps": 8, "observed": (1,)},))
+    with pytest.raises(ValueError, match="stages"):
+        train.train(past, tmp_path)
+
+
 # --------------------------------------------------------------------------------------------------
 # Loop
 
@@ -374,7 +426,7 @@ class Counting:
         self.step = state["step"]
 
 
-def run_counting(tmp_path, step_fn, steps=12):
+def run_counting(tmp_path, step_fn, steps=12, skip=()):
     transform = optim.optimizer(PLAIN, steps)
     saved = checkpoints.Checkpoints(tmp_path, keep=2, config=PLAIN)
     state = loop.run(
@@ -382,7 +434,7 @@ def run_counting(tmp_path, step_fn, steps=12):
         optim.init({"w": jnp.ones(3)}, transform), Counting(), saved,
         mesh=sharding.make_mesh(), steps=steps, batch_size=16,
         cadence=loop.Cadence(log=4, evaluate=100, sample=100, checkpoint=4), writer=None,
-        on_evaluate=lambda state: {}, on_sample=lambda state, step: None,
+        on_evaluate=lambda state: {}, on_sample=lambda state, step: None, skip=skip,
     )  # fmt: skip
     saved.close()
     return state
@@ -402,7 +454,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, faul
         return state, {"loss": loss}
 
     with pytest.raises(
-        loop.NotFiniteError, match=r"at step 5, .* examples 80 to 95 .* step 4 is good"
+        loop.NotFiniteError, match=r"at step 5, .* examples 80 to 95 .* are kept of 4, "
     ):
         run_counting(tmp_path, step_fn)
     saved = checkpoints.Checkpoints(tmp_path, keep=2, config=PLAIN)
@@ -414,6 +466,20 @@ def test_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, faul
         sharding.abstract(abstract, sharding.replicated(sharding.make_mesh())), loader
     )
     assert loader.step == 4 and np.isfinite(state.params["w"]).all()
+
+
+def test_a_batch_is_passed_over_on_request(tmp_path):
+    seen = []
+
+    def step_fn(state, batch, transform):
+        seen.append(int(batch.id_embedding[0]))
+        loss = jnp.where(batch.id_embedding[0] == 5, np.nan, 1.0)
+        state, _ = optim.update(state, loss, {"w": loss * state.params["w"]}, transform, 0.9)
+        return state, {"loss": loss}
+
+    state = run_counting(tmp_path, step_fn, skip=(5, 8, 9, 10, 11))
+    assert seen == [0, 1, 2, 3, 4, 6, 7] and int(state.step) == 12
+    assert np.isfinite(state.params["w"]).all()
 
 
 def test_steps_are_queued_without_waiting(tmp_path, monkeypatch):

@@ -291,7 +291,7 @@ class _Heads:
 
         def make(chunk: list[int]) -> dict[str, np.ndarray]:
             with tqdm(disable=True) as bar:
-                pipeline = candidate.pipeline(own, bar, self.size, self.args.data)
+                pipeline = candidate.pipeline(own, bar)
             identities, seeds = self.identities(chunk), self.args.seed + np.array(chunk)
             found = []
             for yaw in TURNED:
@@ -322,8 +322,8 @@ class _Heads:
         def loss() -> losses.Loss:
             with tqdm(disable=True) as bar:
                 own = candidate.variants[0]
-                pipeline = candidate.pipeline(own, bar, self.size, self.args.data)
-            return losses.Loss(candidate.model, candidate.ablation, pipeline, SIGMA)
+                pipeline = candidate.pipeline(own, bar)
+            return losses.Loss(candidate.model, candidate.description.ablation, pipeline, SIGMA)
 
         def make(source: HeldOut, count: int, chunk: list[int]) -> dict[str, np.ndarray]:
             angles = cameras.turntable(candidate.model.config.views)

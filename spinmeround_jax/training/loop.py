@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -74,6 +74,7 @@ def run(
     writer: SummaryWriter | None,
     on_evaluate: Callable[[TrainState], Mapping[str, float]],
     on_sample: Callable[[TrainState, int], None],
+    skip: Collection[int] = (),
 ) -> TrainState:
     """Train from `state.step` to `steps`, waiting for the device only where there is a report.
 
@@ -82,6 +83,7 @@ def run(
         writer: of TensorBoard events; None in all processes but the first.
         on_evaluate: figures that are reported beside the step's own, such as losses of held-out heads.
         on_sample: draws what there is to see of (state, step).
+        skip: steps, counted from 0, whose batches are passed over.
 
     Raises:
         NotFiniteError: naming the step and what its batch held; no checkpoint has that step in it.
@@ -94,7 +96,7 @@ def run(
 
     def check() -> None:
         if (bad := int(state.bad_step)) >= 0:
-            raise NotFiniteError(_not_finite(name, bad, batch_size, checkpoints.latest()))
+            raise NotFiniteError(_not_finite(name, bad, batch_size, checkpoints.steps()))
 
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.wait)  # however this ends, what was saved gets to the disk
@@ -102,8 +104,11 @@ def run(
         bar = stack.enter_context(_progress(name, start, steps, writer is not None))
         for step in range(start + 1, steps + 1):
             batch = next(loader)
-            state, metrics = step_fn(state, sharding.global_batch(mesh, batch))
-            recent.append(metrics)
+            if step - 1 in skip:
+                state = dataclasses.replace(state, step=state.step + 1)
+            else:
+                state, metrics = step_fn(state, sharding.global_batch(mesh, batch))
+                recent.append(metrics)
             if len(recent) > QUEUED_STEPS:
                 jax.block_until_ready(recent[-1 - QUEUED_STEPS])
             bar.update()
@@ -112,10 +117,10 @@ def run(
             if step % cadence.log == 0 or step == steps or stop:
                 check()
                 now = time.monotonic()
-                fetched = jax.device_get(recent)
-                values = {k: float(np.mean([m[k] for m in fetched])) for k in fetched[-1]}
-                values["examples_per_second"] = len(recent) * batch_size / (now - clock)
-                _report(name, step, steps, values, (now - clock) / len(recent), writer, bar)
+                if fetched := jax.device_get(recent):
+                    values = {k: float(np.mean([m[k] for m in fetched])) for k in fetched[-1]}
+                    values["examples_per_second"] = len(recent) * batch_size / (now - clock)
+                    _report(name, step, steps, values, (now - clock) / len(recent), writer, bar)
                 recent, clock = [], now
             if step % cadence.checkpoint == 0 or step == steps or stop:
                 check()
@@ -133,15 +138,20 @@ def run(
     return state
 
 
-def _not_finite(name: str, bad: int, batch_size: int, latest: int | None) -> str:
-    kept = "no checkpoint was written yet"
-    if latest is not None:
-        kept = f"the checkpoint of step {latest} is good"
+def _not_finite(name: str, bad: int, batch_size: int, kept: list[int]) -> str:
+    told = "no checkpoint was written yet"
+    if kept:
+        told = f"checkpoints are kept of {', '.join(map(str, kept))}, none with that step in it"
+    advice = "Resume with a lower learning_rate or max_gradient_norm of the optimizer"
+    if name == "diffusion":
+        advice += (
+            f"; without this batch (--skip_steps {bad}); or, as the weights may have grown before, "
+            "from an earlier checkpoint (--from_step)"
+        )
     return (
         f"{name}: the loss or its gradient is not finite at step {bad}, that is in examples "
         f"{bad * batch_size} to {(bad + 1) * batch_size - 1} of the loader (all counted from 0); "
-        f"{kept}. "
-        "Lower the learning rate or max_gradient_norm, in a new --workdir"
+        f"{told}. {advice}"
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from spinmeround_jax.models import FULL_SIZE, attention_kernels, flash_attention
+from spinmeround_jax.models import ModelConfig, attention_kernels, flash_attention
 from spinmeround_jax.models.attention import attention
 
 
@@ -196,4 +196,4 @@ def test_a_kernel_is_tried_on_the_shapes_that_it_is_for(there, caplog, monkeypat
 
 
 def test_shapes_of_the_models_attention():
-    assert set(FULL_SIZE.attention_shapes) == {(4096, 40), (8192, 80), (2048, 160)}
+    assert set(ModelConfig.full_size().attention_shapes) == {(4096, 40), (8192, 80), (2048, 160)}

@@ -125,6 +125,50 @@ def test_a_changed_file_is_refused(served, capsys):
     assert "WRONG" in capsys.readouterr().out
 
 
+def test_a_server_that_sends_too_much_or_breaks_off(served, capsys, monkeypatch):
+    site, folder = served
+    (site / "alone.onnx").write_bytes(MODEL + b"0" * 30_000_000)
+    assert run(folder) == 1
+    assert "sends more than the file has" in capsys.readouterr().err
+    assert sum(path.stat().st_size for path in folder.glob("alone*")) <= len(MODEL)
+
+    def broken(self):
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"not a length\r\n")
+
+    monkeypatch.setattr(Handler, "do_GET", broken)
+    monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.1")
+    for part in folder.glob("*.part"):
+        part.unlink()
+    assert run(folder) == 1
+    assert "cannot be downloaded" in capsys.readouterr().err
+
+
+def test_two_fetches_do_not_share_a_file(served, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    _, folder = served
+    folder.mkdir()
+    with (folder / "pack.zip.part").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert run(folder) == 1
+    assert "another fetch is writing it" in capsys.readouterr().err
+    assert run(folder) == 0
+
+
+def test_no_home(monkeypatch, capsys):
+    monkeypatch.delenv("SPINMEROUND_MODELS", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(fetch.pathlib.Path, "home", nobody)
+    assert fetch.main(["--list"]) == 2
+    assert "$SPINMEROUND_MODELS" in capsys.readouterr().err
+
+
 def test_no_server(served, capsys):
     site, folder = served
     (site / "pack.zip").unlink()
