@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import sys
 import types
 
@@ -237,11 +238,13 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys, package, name
         ("--arc2face", "a"),
         ("--released", "a", "--sd15", "b", "--arc2face", "c"),
         ("--released", "a", "--arc2face", "c"),
+        ("--released", "a", "--run", "b"),
+        ("--released", "a", "--step", "3"),
     ],
 )
 def test_what_to_convert_is_said_once(tmp_path, capsys, arguments):
     assert run(*arguments, "--out", tmp_path / "model") == 2
-    assert "give --released FILE, or --sd15 PATH with --arc2face DIR" in capsys.readouterr().err
+    assert re.search(r"give (--released FILE, )?--run DIR", capsys.readouterr().err)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ def test_global_batch_is_the_local_one_on_one_process():
     batch = Batch(
         observed=np.eye(4, dtype=bool),
         dropped=np.ones(4, bool),
+        identity_dropped=np.ones(4, bool),
         id_embedding=np.arange(8.0).reshape(4, 2),
         world_to_camera=np.zeros((4, 4, 4, 4), np.float32),
     )
@@ -127,7 +128,7 @@ rng = np.random.default_rng(0)
 pictures = rng.uniform(-1, 1, (2, 8, 8, 16, 16, 3)).astype(np.float32)
 batch = Batch(
     observed=np.arange(8) < np.array([[0], [1], [3], [1], [1], [0], [3], [1]]),
-    dropped=np.arange(8) == 1,
+    dropped=np.arange(8) == 1, identity_dropped=np.arange(8) == 2,
     id_embedding=np.eye(8, 512, dtype=np.float32),
     world_to_camera=np.eye(4, dtype=np.float32) + rng.normal(size=(8, 8, 4, 4)).astype(np.float32),
     images=pictures[0], normals=pictures[1],
