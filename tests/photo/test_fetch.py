@@ -165,7 +165,7 @@ def test_no_home(monkeypatch, capsys):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(fetch.pathlib.Path, "home", nobody)
-    assert fetch.main(["--list"]) == 2
+    assert fetch.main(["--list"]) == 1
     assert "$SPINMEROUND_MODELS" in capsys.readouterr().err
 
 

@@ -13,8 +13,9 @@ data = pytest.importorskip("skimage.data")
 
 from spinmeround_jax.photo import background, face_resnet, mediapipe  # noqa: E402
 from spinmeround_jax.photo.prepare import Models, NoFace, Options, prepare  # noqa: E402
+from tests.support.paths import ROOT
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs" / "images"
+DOCS = ROOT / "docs" / "images"
 MODELS = pathlib.Path(mediapipe.__file__).parent / "models"
 
 
