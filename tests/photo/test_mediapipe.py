@@ -13,7 +13,7 @@ data = pytest.importorskip("skimage.data")
 
 from spinmeround_jax.photo import background, face_resnet, mediapipe  # noqa: E402
 from spinmeround_jax.photo.prepare import Models, NoFace, Options, prepare  # noqa: E402
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT  # noqa: E402
 
 DOCS = ROOT / "docs" / "images"
 MODELS = pathlib.Path(mediapipe.__file__).parent / "models"
