@@ -305,7 +305,10 @@ def new_folder(out: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
     files.recover(out)
     if out.exists() or out.is_symlink():
         check_replaceable(out, overwrite)
-    files.check_writable(out.parent)
+    try:
+        files.check_writable(out.parent)
+    except InputError as error:  # as all else that is wrong with --out
+        raise UsageError(f"--out {error}") from error
     with files.new_folder(out) as folder:
         yield folder
 

@@ -291,7 +291,7 @@ def test_a_bad_set_of_views_does_not_stop_the_others(command, tmp_path, describe
     [
         ([], "one of the arguments"),
         (["--input", "nothing-there", "--unconditional", "1"], "not allowed with"),
-        (["--unconditional", "0"], "at least 1"),
+        (["--unconditional", "0"], "expected a whole number, from 1"),
         (["--unconditional", "1", "--seed", "-1"], "at least 0"),
         (["--unconditional", "1", "--yaw-pitch", "30"], '"YAW,PITCH'),
         (["--unconditional", "1", "--yaw-pitch", "30,nan"], '"YAW,PITCH'),

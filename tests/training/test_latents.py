@@ -26,6 +26,7 @@ def batch(seed=0) -> Batch:
     return Batch(
         observed=np.zeros((2, 3), bool),
         dropped=np.zeros(2, bool),
+        identity_dropped=np.zeros(2, bool),
         id_embedding=np.zeros((2, 512), np.float32),
         world_to_camera=np.zeros((2, 3, 4, 4), np.float32),
         images=rng.uniform(0.5, 1, (2, 3, 16, 16, 3)).astype(np.float32),
