@@ -28,6 +28,7 @@ from spinmeround_jax import cameras, cli  # noqa: E402
 from spinmeround_jax.cli import UsageError  # noqa: E402
 from spinmeround_jax.data import records  # noqa: E402
 from spinmeround_jax.files import write_atomically  # noqa: E402
+from spinmeround_jax.photo.pose import FRAMINGS  # noqa: E402
 
 PEOPLE = 2  # how subjects are drawn and drawn from a number; 1 was before colours were independent
 HELD_OUT_OFFSET = 1_000_000  # held-out subjects are numbered from here: never a training subject
@@ -71,7 +72,7 @@ class ParametricHeads:
     """A factory.Source: `count` training and `held_out` other people of data set `seed`.
 
     size: pixels. views: of viewpoints.viewpoints. train_views: how many of them a training subject
-    has, see viewpoints.drawn; None is all. samples: rays per pixel side.
+    has, see viewpoints.drawn; None is all. samples: rays per pixel side. framing: of photo.pose.FRAMINGS.
     """
 
     count: int
@@ -81,6 +82,7 @@ class ParametricHeads:
     views: int
     samples: int
     train_views: int | None = None
+    framing: str = "close"
 
     def subjects(self) -> dict[str, list[str]]:
         """Train and held-out subjects have different numbers, hence identities."""
@@ -94,7 +96,7 @@ class ParametricHeads:
 
     def records(self, subject: str) -> list[records.ViewRecord]:
         person = person_of(self.seed, subject)
-        scene, _ = build_scene(person, self.size)
+        scene, _ = build_scene(person, self.size, self.framing)
         identity = rendered_identity.embed(scene)
         out = []
         for view, (yaw, pitch) in enumerate(self._viewpoints(subject)):
@@ -132,6 +134,7 @@ class ParametricHeads:
             "views": self.views,
             "train_views": self.train_views or self.views,
             "samples": self.samples,
+            "framing": self.framing,
             "people": PEOPLE,
             "identity": rendered_identity.about(),
         }
@@ -142,6 +145,7 @@ class ParametricHeads:
             "image_size": self.size,
             "views": self.train_views or self.views,
             **held_out,
+            "framing": self.framing,
             "identity": rendered_identity.about(),
             "seed": self.seed,
             "source": "data_prep.render_heads: parametric people of the MakeHuman base mesh",
@@ -172,6 +176,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--samples", type=cli.integer(1), default=4, help="rays per pixel side (4)")
     parser.add_argument(
+        "--framing", choices=sorted(FRAMINGS), default="close",
+        help="how much of the image the head fills, see docs/photos.md (close)",
+    )  # fmt: skip
+    parser.add_argument(
         "--preview",
         default="contact_sheet.png",
         help="overview picture, written into --out; empty for none",
@@ -198,13 +206,13 @@ def run(args: argparse.Namespace) -> None:
     rendered_identity.face_finder()
     source = ParametricHeads(
         args.subjects, args.held_out, args.size, args.seed, args.views, args.samples,
-        args.train_views,
+        args.train_views, args.framing,
     )  # fmt: skip
     complete = factory.run(source, args)
     if args.preview and complete:
         names = source.subjects()["train"][: min(6, args.shard_subjects)]
         sheet = contact_sheet.contact_sheet(
-            [person_of(args.seed, name) for name in names], max(args.size, 128)
+            [person_of(args.seed, name) for name in names], max(args.size, 128), args.framing
         )
         buffer = io.BytesIO()
         sheet.save(buffer, "PNG")

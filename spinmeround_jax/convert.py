@@ -23,7 +23,7 @@ from tqdm import tqdm
 import spinmeround_jax
 from spinmeround_jax import checkpoints, cli, files, models
 from spinmeround_jax.cli import UsageError
-from spinmeround_jax.data.manifest import read_manifest
+from spinmeround_jax.data.manifest import read_manifest, told_to_weights
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import ModelConfig
 from spinmeround_jax.weights import diffusers, mapping, released, sources
@@ -205,7 +205,6 @@ def convert_run(
         manifest = read_manifest(config.data.directory)
     except (InputError, OSError):  # the data may be elsewhere by now
         manifest = {}
-    names = ("source", "license", "seed", "image_size", "views")
     provenance = {
         "kind": f"training, {'average of the ' if average else ''}weights at step {step} of "
         f"{sum(stage.steps for stage in config.stages)}",
@@ -213,8 +212,7 @@ def convert_run(
         "seed": config.seed,
         "steps": step,
         "history": history,
-        "data": {name: manifest[name] for name in names if name in manifest},
-        "recogniser": manifest.get("recogniser"),
+        **told_to_weights(manifest),
         "sampling": dataclasses.asdict(config.sampling),
         "ablation": dataclasses.asdict(config.ablation),
         "config": json.loads(json.dumps(dataclasses.asdict(config))),

@@ -22,6 +22,7 @@ from spinmeround_jax.files import InputError, name_inside
 from spinmeround_jax.photo import assets, face_resnet, likeness
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.likeness import Likeness
+from spinmeround_jax.photo.pose import FRAMINGS
 from spinmeround_jax.photo.prepare import Models, Options
 from spinmeround_jax.requests import Job
 from spinmeround_jax.results import head_folder, layout, page
@@ -49,14 +50,18 @@ def plan(args: argparse.Namespace, size: int, photos: requests.Photos) -> list[r
 
 def photo_settings(args: argparse.Namespace, provenance: Mapping[str, Any]) -> requests.Photos:
     """How photos become portraits; models are loaded when the first one needs them."""
-    # The released weights know ArcFace, and heads as PanoHead crops them; others record what they know
-    # and have heads as data_prep places them.
+    # The released weights know ArcFace, and heads as PanoHead crops them; others record what they know.
     released = provenance.get("kind") == "released weights"
+    framing = "panohead" if released else provenance.get("framing", "canonical")
+    if framing not in FRAMINGS:
+        raise InputError(
+            f"the weights know heads framed as {framing!r}, of which nothing is known here"
+        )
     known = _recogniser_of(provenance)
     models, why_not = _front_end(args, known)
     options = Options(
         args.face,
-        "panohead" if released else "canonical",
+        framing,
         "keep" if args.keep_background else "auto",
         why_not is None,
     )

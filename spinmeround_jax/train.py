@@ -26,7 +26,7 @@ from spinmeround_jax import checkpoints, cli, distributed, files, models, shardi
 from spinmeround_jax.config import Config, load_config
 from spinmeround_jax.data import latent_cache
 from spinmeround_jax.data import loader as data_loader
-from spinmeround_jax.data.manifest import read_manifest
+from spinmeround_jax.data.manifest import read_manifest, told_to_weights
 from spinmeround_jax.diffusion.denoiser import deny_normals, standardise
 from spinmeround_jax.diffusion.samplers import SAMPLERS
 from spinmeround_jax.models import Autoencoder, Model, parameters
@@ -386,10 +386,7 @@ def provenance(config: Config, steps: int, history: list[dict[str, Any]]) -> dic
         "history": history,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": hardware(),
-        "data": {
-            name: manifest[name] for name in ("source", "license", "seed", "image_size", "views")
-        },
-        "recogniser": manifest.get("identity"),
+        **told_to_weights(manifest),
         "sampling": dataclasses.asdict(config.sampling),
         "ablation": dataclasses.asdict(config.ablation),
         "config": json.loads(json.dumps(dataclasses.asdict(config))),

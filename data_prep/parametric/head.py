@@ -12,6 +12,7 @@ import numpy as np
 from data_prep.parametric import template
 from data_prep.parametric.people import RACES, Person, morph_weights
 from spinmeround_jax import cameras
+from spinmeround_jax.photo.pose import FRAMINGS
 
 # Chin to crown of the bald head, as a fraction of the image height, and how far below the image
 # centre its middle sits (hair needs room above, and the neck is cut by the lower edge).
@@ -150,7 +151,7 @@ def _landmark_vertices(level: int) -> tuple[int, int, int, int, int]:
     return int(nose), int(left), int(right), int(chin), int(np.argmax(y))
 
 
-def _placement(skin: np.ndarray, eyes: np.ndarray, level: int) -> Placement:
+def _placement(skin: np.ndarray, eyes: np.ndarray, level: int, framing: str) -> Placement:
     _, left, right, chin, _ = _landmark_vertices(level)
     skull = skin[template.part("skin", level).rest[:, 1] > 7.2]
     height = skull[:, 1].max() - skin[chin, 1]
@@ -162,10 +163,12 @@ def _placement(skin: np.ndarray, eyes: np.ndarray, level: int) -> Placement:
     middle_y = 0.5 * (skull[:, 1].max() + skin[chin, 1])
     middle_z = 0.5 * (skull[:, 2].max() + skull[:, 2].min())
     origin = np.array([0.0, middle_y + DROP_FRACTION * IMAGE_HEIGHT / scale, middle_z])
-    return Placement(origin=origin, scale=float(scale))
+    zoom, shift = FRAMINGS[framing]
+    scale = float(scale * zoom)
+    return Placement(origin=origin - np.array(shift) / scale, scale=scale)
 
 
-def build_head(person: Person, level: int) -> Head:
+def build_head(person: Person, level: int, framing: str = "canonical") -> Head:
     """Morphs and subdivides the template `level` times and finds the landmarks."""
     vertices = morphed_vertices(person)
     part = template.part("skin", level)
@@ -181,5 +184,5 @@ def build_head(person: Person, level: int) -> Head:
         normals=vertex_normals(skin, part.faces),
         eyes=eyes,
         landmarks=np.concatenate([centres, skin[[nose, left, right]]]),
-        placement=_placement(skin, centres, level),
+        placement=_placement(skin, centres, level, framing),
     )

@@ -45,9 +45,9 @@ def light_of(person: Person) -> shading.Light:
     return shading.place_light(place, turn, exposure, person.light_balance)
 
 
-def build_scene(person: Person, size: int) -> tuple[render.Scene, Head]:
+def build_scene(person: Person, size: int, framing: str = "canonical") -> tuple[render.Scene, Head]:
     """The renderable subject in world units, and its head (for landmarks)."""
-    head = build_head(person, detail_level(size))
+    head = build_head(person, detail_level(size), framing)
     place = head.placement
     meshes = [
         dataclasses.replace(m, vertices=place.to_world(m.vertices)) for m in build_meshes(head)

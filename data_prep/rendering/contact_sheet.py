@@ -16,13 +16,14 @@ DEFAULT_VIEWS = ((0, 0), (45, 0), (-45, 0), (90, 0), (180, 0), (30, 30))
 def contact_sheet(
     people: Sequence[Person],
     size: int = 128,
+    framing: str = "canonical",
     views: Sequence[tuple[float, float]] = DEFAULT_VIEWS,
     normals: Sequence[tuple[float, float]] = ((0, 0), (180, 0)),
 ) -> Image.Image:
     """RGB image: a row per subject; columns are `views` (yaw, pitch), then `normals` as maps."""
     rows = []
     for person in people:
-        scene, _ = build_scene(person, size)
+        scene, _ = build_scene(person, size, framing)
         row = []
         for yaw, pitch in views:
             row.append(

@@ -56,6 +56,20 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest
 
 
+def told_to_weights(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the provenance of weights says of the data that they were trained on.
+
+    data: where it comes from. recogniser: name and sha256 of what made its identities. framing: how
+    heads stand in it, of `photo.pose.FRAMINGS`. The last two tell `sample` what to make of photos.
+    """
+    names = ("source", "license", "seed", "image_size", "views")
+    return {
+        "data": {name: manifest[name] for name in names if name in manifest},
+        "recogniser": manifest.get("identity"),
+        "framing": manifest.get("framing", "canonical"),
+    }
+
+
 def views_of(manifest: Mapping[str, Any], split: str) -> int:
     """Records of each subject in a split."""
     return manifest.get("split_views", {}).get(split, manifest["views"])

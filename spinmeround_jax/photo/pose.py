@@ -17,10 +17,12 @@ from spinmeround_jax import cameras
 from spinmeround_jax.photo.landmarks import FaceError, LandmarkModel, five_of, load_model
 
 # Where models expect the head: how data_prep places it (head.placement) is "canonical"; others are
-# that, enlarged and moved in the world. The released weights know heads as PanoHead crops them,
+# that, enlarged and moved in the world. "close" is that of rendered heads: hair and hats still fit,
+# and eyes have a quarter more pixels. The released weights know heads as PanoHead crops them,
 # much larger; measured on the crops that its repository shows, see docs/photos.md.
 FRAMINGS = {
     "canonical": (1.0, (0.0, 0.0, 0.0)),
+    "close": (1.25, (0.0, 0.0, 0.0)),
     "panohead": (1.485, (0.0, 0.033, -0.025)),
 }
 
