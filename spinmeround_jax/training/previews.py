@@ -1,4 +1,4 @@
-"""What training shows of itself: pictures of held-out subjects, as PNG files and in TensorBoard."""
+"""Previews during training: images of held-out subjects, as PNG files and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ SAMPLING_STEPS = 16
 
 
 def held_out(config: Config, count: int, views: int = 8) -> list[Subject]:
-    """The first subjects of the split not trained on (where there is none, of the one that is).
+    """The first subjects of a held-out split (of the training split if there is none).
 
-    Each with the views that are drawn, as they are kept for the whole run: the most frontal one,
-    then `views` spread over all; normals in the model's frame.
+    Each with its most frontal view, then `views` evenly spread ones; normals in the model's frame.
     """
     directory = config.data.directory
     splits = read_manifest(directory)["splits"]
@@ -66,7 +65,7 @@ def reconstruct(
 def reconstructions(
     graphdef: nnx.GraphDef, params: parameters.Parameters, subjects: list[Subject]
 ) -> np.ndarray:
-    """For each of `held_out` rows of images, their reconstructions, normals, and theirs: uint8."""
+    """uint8 grid: for each subject rows of images, normals, and the reconstructions of both."""
     rows = []
     for subject in subjects:
         for originals in (subject.images[1:], subject.normals[1:]):
@@ -80,10 +79,10 @@ def anchors(
     config: Config,
     subjects: list[Subject],
 ) -> np.ndarray:
-    """For each of `held_out` a row of images and one of normals: the frontal view, then a ring.
+    """uint8 grid: for each subject a row of images and one of normals, the frontal view and a turntable.
 
     Args:
-        params: whole, on one device of this process, see `sharding.gathered`.
+        params: complete, on one device of this process, see `sharding.gathered`.
     """
     model = Model(
         config.model,
@@ -91,7 +90,7 @@ def anchors(
     )
     (device,) = jax.tree.leaves(params)[0].devices()
     sampling = dataclasses.replace(config.sampling, steps=SAMPLING_STEPS)
-    # One subject after another: all at once need more memory than a training step.
+    # One subject at a time: all together need more memory than a training step.
     networks = Networks(model, sampling, config.ablation, 1, None, [device])
     images, normals = (
         networks.encode(np.stack([getattr(subject, name)[0] for subject in subjects]), kind)
@@ -123,12 +122,12 @@ def grid(images: np.ndarray) -> np.ndarray:
 
 
 def write(
-    picture: np.ndarray, name: str, step: int, workdir: pathlib.Path, writer: SummaryWriter | None
+    image: np.ndarray, name: str, step: int, workdir: pathlib.Path, writer: SummaryWriter | None
 ) -> None:
-    """Write a uint8 picture to `workdir/samples/<name>_<step>.png`, in the first process only."""
+    """Write a uint8 image to `workdir/samples/<name>_<step>.png`, in the first process only."""
     if writer is None:
         return
     folder = workdir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(folder / f"{name}_{step:07d}.png")
-    writer.add_image(name, picture, step, dataformats="HWC")
+    Image.fromarray(image).save(folder / f"{name}_{step:07d}.png")
+    writer.add_image(name, image, step, dataformats="HWC")
