@@ -1,5 +1,10 @@
 """Encodes the images of a data set once, so that training need not do it in every step."""
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import pathlib
 

@@ -12,6 +12,11 @@ own. So they become no TFRecords but, for each person,
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import contextlib
 import dataclasses

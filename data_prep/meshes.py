@@ -8,6 +8,11 @@ scans/bert/neutral.glb, scans/bert/smile.glb    several scans of one person
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import dataclasses
 import functools

@@ -7,6 +7,11 @@ docs/data_factory.md tells what you need and how long it takes.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import dataclasses
 import functools

@@ -6,6 +6,11 @@ number of workers, and a run that was killed goes on where it stopped when start
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import dataclasses
 import io

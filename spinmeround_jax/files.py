@@ -181,7 +181,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
+def lock(path: pathlib.Path, wait: bool = False, suffix: str = "lock") -> Iterator[None]:
     """Be the only process that writes `path`, a local file or folder (in buckets: one of several).
 
     The lock belongs to the process: with its death, however it comes, the next one gets it. On file
@@ -189,6 +189,7 @@ def lock(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
 
     Args:
         wait: until the other is done, for what takes a moment.
+        suffix: of the lock's name; another one for work that ends with writing `path` under "lock".
 
     Raises:
         BlockingIOError: another process, or another thread of this one, holds it; names which.
@@ -196,7 +197,7 @@ def lock(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
     if not is_local(path):
         yield
         return
-    place = path.with_name(f".{path.name}.lock")
+    place = path.with_name(f".{path.name}.{suffix}")
     while True:
         file = open(place, "a+", encoding="utf-8")
         try:

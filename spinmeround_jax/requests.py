@@ -24,7 +24,7 @@ from spinmeround_jax.diffusion.pipeline import OBSERVED_COUNTS
 from spinmeround_jax.files import InputError, sha256
 from spinmeround_jax.photo import face_resnet, portraits, preview
 from spinmeround_jax.photo.assets import AssetError
-from spinmeround_jax.photo.prepare import Models, NoFace, Options, prepare
+from spinmeround_jax.photo.prepare import Models, NoFace, Options, is_ours, prepare
 
 Angles = tuple[tuple[float, float], ...]  # yaw and pitch of each view, degrees
 FRONT: Angles = ((0.0, 0.0),)
@@ -81,6 +81,7 @@ class Plan:
     options: dict[str, Any] = dataclasses.field(
         default_factory=dict
     )  # what else decides the result
+    of_photo: bool = False  # taken by a camera
 
     def request(self) -> dict[str, Any]:
         """All that decides the result beside the run's settings, for JSON."""
@@ -162,7 +163,8 @@ def from_inputs(paths: Sequence[pathlib.Path], seed: int, size: int, photos: Pho
                 else {"no_identity": photos.no_identity}
             )
             files = portraits.files_of(path)
-            plans.append(Plan(portraits.name_of(path), FRONT, seed, files, load, options))
+            name, of_photo = portraits.name_of(path), photo or is_ours(path.with_suffix(".json"))
+            plans.append(Plan(name, FRONT, seed, files, load, options, of_photo))
             continue
         name = portraits.name_of(path)
         try:
@@ -182,7 +184,11 @@ def _plan_views(
 ) -> Plan:
     load = partial(_from_views, name, files, seed, size, photos)
     options = {"no_identity": photos.no_identity}
-    return Plan(name, angles, seed, (*portraits.files_of(files[0]), *files[1:]), load, options)
+    made_of, of_photo = (
+        (*portraits.files_of(files[0]), *files[1:]),
+        is_ours(files[0].with_suffix(".json")),
+    )
+    return Plan(name, angles, seed, made_of, load, options, of_photo)
 
 
 def read_view_set(folder: pathlib.Path) -> tuple[list[pathlib.Path], Angles]:

@@ -99,8 +99,9 @@ def run(
             raise NotFiniteError(_not_finite(name, bad, batch_size, checkpoints.steps()))
 
     with contextlib.ExitStack() as stack:
-        stack.callback(checkpoints.wait)  # however this ends, what was saved gets to the disk
         signalled = stack.enter_context(_signals(several))
+        # However this ends, what was saved gets to the disk, and a signal does not hinder it.
+        stack.callback(checkpoints.wait)
         bar = stack.enter_context(_progress(name, start, steps, writer is not None))
         for step in range(start + 1, steps + 1):
             batch = next(loader)
@@ -135,6 +136,8 @@ def run(
             if step % cadence.sample == 0 or step == steps:
                 on_sample(state, step)
             clock += time.monotonic() - before  # neither is training time
+    if signalled and not several:  # of several processes, JAX still knows
+        raise Preempted(f"{name}: stopped after its last step, the checkpoint is written")
     return state
 
 
