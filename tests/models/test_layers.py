@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def products(jaxpr):
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             yield {v.aval.dtype for v in equation.invars}, equation.params["precision"]
-        inner = list(jax.core.jaxprs_in_params(equation.params))
+        inner = list(jax.extend.core.jaxprs_in_params(equation.params))
         if (
             equation.primitive.name == "cond" and len(inner) == 2
         ):  # platform_dependent: CPU, then others
