@@ -13,6 +13,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from tqdm import tqdm
 
 from spinmeround_jax import files
 from spinmeround_jax.files import InputError
@@ -78,6 +81,7 @@ def message(error: BaseException) -> str:
         text = "a worker process was killed, perhaps for want of memory; try fewer --workers"
     elif isinstance(error, ModuleNotFoundError):
         text += "; README lists the extras that bring such packages"
+    text = re.sub(r"\[Errno -?\d+\] ", "", text)  # of errors quoted within
     return " ".join(text.split()) or type(error).__name__
 
 
@@ -105,6 +109,12 @@ def _interruptible() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def progress(**options: Any) -> tqdm:
+    """A progress bar; what is written to a file gets a state of it every minute instead of an animation."""
+    patience = 0.1 if sys.stderr.isatty() else 60.0
+    return tqdm(mininterval=patience, maxinterval=max(patience, 10.0), **options)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -359,7 +359,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the --workdir of a training, also of an unfinished one",
     )
-    what.add_argument("--step", type=int, help="of --run: of one of its checkpoints (the newest)")
+    what.add_argument(
+        "--step", type=cli.integer(), help="of --run: of one of its checkpoints (the newest)"
+    )
     what.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=True,
         help="of --run: the moving average of the weights, or the weights themselves (average)",

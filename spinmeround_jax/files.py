@@ -16,6 +16,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, BinaryIO
 
@@ -146,6 +147,22 @@ def sha256(path: pathlib.Path, progress: Callable[[int], Any] = lambda count: No
             digest.update(block)
             progress(len(block))
     return digest.hexdigest()
+
+
+def composed(name: str) -> str:
+    """`name` with composed letters: macOS writes é as e and an accent, others as one character."""
+    return unicodedata.normalize("NFC", name)
+
+
+def named(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """`folder / name`; a part that is not there is spelled as what is there and equal once `composed`."""
+    path = folder
+    for part in pathlib.PurePath(name).parts:
+        if not (path / part).exists() and not part.isascii() and path.is_dir():
+            alike = [other for other in os.listdir(path) if composed(other) == composed(part)]
+            part = alike[0] if len(alike) == 1 else part
+        path = path / part
+    return path
 
 
 def explain(error: OSError, folder: pathlib.Path | None = None) -> str:

@@ -294,7 +294,7 @@ def reconstruct_file(
             given, str(file), settings, args.hold_out, args.one_sided, args.rasteriser, checkpoint
         )
         made.report.update(command=command, input=str(file), request=request(args, given))
-        made.save(folder, not args.no_mesh)
+        made.save(folder, not args.no_mesh, overwrite=True)  # `run` has looked
         checkpoint.unlink(missing_ok=True)
     return made.report
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from spinmeround_jax import schema
 from spinmeround_jax.diffusion.pipeline import OBSERVED_COUNTS
-from spinmeround_jax.files import InputError, sha256
+from spinmeround_jax.files import InputError, named, sha256
 from spinmeround_jax.photo import face_resnet, portraits, preview
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.prepare import Models, NoFace, Options, is_ours, prepare
@@ -208,7 +208,7 @@ def read_view_set(folder: pathlib.Path) -> tuple[list[pathlib.Path], Angles]:
     except (OSError, ValueError) as error:
         wanted = '[{"file": "front.png", "yaw": 0, "pitch": 0}, ...]'
         raise InputError(f"{path}: expected {wanted}, {_COUNTS} ({error})") from error
-    return [folder / file for file in files], angles
+    return [named(folder, file) for file in files], angles
 
 
 _VIEWS = schema.array(

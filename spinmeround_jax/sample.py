@@ -146,6 +146,10 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     }
     photos = photo_settings(args, description.provenance)
     plans = plan(args, description.config.image_size, photos)
+    if args.resample_observed:
+        plans = [
+            dataclasses.replace(p, options={**p.options, "resample_observed": True}) for p in plans
+        ]
     # What decides the pictures: a head that was made with the same is left alone.
     same = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
     same |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
@@ -260,9 +264,9 @@ def load(batch: list[requests.Plan]) -> tuple[list[Job], list[str]]:
         try:
             loaded.append(dataclasses.replace(p.load(), request=p.request()))
         except InputError as error:
-            errors.append(str(error))
+            errors.append(cli.message(error))
         except OSError as error:
-            errors.append(f"{p.name}: cannot be read ({error})")
+            errors.append(f"{p.name}: cannot be read ({cli.message(error)})")
     return loaded, errors
 
 
@@ -284,6 +288,7 @@ def make(
         trajectory,
         np.array([job.seed for job in batch]),
         observed_angles,
+        args.resample_observed,
     )
     seconds = round((time.monotonic() - began) / len(batch), 1)
     failed = 0
@@ -300,7 +305,7 @@ def make(
             )
         except (InputError, OSError) as error:
             failed += 1
-            tqdm.write(f"error: {error}", file=sys.stderr)
+            tqdm.write(f"error: {cli.message(error)}", file=sys.stderr)
     return failed
 
 

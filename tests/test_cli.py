@@ -19,6 +19,7 @@ from tests.support.paths import ROOT
     "error, code, text",
     [
         (InputError("a.png: empty\n  file"), 1, "a.png: empty file"),
+        (InputError("a: unreadable ([Errno 2] No such file: 'b')"), 1, "unreadable (No such file"),
         (cli.UsageError("leave out --views"), 2, "leave out --views"),
         (FileNotFoundError(errno.ENOENT, "No such file", "b.npy"), 1, "b.npy: No such file"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "free some space"),

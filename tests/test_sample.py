@@ -218,6 +218,17 @@ def test_the_input_is_among_the_views(command, tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(view)), np.asarray(Image.open(path)))
 
 
+def test_the_views_at_the_input_s_angle_are_made_on_request(command, tmp_path):
+    path, chosen = portrait(tmp_path / "a.png"), ("--yaw-pitch", "0,0 30,0")
+    view = tmp_path / "out" / "a" / "views" / "view_000_yaw+000.0_pitch+00.0.png"
+    assert command("--input", path, *chosen, "--resample-observed")[0] == 0
+    assert (np.asarray(Image.open(view)) != np.asarray(Image.open(path))).any()
+    code, _, error = command("--input", path, *chosen)
+    assert code == 1 and "resample_observed" in error
+    assert command("--input", path, *chosen, "--overwrite")[0] == 0
+    assert (np.asarray(Image.open(view)) == np.asarray(Image.open(path))).all()
+
+
 def test_new_people_and_interpolation(command, tmp_path):
     code, _, _ = command("--unconditional", 2, "--seed", 5, "--yaw-pitch", "30,0")
     assert code == 0

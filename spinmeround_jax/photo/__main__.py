@@ -190,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
     given: dict[str, np.ndarray] = {}
     if args.landmarks:
         given = read_landmarks(args.landmarks)
-        for name in sorted(given.keys() - {photo.name for photo in photos}):
+        for name in sorted(given.keys() - {files.composed(photo.name) for photo in photos}):
             print(f"note: {args.landmarks}: {name} is not among the photos", file=sys.stderr)
     options = Options(args.face, args.framing, args.background, not args.no_identity)
     common = {**dataclasses.asdict(options), "front_end": args.front_end}
@@ -198,7 +198,7 @@ def run(args: argparse.Namespace) -> int:
         common["recognition_sha256"] = _sha256(args.recognition)
     requests = {}
     for photo in photos:
-        points = given.get(photo.name)
+        points = given.get(files.composed(photo.name))
         requests[photo] = {
             **common,
             "photo_sha256": _sha256(photo),
@@ -215,19 +215,19 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--recognition: belongs to --front-end insightface; add that")
     models = Models(args.models, args.recognition, args.allow_other_recognition, args.front_end)
     # What is missing is told before any photo.
-    if any(photo.name not in given for photo in todo):
+    if any(files.composed(photo.name) not in given for photo in todo):
         _ = models.finder
     if todo and not args.no_identity and (models.has_recognition or not given):
         _ = models.recognition
     written, failed = 0, 0
     for photo in todo:
         try:
-            prepared = prepare(photo, options, models, given.get(photo.name))
+            prepared = prepare(photo, options, models, given.get(files.composed(photo.name)))
             write(args.out, prepared, args.preview, requests[photo])
         except (InputError, OSError) as error:
             failed += 1
             where = f"{photo}: " if isinstance(error, OSError) else ""
-            print(f"error: {where}{error}", file=sys.stderr)
+            print(f"error: {where}{cli.message(error)}", file=sys.stderr)
             continue
         written += 1
         for note in prepared.notes:

@@ -1,6 +1,7 @@
 """The command that prepares photos: what it writes, and what bad input gets."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -116,6 +117,14 @@ def test_finished_portraits_are_not_taken_for_those_of_other_options(command, tm
     assert "1 skipped" in command(points, "--input", path, *options, "--preview")[1]
     code, _, _ = command(points, "--input", path, *options, "--framing", "panohead", "--overwrite")
     assert code == 0 and (out / "a.png").read_bytes() != before["a.png"]
+
+
+@pytest.mark.parametrize("on_disk, written", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_landmarks_of_names_with_accents(command, tmp_path, on_disk, written):
+    path = photo(tmp_path / unicodedata.normalize(on_disk, "Zoë.png"))
+    points = {unicodedata.normalize(written, "Zoë.png"): five()}
+    code, text, error = command(points, "--input", path, "--keep-background")
+    assert code == 0 and "1 written" in text and "not among" not in error
 
 
 def test_portraits_read_the_identity(tmp_path):
