@@ -16,6 +16,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -145,6 +146,22 @@ def sha256(path: pathlib.Path, progress: Callable[[int], Any] = lambda count: No
     return digest.hexdigest()
 
 
+def composed(name: str) -> str:
+    """`name` in Unicode's composed form (NFC); macOS decomposes é into e and an accent."""
+    return unicodedata.normalize("NFC", name)
+
+
+def named(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """`folder / name`; parts that do not exist are replaced by existing ones with equal `composed` names."""
+    path = folder
+    for part in pathlib.PurePath(name).parts:
+        if not (path / part).exists() and not part.isascii() and path.is_dir():
+            alike = [other for other in os.listdir(path) if composed(other) == composed(part)]
+            part = alike[0] if len(alike) == 1 else part
+        path = path / part
+    return path
+
+
 def explain(error: OSError, folder: pathlib.Path | None = None) -> str:
     """One line for a user: the file, the reason, and for a full disk what to do.
 
@@ -178,13 +195,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
+def lock(path: pathlib.Path, wait: bool = False, suffix: str = "lock") -> Iterator[None]:
     """Be the only process that writes `path`, a local file or folder; buckets are not locked.
 
     The system releases the lock when the process dies. File systems without locks are not locked.
 
     Args:
         wait: for the other process, if writing takes a moment only.
+        suffix: of the lock file; another one for work during which `path` is written under "lock".
 
     Raises:
         BlockingIOError: another process, or another thread of this one, holds the lock; it is named.
@@ -192,7 +210,7 @@ def lock(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
     if not is_local(path):
         yield
         return
-    place = path.with_name(f".{path.name}.lock")
+    place = path.with_name(f".{path.name}.{suffix}")
     while True:
         file = open(place, "a+", encoding="utf-8")
         try:

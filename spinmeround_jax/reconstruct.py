@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import collections
 import dataclasses
@@ -11,6 +16,7 @@ import shlex
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -181,12 +187,14 @@ def fit_and_draw(
     one_sided: bool = False,
     rasteriser: str = "auto",
     checkpoint: pathlib.Path | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> Reconstruction:
     """Fit Gaussians to the views that are not held out, and render and measure all views.
 
     Args:
         where: file or name of the views, for messages.
         checkpoint: file to resume from, if it exists.
+        on_step: called from time to time with the number of finished steps.
 
     Raises:
         InputError: the views cannot be used, or the fit fails.
@@ -206,6 +214,7 @@ def fit_and_draw(
         def progress(step: int, loss: float, psnr: float) -> None:
             bar.set_postfix_str(f"loss {loss:.4f}, {psnr:.1f} dB", refresh=False)
             bar.update(step - bar.n)
+            on_step(step)
 
         gaussians, fit_report = fit(to_fit, settings, checkpoint, progress, draw)
     drawn = views.draw_views(gaussians, given, draw=draw)
@@ -279,7 +288,7 @@ def reconstruct_file(
     settings = FitSettings(count=count, **{name: getattr(args, name) for name in names})
     checkpoint = folder.with_name(f".{folder.name}.fit.npz")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with files.lock(checkpoint.with_suffix("")):
+    with files.lock(folder, suffix="fit.lock"):
         if args.overwrite:
             checkpoint.unlink(missing_ok=True)
         result = fit_and_draw(
@@ -287,7 +296,7 @@ def reconstruct_file(
         )
         request = {**settings_of(args), "views_sha256": views_sha256(given)}
         result.report.update(command=command, input=str(file), request=request)
-        result.save(folder, not args.no_mesh)
+        result.save(folder, not args.no_mesh, overwrite=True)  # `run` has checked it
         checkpoint.unlink(missing_ok=True)
     return result.report
 

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spinmeround_jax import schema
+from spinmeround_jax import cameras, schema
 from spinmeround_jax.diffusion.pipeline import OBSERVED_COUNTS
-from spinmeround_jax.files import InputError, sha256
+from spinmeround_jax.files import InputError, named, sha256
 from spinmeround_jax.photo import face_resnet, portraits, preview
 from spinmeround_jax.photo.assets import AssetError
-from spinmeround_jax.photo.prepare import Models, NoFace, Options, prepare
+from spinmeround_jax.photo.pose import Correction
+from spinmeround_jax.photo.prepare import Models, NoFace, Options, Prepared, is_ours, prepare
 
 Angles = tuple[tuple[float, float], ...]  # yaw and pitch of each view, degrees
 FRONT: Angles = ((0.0, 0.0),)
@@ -39,7 +40,7 @@ class Job:
         source: where the inputs come from, for settings.json.
         recognition: SHA-256 of the recogniser that computed the identity, if known.
         notes: what the user should know; each names the file.
-        preview: how a photo became a portrait.
+        prepared: of a photo: how it became a portrait.
     """
 
     name: str
@@ -50,7 +51,12 @@ class Job:
     truth: portraits.Truth | None = None
     recognition: str | None = None
     notes: tuple[str, ...] = ()
-    preview: Image.Image | None = None
+    prepared: Prepared | None = None
+
+    @property
+    def preview(self) -> Image.Image | None:
+        """Face, crop and mask of a photo."""
+        return preview.draw(self.prepared) if self.prepared else None
 
     @property
     def identity(self) -> str:
@@ -68,6 +74,7 @@ class Photos:
         recogniser: SHA-256 of the recogniser that the weights were trained with; None if unknown.
         no_identity: sample portraits without their identities, too.
         why_not: why photos get no identity; None if they do.
+        correction: manual, of the crop.
     """
 
     models: Models
@@ -75,6 +82,8 @@ class Photos:
     recogniser: str | None = None
     no_identity: bool = False
     why_not: str | None = None
+    correction: Correction | None = None
+    correction: Correction | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Request:
         name: of the folder that it will be written to.
         files: that it is made from.
         options: everything else that decides the result.
+        of_photo: whether a camera took the image.
     """
 
     name: str
@@ -93,6 +103,7 @@ class Request:
     files: tuple[pathlib.Path, ...]
     load: Callable[[], Job]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    of_photo: bool = False
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
@@ -154,7 +165,9 @@ def one_person(
     name = name or files[0].stem
     load = partial(_from_views, name, files, seed, size, photos)
     options = {"no_identity": photos.no_identity}
-    return Request(name, angles, seed, (*portraits.files_of(files[0]), *files[1:]), load, options)
+    sources = (*portraits.files_of(files[0]), *files[1:])
+    of_photo = is_ours(files[0].with_suffix(".json"))
+    return Request(name, angles, seed, sources, load, options, of_photo)
 
 
 def from_inputs(
@@ -174,13 +187,15 @@ def from_inputs(
             except InputError as error:  # reported in its turn: the other inputs are sampled
                 requests.append(Request(name, FRONT, seed, (), partial(_fail, error)))
             continue
-        if path.exists() and not portraits.has_identity(path):
+        if is_photo := path.exists() and not portraits.has_identity(path):
             read = _from_photo
             options = {**dataclasses.asdict(photos.options), "recogniser": photos.recogniser}
         else:
             options = {"no_identity": photos.no_identity}
         load = partial(read, path, seed, size, photos)
-        requests.append(Request(name, FRONT, seed, portraits.files_of(path), load, options))
+        of_photo = is_photo or is_ours(path.with_suffix(".json"))
+        sources = portraits.files_of(path)
+        requests.append(Request(name, FRONT, seed, sources, load, options, of_photo))
     return requests
 
 
@@ -201,7 +216,7 @@ def read_view_set(folder: pathlib.Path) -> tuple[list[pathlib.Path], Angles]:
     except (OSError, ValueError) as error:
         wanted = '[{"file": "front.png", "yaw": 0, "pitch": 0}, ...]'
         raise InputError(f"{path}: expected {wanted}, {_COUNTS} ({error})") from error
-    return [folder / file for file in files], angles
+    return [named(folder, file) for file in files], angles
 
 
 _VIEWS = schema.array(
@@ -283,7 +298,7 @@ def _given_identity(
 def _from_photo(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job:
     source: dict[str, Any] = {"input": str(path)}
     try:
-        prepared = prepare(path, photos.options, photos.models)
+        prepared = prepare(path, photos.options, photos.models, correction=photos.correction)
     except NoFace as no_face:
         try:  # a square image may be a portrait all the same
             image = portraits.read_image(path, size)
@@ -314,8 +329,31 @@ def _from_photo(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job
         source,
         recognition=prepared.recognition and prepared.recognition["sha256"],
         notes=tuple(f"{path}: {note}" for note in notes),
-        preview=preview.draw(prepared),
+        prepared=prepared,
     )
+
+
+def joined(jobs: Sequence[Job]) -> tuple[Job, Angles]:
+    """One job from photos of one person, and their angles relative to the first; its identity is kept.
+
+    Raises:
+        InputError: neither one photo nor three, or no face was found in one of three.
+    """
+    if len(jobs) == 1:
+        return jobs[0], FRONT
+    if len(jobs) not in OBSERVED_COUNTS:
+        raise InputError(f"{len(jobs)} photos: give one, or three of the same person")
+    if lost := [job.name for job in jobs if job.prepared is None]:
+        raise InputError(
+            f"{lost[0]}: no face was found, from which the angle of the head is estimated"
+        )
+    poses = [cameras.orbit(*job.prepared.yaw_pitch) for job in jobs if job.prepared]
+    yaw, pitch = cameras.yaw_pitch(cameras.relative_to(poses[0], np.stack(poses)))
+    angles = [(0.0, 0.0), *((float(a), float(b)) for a, b in zip(yaw[1:], pitch[1:], strict=True))]
+    images = np.concatenate([job.images for job in jobs])
+    source = {"observed": [job.source for job in jobs]}
+    notes = tuple(note for job in jobs for note in job.notes)
+    return dataclasses.replace(jobs[0], images=images, source=source, notes=notes), tuple(angles)
 
 
 def slerp(a: np.ndarray, b: np.ndarray, between: int) -> np.ndarray:

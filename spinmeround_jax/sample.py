@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -97,6 +103,10 @@ def build_parser() -> argparse.ArgumentParser:
     views.add_argument(
         "--yaw-pitch", metavar='"YAW,PITCH ..."', help="these views only; --yaw-pitch=-30,0"
     )
+    views.add_argument(
+        "--resample-observed", action="store_true",
+        help="sample the views at the angles of the inputs, too: a turntable without jumps",
+    )  # fmt: skip
 
     photos = parser.add_argument_group("photos: images without an identity beside them")
     photos.add_argument("--models", type=path, help="insightface's folder (see photo.fetch)")
@@ -204,8 +214,17 @@ def requested(args: argparse.Namespace, size: int, photos: requests.Photos) -> l
     return requests.from_inputs(args.input, args.seed, size, photos)
 
 
-def photo_settings(args: argparse.Namespace, provenance: Mapping[str, Any]) -> requests.Photos:
+def photo_settings(
+    provenance: Mapping[str, Any],
+    face: int = 1,
+    keep_background: bool = False,
+    no_identity: bool = False,
+    models: pathlib.Path | None = None,
+) -> requests.Photos:
     """How photos become portraits for weights of this provenance; models are loaded when first used.
+
+    Args:
+        models: insightface's folder, for weights that were trained with ArcFace.
 
     Raises:
         InputError: the weights were trained on heads framed in an unknown way.
@@ -220,29 +239,33 @@ def photo_settings(args: argparse.Namespace, provenance: Mapping[str, Any]) -> r
         raise InputError(
             f"the weights were trained on heads framed as {framing!r}, which this code does not know"
         )
-    models, why_not = _front_end(args, known)
-    background = "keep" if args.keep_background else "auto"
-    options = Options(args.face, framing, background, identity=why_not is None)
-    return requests.Photos(models, options, known.get("sha256"), args.no_identity, why_not)
-
-
-def _front_end(args: argparse.Namespace, known: dict[str, Any]) -> tuple[Models, str | None]:
-    """Models for photos, given the recogniser of the weights; and why they compute no identity."""
-    why_not = None
-    if args.no_identity:
-        why_not = "--no-identity"
+    front_end, why_not = Models(), None
+    if no_identity:
+        why_not = "none was requested"
     elif known.get("name") == "ArcFace":
-        arcface = Models(args.models, front_end="insightface")
+        arcface = Models(models, front_end="insightface")
         try:
             arcface.check()
-            return arcface, None
+            front_end = arcface
         except AssetError as error:
             why_not = f"the weights were trained with ArcFace, and {error}"
     elif not known:
         why_not = "the weights do not record the recogniser that they were trained with"
     elif known.get("sha256") != face_resnet.sha256():
         why_not = f"the weights were trained with another recogniser, {known.get('name')}"
-    return Models(), why_not
+    background = "keep" if keep_background else "auto"
+    options = Options(face, framing, background, identity=why_not is None)
+    return requests.Photos(front_end, options, known.get("sha256"), no_identity, why_not)
+
+
+def photo_warning(description: checkpoints.Description) -> str | None:
+    """A warning for photos, if the weights were trained on rendered heads only."""
+    data = description.provenance.get("data")
+    source = str(data.get("source")) if isinstance(data, dict) else ""
+    if not source.startswith("data_prep.render_heads"):
+        return None
+    size = description.config.image_size
+    return f"the weights know rendered heads of {size} pixels only; expect little of photographs"
 
 
 def use_compilation_cache() -> None:
@@ -275,18 +298,26 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         "checkpoint": str(args.checkpoint),
         **run_settings(description, sampling, args.dtype, args.max_batch),
     }
-    photos = photo_settings(args, description.provenance)
+    photos = photo_settings(
+        description.provenance, args.face, args.keep_background, args.no_identity, args.models
+    )
     wanted = requested(args, description.config.image_size, photos)
+    if args.resample_observed:
+        resampled = {"resample_observed": True}
+        wanted = [dataclasses.replace(r, options={**r.options, **resampled}) for r in wanted]
     # The settings that decide the images: a finished head with the same ones is skipped.
     deciding = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
     deciding |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
-    missing = []
-    for request in wanted:
-        folder = args.out / files.name_inside(request.name)
-        layout.check_ours(folder)
+
+    def is_missing(request: Request) -> bool:
         settings = {**deciding, "request": request.description}
-        if args.overwrite or not layout.is_finished(folder, settings):
-            missing.append(request)
+        return args.overwrite or not layout.is_finished(args.out / request.name, settings)
+
+    for request in wanted:
+        layout.check_ours(args.out / files.name_inside(request.name))
+    missing = [request for request in wanted if is_missing(request)]
+    if any(r.of_photo for r in missing) and (warning := photo_warning(description)):
+        print(f"note: {args.checkpoint}: {warning}", file=sys.stderr)
 
     errors: list[str] = []
     for origin in checkpoints.origins(args.checkpoint):
@@ -304,8 +335,11 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
                 args.checkpoint, dtype=args.dtype, max_batch=args.max_batch, progress=progress,
                 **changed,
             )  # fmt: skip
+            args.out.mkdir(parents=True, exist_ok=True)
             for batch in batches(missing, args.max_batch):
-                errors += sample_batch(pipeline, batch, trajectory, common, args, photos.models)
+                errors += sample_batch(
+                    pipeline, batch, is_missing, trajectory, common, args, photos.models
+                )
 
     skipped = len(wanted) - len(missing)
     print(f"{len(missing) - len(errors)} written, {skipped} skipped, {len(errors)} failed")
@@ -329,58 +363,65 @@ def batches(wanted: list[Request], size: int) -> list[list[Request]]:
 def sample_batch(
     pipeline: Pipeline,
     batch: list[Request],
+    is_missing: Callable[[Request], bool],
     trajectory: np.ndarray,
     common: dict[str, Any],
     args: argparse.Namespace,
     models: Models,
 ) -> list[str]:
-    """Read, sample and write a batch of heads; returns an error message for each that failed."""
+    """Read, sample and write a batch of heads; returns an error message for each that failed.
+
+    Heads are locked. Those that another process writes, or has written in the meantime, are left out.
+    """
     errors: list[str] = []
 
-    def failed(error: Exception, name: str) -> None:
-        text = str(error) if isinstance(error, InputError) else f"{name}: {files.explain(error)}"
-        errors.append(text)
-        tqdm.write(f"error: {text}", file=sys.stderr)
+    def failed(error: Exception) -> None:
+        errors.append(cli.message(error))
+        tqdm.write(f"error: {errors[-1]}", file=sys.stderr)
 
-    loaded: list[tuple[Request, Job]] = []
-    for request in batch:
-        try:
-            loaded.append((request, request.load()))
-        except (InputError, OSError) as error:
-            failed(error, request.name)
-    for note in (note for _, job in loaded for note in job.notes):
-        tqdm.write(f"note: {note}", file=sys.stderr)
-    angles = batch[0].observed_angles
-    for known in (True, False):
-        same = [pair for pair in loaded if (pair[1].id_embedding is not None) == known]
-        if not same:
-            continue
-        started = time.monotonic()
-        heads = pipeline.spin(
-            np.stack([job.images for _, job in same]) if angles else None,
-            np.stack([job.id_embedding for _, job in same]) if known else None,
-            trajectory,
-            np.array([job.seed for _, job in same]),
-            angles,
-        )
-        seconds = round((time.monotonic() - started) / len(same), 1)
-        for i, (request, job) in enumerate(same):
-            settings = {
-                "source": job.source,
-                "request": request.description,
-                "seed": job.seed,
-                "seconds": seconds,
-                "identity": job.identity,
-                **common,
-            }
+    with contextlib.ExitStack() as locks:
+        loaded: list[tuple[Request, Job]] = []
+        for request in batch:
             try:
-                head = heads.head(i)
-                head_folder.write_head(
-                    args.out / job.name, head, settings, args.normals, job.truth,
-                    measure_likeness(head, job, models), job.preview,
-                )  # fmt: skip
+                locks.enter_context(files.lock(args.out / request.name, suffix="sample.lock"))
+                if is_missing(request):
+                    loaded.append((request, request.load()))
             except (InputError, OSError) as error:
-                failed(error, job.name)
+                failed(error)
+        for note in (note for _, job in loaded for note in job.notes):
+            tqdm.write(f"note: {note}", file=sys.stderr)
+        angles = batch[0].observed_angles
+        for known in (True, False):
+            same = [pair for pair in loaded if (pair[1].id_embedding is not None) == known]
+            if not same:
+                continue
+            started = time.monotonic()
+            heads = pipeline.spin(
+                np.stack([job.images for _, job in same]) if angles else None,
+                np.stack([job.id_embedding for _, job in same]) if known else None,
+                trajectory,
+                np.array([job.seed for _, job in same]),
+                angles,
+                args.resample_observed,
+            )
+            seconds = round((time.monotonic() - started) / len(same), 1)
+            for i, (request, job) in enumerate(same):
+                settings = {
+                    "source": job.source,
+                    "request": request.description,
+                    "seed": job.seed,
+                    "seconds": seconds,
+                    "identity": job.identity,
+                    **common,
+                }
+                try:
+                    head = heads.head(i)
+                    head_folder.write_head(
+                        args.out / job.name, head, settings, args.normals, job.truth,
+                        measure_likeness(head, job, models), job.preview,
+                    )  # fmt: skip
+                except (InputError, OSError) as error:
+                    failed(error)
     return errors
 
 

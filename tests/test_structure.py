@@ -10,7 +10,7 @@ import pytest
 from tests.support.paths import ROOT
 
 FLOORS = [  # names below spinmeround_jax; the first floor is the lowest
-    {"cameras", "cli", "files", "schema", "metrics", "sharding"},
+    {"cameras", "cli", "files", "schema", "startup", "metrics", "sharding"},
     {"models", "photo"},
     {"config", "results", "weights"},
     {"checkpoints"},
@@ -19,7 +19,7 @@ FLOORS = [  # names below spinmeround_jax; the first floor is the lowest
     {"splats", "evaluation"},
     {
         "train", "sample", "evaluate", "evaluation.figures", "reconstruct",
-        "convert",
+        "convert", "app",
     },
 ]  # fmt: skip
 HEAVY = {  # package: the modules that may import it
@@ -53,6 +53,9 @@ HEAVY = {  # package: the modules that may import it
     "rembg": {"spinmeround_jax.photo.background"},
     "pillow_heif": {"spinmeround_jax.photo.images"},
     "splax": {"spinmeround_jax.splats.nvidia"},
+    "gradio": {"spinmeround_jax.app.page"},
+    "fastapi": {"spinmeround_jax.app.page"},
+    "uvicorn": {"spinmeround_jax.app.page"},
     "cv2": set(),
     "torch": {
         "spinmeround_jax.weights.sources",

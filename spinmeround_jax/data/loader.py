@@ -13,6 +13,8 @@ import logging
 import multiprocessing
 import os
 import pathlib
+import re
+import shutil
 import signal
 import threading
 import types
@@ -213,7 +215,7 @@ class Loader(grain.DatasetIterator[Batch]):
 
         Raises:
             StopIteration: after the steps of all stages.
-            InputError: a damaged record; the next call raises the same error.
+            InputError: a damaged record, at every further call, too; or a worker was killed.
         """
         self._assert_not_closed()
         if self.step >= len(self):
@@ -226,8 +228,10 @@ class Loader(grain.DatasetIterator[Batch]):
         except StopIteration as error:  # must not look like the end of the run
             self._stop()
             raise RuntimeError(f"the loader ended at step {self.step} of {len(self)}") from error
-        except BaseException:
+        except BaseException as error:
             self._stop()  # Grain's iterators are not consistent after an error
+            if killed := re.search(r"Worker process .* exit code -(\d+)", str(error)):
+                raise InputError(_killed(int(killed[1]))) from error
             raise
         self.step += 1
         for fault in element.pop("faults"):
@@ -289,10 +293,32 @@ class Loader(grain.DatasetIterator[Batch]):
             self._iterator = None
 
 
+def _killed(number: int) -> str:
+    """The message about a worker that ended by a signal."""
+    if number == signal.SIGBUS:  # shared memory is full
+        size = shutil.disk_usage("/dev/shm").total >> 20 if os.path.isdir("/dev/shm") else 0
+        return (
+            f"shared memory is too small for a worker process (/dev/shm has {size} MiB); enlarge it (docker "
+            "run --shm-size=8g; in Kubernetes mount an emptyDir of medium Memory there), or set "
+            "config.data.workers=0"
+        )
+    why = ", perhaps for lack of memory; try fewer config.data.workers" if number == 9 else ""
+    return f"a worker process of the loader was killed by signal {number}{why}"
+
+
 @contextlib.contextmanager
 def _inherited_block() -> Iterator[None]:
     """Processes started inside do not end on SIGTERM or SIGINT, even before `_begin_worker` runs."""
-    resource_tracker.ensure_running()  # its start would unblock the signals
+    # It unblocks signals when it starts. At the end of every run it would warn of shared memory that Grain's
+    # workers allocated and nobody read.
+    warnings = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (warnings, "ignore:resource_tracker")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if warnings is not None:
+            os.environ["PYTHONWARNINGS"] = warnings
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
         yield

@@ -63,27 +63,34 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest
 
 
+def provenance_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a manifest that goes into the provenance of weights trained on the data set.
+
+    data: where it comes from. recogniser: name and sha256 of the face recogniser of its identities.
+    framing: crop of the heads, a key of `photo.pose.FRAMINGS`. `sample` prepares photos by the last two.
+    """
+    names = ("source", "license", "seed", "image_size", "views")
+    return {
+        "data": {name: manifest[name] for name in names if name in manifest},
+        "recogniser": manifest.get("identity"),
+        "framing": manifest.get("framing", "canonical"),
+    }
+
+
 def training_provenance(
     config: Config, steps: int, history: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Provenance of the weights of a run after `steps` steps.
-
-    data: where they come from. recogniser: name and sha256 of the face recogniser of its identities.
-    framing: crop of the heads, a key of `photo.pose.FRAMINGS`. `sample` prepares photos by the last two.
-    """
+    """Provenance of the weights of a run after `steps` steps."""
     try:
         manifest = read_manifest(config.data.directory)
     except (InputError, OSError):  # the data were moved
         manifest = {}
-    names = ("source", "license", "seed", "image_size", "views")
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seed": config.seed,
         "steps": steps,
         "history": history,
-        "data": {name: manifest[name] for name in names if name in manifest},
-        "recogniser": manifest.get("identity"),
-        "framing": manifest.get("framing", "canonical"),
+        **provenance_of(manifest),
         "sampling": dataclasses.asdict(config.sampling),
         "ablation": dataclasses.asdict(config.ablation),
         "config": json.loads(json.dumps(dataclasses.asdict(config))),

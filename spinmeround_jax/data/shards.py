@@ -53,6 +53,12 @@ def scan(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, ViewRecord]]:
     offset, number = 0, 0
     with _open(path) as file:
         file_size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if kind := tfrecord.compression(file.read(12)):
+            raise InputError(
+                f"{path}: compressed with {kind}, which allows no random access; write it again without "
+                "compression (the default of TFRecordWriter)"
+            )
         while offset < file_size:
             where = _where(path, offset, number)
             data = tfrecord.read_frame(file, file_size, offset, where)

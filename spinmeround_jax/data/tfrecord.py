@@ -63,6 +63,18 @@ def read_frame(file: BinaryIO, file_size: int, offset: int, where: str) -> bytes
     return data
 
 
+def compression(head: bytes) -> str | None:
+    """TensorFlow's compression of a file that begins with these 12 bytes, if any."""
+    if len(head) < 12 or masked_crc(head[:8]) == int.from_bytes(head[8:], "little"):
+        return None  # the length of a record
+    if head.startswith(b"\x1f\x8b\x08"):
+        return "GZIP"
+    # RFC 1950: deflate with a window of at most 32 KiB, and a header divisible by 31.
+    if head[0] & 0x0F == 8 and head[0] >> 4 <= 7 and int.from_bytes(head[:2], "big") % 31 == 0:
+        return "ZLIB"
+    return None
+
+
 _EXAMPLE = """
 name: "spinmeround_jax/example.proto" package: "tensorflow" syntax: "proto3"
 message_type { name: "BytesList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }

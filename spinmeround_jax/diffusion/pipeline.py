@@ -6,6 +6,7 @@ that view's frame, too. Without an observed view both are relative to the head.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import pathlib
@@ -91,12 +92,41 @@ class Pipeline:
         self.settings = dict(settings or {})
         self.networks = Networks(model, sampling, ablation, max_batch, progress, devices)
 
+    def replace(self, progress: Progress | None = None, **sampling: Any) -> Pipeline:
+        """The same networks with other settings; nothing is loaded, nor compiled with the same `steps`.
+
+        Args:
+            progress: see `networks.Progress`.
+            sampling: fields of `SamplingConfig` to change, such as guidance_scale=2.
+
+        Raises:
+            ValueError: invalid settings.
+        """
+        chosen = dataclasses.replace(self.networks.sampling, **sampling)
+        check(chosen, self.networks.max_batch)
+        other = copy.copy(self)
+        other.networks = self.networks.replace(chosen, progress)
+        other.settings = {**self.settings, "sampling": dataclasses.asdict(chosen)}
+        return other
+
+    def examples(
+        self, trajectory: ArrayLike, observed_angles: ArrayLike = ((0.0, 0.0),)
+    ) -> dict[str, int]:
+        """Number of examples of each step, as counted by `progress`, for one head."""
+        observed_angles = np.asarray(observed_angles, np.float32).reshape(-1, 2)
+        trajectory = np.asarray(trajectory, np.float32).reshape(-1, 2)
+        views = self.networks.config.views
+        known = np.concatenate([observed_angles, anchor_angles(observed_angles, views)])
+        groups = len(plan_views(known, trajectory, views - IN_GROUP).triplets)
+        return {"normals": len(observed_angles), "anchors": 1, "views": groups}
+
     def __call__(
         self,
         image: ImageLike | None = None,
         identity: str | os.PathLike[str] | np.ndarray | None = None,
         trajectory: ArrayLike | None = None,
         seed: int = 0,
+        resample_observed: bool = False,
     ) -> Heads:
         """Views all around one head.
 
@@ -107,6 +137,7 @@ class Pipeline:
                 identity beside the file `image`, or is the empty identity if there is none.
             trajectory: (n, 2) yaws and pitches in degrees; None is the turntable of 48 views.
             seed: same seed, same result.
+            resample_observed: see `spin`.
 
         Raises:
             InputError: an image or identity that cannot be used.
@@ -122,6 +153,7 @@ class Pipeline:
             None if identity is None else np.asarray(identity, np.float32)[None],
             cameras.turntable() if trajectory is None else trajectory,
             [seed],
+            resample_observed=resample_observed,
         )
         source = {"input": None if file is None else str(file)}
         name = f"seed_{seed}" if file is None else file.stem
@@ -160,13 +192,18 @@ class Pipeline:
         trajectory: np.ndarray,
         context: np.ndarray,
         seeds: np.ndarray,
+        resampled: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Step 3: the views of the (n, 2) trajectory, given known views (b, r, h, w, 2z), the input first.
+
+        Args:
+            resampled: number of leading known views that are sampled nevertheless.
 
         Returns:
             (b, n, h, w, 2z) latents, and (n,) index of the equal known view, or -1.
         """
-        plan = plan_views(known_angles, trajectory, self.networks.config.views - IN_GROUP)
+        size = self.networks.config.views - IN_GROUP
+        plan = plan_views(known_angles, trajectory, size, resampled)
         heads, groups = len(known_latents), len(plan.triplets)
         latents = known_latents[:, plan.reused]  # where -1, overwritten below
         if groups:
@@ -192,16 +229,20 @@ class Pipeline:
         trajectory: ArrayLike,
         seeds: ArrayLike,
         observed_angles: ArrayLike = ((0.0, 0.0),),
+        resample_observed: bool = False,
     ) -> Heads:
         """Views all around heads, given observed views, an identity, both, or neither.
 
         Args:
             images: (b, m, H, W, 3) in [-1, 1] on white, m of `OBSERVED_COUNTS`; None samples
                 without any observed view.
-            id_embeddings: (b, 512) unit vectors; None is the empty identity.
+            id_embeddings: (b, 512) unit vectors of the recogniser of the weights; None is the empty
+                identity.
             trajectory: (n, 2) angles of the requested views.
             seeds: (b,) non-negative integers; a head's result depends on its own seed only.
             observed_angles: (m, 2) of the images, starting with (0, 0).
+            resample_observed: sample the views at these angles, too, instead of returning the images:
+                a turntable without jumps.
 
         Raises:
             ValueError: shapes or angles do not fit together.
@@ -226,7 +267,9 @@ class Pipeline:
         context = self.networks.contexts(id_embeddings, heads)
         latents = self.networks.observed_latents(images, observed_angles, context, seeds)
         known_angles, known = self.sample_anchors(latents, observed_angles, context, seeds)
-        views, reused = self.sample_views(known, known_angles, trajectory, context, seeds)
+        views, reused = self.sample_views(
+            known, known_angles, trajectory, context, seeds, observed if resample_observed else 0
+        )
 
         known_images, known_normals = self.networks.decode(known, known_angles)
         view_images, view_normals = self.networks.decode(views, trajectory)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 import spinmeround_jax
+from spinmeround_jax import schema
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, assets, face_resnet, images, mediapipe
 from spinmeround_jax.photo.align import Alignment
@@ -24,6 +25,7 @@ from spinmeround_jax.photo.background import Parser, Remover, connected, foregro
 from spinmeround_jax.photo.faces import Face, FaceFinder, Recogniser
 from spinmeround_jax.photo.images import Picture
 from spinmeround_jax.photo.landmarks import FaceError, five_of
+from spinmeround_jax.photo.pose import Correction
 
 GENERATOR = "spinmeround_jax.photo"
 Background = Literal["auto", "rembg", "keep"]
@@ -193,11 +195,21 @@ class Prepared:
         }
 
 
+def is_ours(record: pathlib.Path) -> bool:
+    """Whether this JSON file is a `Prepared.record`."""
+    try:
+        schema.read(record, schema.record({"generator": schema.one_of(GENERATOR)}))
+    except (OSError, ValueError):  # no JSON, or none of ours
+        return False
+    return True
+
+
 def prepare(
     path: pathlib.Path,
     options: Options,
     models: Models,
     landmarks: np.ndarray | None = None,
+    correction: Correction | None = None,
 ) -> Prepared:
     """Turns a photo into a portrait.
 
@@ -205,6 +217,7 @@ def prepare(
         landmarks: (5 or 68, 2) pixels of the photo as it is shown (EXIF orientation applied), to
             use instead of detection; then an identity is made only if the recognition model is
             there.
+        correction: by hand, of the square that is cropped.
 
     Raises:
         InputError: this photo cannot be used.
@@ -212,7 +225,7 @@ def prepare(
     """
     picture = images.read(path)
     try:
-        return _prepare(path, picture, options, models, landmarks)
+        return _prepare(path, picture, options, models, landmarks, correction)
     except FaceError as error:
         kind = NoFace if isinstance(error, _Nobody) else InputError
         raise kind(f"{path}: {error}") from error
@@ -224,6 +237,7 @@ def _prepare(
     options: Options,
     models: Models,
     landmarks: np.ndarray | None,
+    correction: Correction | None,
 ) -> Prepared:
     height, width = picture.pixels.shape[:2]
     if min(height, width) < _SMALLEST_SIDE:
@@ -235,7 +249,7 @@ def _prepare(
         landmarks = chosen.landmarks
         if len(faces) > 1 and options.face == 1:
             notes.append(f"{len(faces)} faces; the largest is used (--face 2 is the next)")
-    alignment = align.align(landmarks, (width, height), options.framing)
+    alignment = align.align(landmarks, (width, height), options.framing, correction)
     notes += alignment.notes
     crop = align.crop(picture.pixels, alignment.head.square)
     mask, background = _mask(crop, picture, alignment, options.background, models)

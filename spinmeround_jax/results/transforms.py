@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from spinmeround_jax import schema
-from spinmeround_jax.files import InputError, explain
+from spinmeround_jax.files import InputError, explain, named
 from spinmeround_jax.photo import images
 
 NAME = "transforms.json"
@@ -173,7 +173,7 @@ def find_file(path: pathlib.Path, name: Any, suffixes: Sequence[str] = ("",)) ->
                     f"{path}: {name!r} is outside of {folder}; images must be in the same folder or below"
                 )
             for suffix in suffixes:
-                found = path.parent / (written + suffix)
+                found = named(path.parent, written + suffix)
                 if found.is_file() and found.resolve().is_relative_to(folder):
                     return found
         raise InputError(f"{path.parent / name}: no such file, but {path} names it")

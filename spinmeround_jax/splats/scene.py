@@ -268,7 +268,12 @@ def _shared_intrinsics(given: transforms.Transforms) -> Intrinsics:
             )
     numbers = np.array([frame.intrinsics.focal + frame.intrinsics.centre for frame in given.frames])
     if np.ptp(numbers, axis=0).max() > 1e-3 * first.intrinsics.size[0]:
-        raise InputError(f"{path}: cameras of different intrinsics; this takes views of one camera")
+        low, high = (", ".join(f"{x:g}" for x in f(axis=0)) for f in (numbers.min, numbers.max))
+        raise InputError(
+            f"{path}: frames of different intrinsics (fl_x, fl_y, cx, cy from {low} to {high}), but all "
+            "views must be of one camera; calibrate them as one (COLMAP: --ImageReader.single_camera 1), "
+            "or undistort them to one"
+        )
     return first.intrinsics
 
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 import signal
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
-from spinmeround_jax import sharding
+from spinmeround_jax import cli, sharding
 from spinmeround_jax.checkpoints import Checkpoints
 from spinmeround_jax.training import distributed
 from spinmeround_jax.training.optim import TrainState
@@ -108,9 +107,12 @@ def run(
         bar.write("  ".join([f"{name} {step}/{steps}", *figures, *remarks]))
 
     with contextlib.ExitStack() as stack:
-        stack.callback(checkpoints.wait)  # saving is completed, however the loop ends
         signalled = stack.enter_context(_signals(several))
-        bar = stack.enter_context(_progress(name, start, steps, writer is not None))
+        # Saving is completed however the loop ends, before signals are handled as usual again.
+        stack.callback(checkpoints.wait)
+        bar = stack.enter_context(
+            cli.progress(initial=start, total=steps, desc=name, unit="step", disable=writer is None)
+        )
         for step in range(start + 1, steps + 1):
             batch = next(loader)
             if step - 1 in skip:
@@ -146,6 +148,8 @@ def run(
             if step % cadence.sample == 0 or step == steps:
                 on_sample(state, step)
             clock += time.monotonic() - before  # neither counts as training time
+    if signalled and not several:  # with several processes, JAX remembers the signal
+        raise Preempted(f"{name}: stopped after its last step, the checkpoint is written")
     return state
 
 
@@ -164,14 +168,6 @@ def _not_finite(name: str, bad: int, batch_size: int, kept: list[int]) -> str:
         f"{bad * batch_size} to {(bad + 1) * batch_size - 1} of the loader (all counted from 0); "
         f"{saved}. {advice}"
     )
-
-
-def _progress(name: str, start: int, steps: int, visible: bool) -> tqdm.tqdm:
-    interval = 1.0 if sys.stderr.isatty() else 60.0  # fewer lines in log files
-    return tqdm.tqdm(
-        initial=start, total=steps, desc=name, unit="step", disable=not visible,
-        mininterval=interval, maxinterval=interval,
-    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -7,13 +7,14 @@ from PIL import Image
 
 from spinmeround_jax import reconstruct, sample
 from spinmeround_jax.evaluation import figures
+from spinmeround_jax.results import sheet
 from tests.support.view_folders import RING, view, write_head
 
 
 def middle(picture, row, column, rows, columns, side):
     """Colour in the middle of a tile, counted from the lower right corner."""
-    x = picture.width - figures.MARGIN - (columns - column) * side + 3 * side // 4
-    y = picture.height - figures.MARGIN - (rows - row) * (side + figures.GAP) + figures.GAP
+    x = picture.width - sheet.MARGIN - (columns - column) * side + 3 * side // 4
+    y = picture.height - sheet.MARGIN - (rows - row) * (side + sheet.GAP) + sheet.GAP
     return picture.getpixel((x, y + side // 2))
 
 
@@ -31,7 +32,7 @@ def test_compare_lays_the_same_views_below_each_other(tmp_path):
         assert abs(middle(picture, 0, column, 2, 4, 32)[0] - red) <= 2
         found = middle(picture, 1, column, 2, 4, 32)
         if yaw == 315:  # which that folder does not have
-            assert found == figures.EMPTY
+            assert found == sheet.EMPTY
         else:
             assert abs(found[0] - red - 60) <= 2
 
