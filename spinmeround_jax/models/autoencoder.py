@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from spinmeround_jax.models.attention import attention
 from spinmeround_jax.models.layers import GroupNorm, Keys, ResidualBlock, conv, upsample_nearest
 
 NORM_EPSILON = 1e-6
+_block = functools.partial(ResidualBlock, time_width=None, norm_epsilon=NORM_EPSILON)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +74,9 @@ class Middle(nnx.Module):
 
     def __init__(self, width: int, norm_groups: int, *, dtype: jnp.dtype, rngs: Keys):
         common = {"dtype": dtype, "rngs": rngs}
-        self.block_1 = _block(width, width, norm_groups, **common)
+        self.block_1 = _block(width, width, norm_groups=norm_groups, **common)
         self.attention = SpatialAttention(width, norm_groups, **common)
-        self.block_2 = _block(width, width, norm_groups, **common)
+        self.block_2 = _block(width, width, norm_groups=norm_groups, **common)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.block_2(self.attention(self.block_1(x)))
@@ -92,7 +94,7 @@ class Encoder(nnx.Module):
         for level, level_width in enumerate(widths):
             blocks = nnx.List()
             for _ in range(config.res_blocks):
-                blocks.append(_block(width, level_width, groups, **common))
+                blocks.append(_block(width, level_width, norm_groups=groups, **common))
                 width = level_width
             self.levels.append(blocks)
             if level != len(widths) - 1:
@@ -127,7 +129,7 @@ class Decoder(nnx.Module):
         for level in reversed(range(len(config.widths))):
             blocks = nnx.List()
             for _ in range(config.res_blocks + 1):
-                blocks.append(_block(width, config.widths[level], groups, **common))
+                blocks.append(_block(width, config.widths[level], norm_groups=groups, **common))
                 width = config.widths[level]
             self.levels.append(blocks)
             if level:
@@ -191,17 +193,3 @@ class Autoencoder(nnx.Module):
     def decode_unscaled(self, latents: jax.Array) -> jax.Array:
         """As `decode`, for latents as `moments` returns them."""
         return self.decoder(self.quantize_out(latents)).astype(jnp.float32)
-
-
-def _block(
-    width_in: int, width: int, norm_groups: int, *, dtype: jnp.dtype, rngs: Keys
-) -> ResidualBlock:
-    return ResidualBlock(
-        width_in,
-        width,
-        time_width=None,
-        norm_groups=norm_groups,
-        norm_epsilon=NORM_EPSILON,
-        dtype=dtype,
-        rngs=rngs,
-    )
