@@ -16,6 +16,7 @@ import shlex
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -189,12 +190,14 @@ def fit_and_draw(
     one_sided: bool = False,
     rasteriser: str = "auto",
     checkpoint: pathlib.Path | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> Reconstruction:
     """Fit Gaussians to the views that are not held out, and draw and measure all views.
 
     Args:
         where: the views' file or name, for messages.
         checkpoint: file to resume from if it is there.
+        on_step: called now and then with the number of steps done.
 
     Raises:
         InputError: the views cannot be used, or the fit fails.
@@ -214,6 +217,7 @@ def fit_and_draw(
         def progress(step: int, loss: float, psnr: float) -> None:
             bar.set_postfix_str(f"loss {loss:.4f}, {psnr:.1f} dB", refresh=False)
             bar.update(step - bar.n)
+            on_step(step)
 
         gaussians, told = fit(to_fit, settings, checkpoint, progress, draw)
     drawn = views.draw_views(gaussians, given, draw=draw)

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spinmeround_jax import schema
+from spinmeround_jax import cameras, schema
 from spinmeround_jax.diffusion.pipeline import OBSERVED_COUNTS
 from spinmeround_jax.files import InputError, named, sha256
 from spinmeround_jax.photo import face_resnet, portraits, preview
 from spinmeround_jax.photo.assets import AssetError
-from spinmeround_jax.photo.prepare import Models, NoFace, Options, is_ours, prepare
+from spinmeround_jax.photo.pose import Correction
+from spinmeround_jax.photo.prepare import Models, NoFace, Options, Prepared, is_ours, prepare
 
 Angles = tuple[tuple[float, float], ...]  # yaw and pitch of each view, degrees
 FRONT: Angles = ((0.0, 0.0),)
@@ -43,7 +44,12 @@ class Job:
     recognition: str | None = None  # SHA-256 of the model that made the identity, if known
     request: dict[str, Any] = dataclasses.field(default_factory=dict)  # see Plan.request
     notes: tuple[str, ...] = ()  # what the user should know, each naming the file
-    shown: Image.Image | None = None  # how a photo became a portrait
+    prepared: Prepared | None = None  # of a photo: how it became a portrait
+
+    @property
+    def shown(self) -> Image.Image | None:
+        """How a photo became a portrait."""
+        return preview.draw(self.prepared) if self.prepared else None
 
     @property
     def identity(self) -> str:
@@ -59,6 +65,7 @@ class Photos:
 
     recogniser: SHA-256 of what made the identities that the weights know; None if they record none.
     no_identity: also portraits go without the identity beside them. why_not: why photos do.
+    correction: by hand, of the square that is cropped.
     """
 
     models: Models
@@ -66,6 +73,7 @@ class Photos:
     recogniser: str | None = None
     no_identity: bool = False
     why_not: str | None = None
+    correction: Correction | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +288,7 @@ def _given_identity(
 
 def _from_photo(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job:
     try:
-        prepared = prepare(path, photos.options, photos.models)
+        prepared = prepare(path, photos.options, photos.models, correction=photos.correction)
     except NoFace as error:
         return _as_it_is(path, seed, size, error)
     except AssetError as error:
@@ -310,7 +318,7 @@ def _from_photo(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job
         {"input": str(path), "photo": record},
         recognition=prepared.recognition and prepared.recognition["sha256"],
         notes=tuple(f"{path}: {note}" for note in notes),
-        shown=preview.draw(prepared),
+        prepared=prepared,
     )
 
 
@@ -336,6 +344,29 @@ def _from_views(
     identity, notes = _given_identity(files[0], photos)
     recognition = portraits.read_recognition(files[0])
     return Job(name, images, identity, seed, source, recognition=recognition, notes=notes)
+
+
+def joined(jobs: Sequence[Job]) -> tuple[Job, Angles]:
+    """One head from photos of one person, and from where each was taken, seen from the first.
+
+    The identity is the first's.
+
+    Raises:
+        InputError: neither one photo nor three, or no face was found in one of three.
+    """
+    if len(jobs) == 1:
+        return jobs[0], FRONT
+    if len(jobs) not in OBSERVED_COUNTS:
+        raise InputError(f"{len(jobs)} photos: give one, or three of the same person")
+    if lost := [job.name for job in jobs if job.prepared is None]:
+        raise InputError(f"{lost[0]}: how the head is turned is read from its face; none was found")
+    poses = [cameras.orbit(*job.prepared.yaw_pitch) for job in jobs if job.prepared]
+    yaw, pitch = cameras.yaw_pitch(cameras.relative_to(poses[0], np.stack(poses)))
+    angles = [(0.0, 0.0), *((float(a), float(b)) for a, b in zip(yaw[1:], pitch[1:], strict=True))]
+    images = np.concatenate([job.images for job in jobs])
+    source = {"observed": [job.source for job in jobs]}
+    notes = tuple(note for job in jobs for note in job.notes)
+    return dataclasses.replace(jobs[0], images=images, source=source, notes=notes), tuple(angles)
 
 
 def slerp(a: np.ndarray, b: np.ndarray, between: int) -> np.ndarray:

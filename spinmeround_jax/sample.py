@@ -54,8 +54,21 @@ def plan(args: argparse.Namespace, size: int, photos: requests.Photos) -> list[r
     return requests.from_inputs(args.input, args.seed, size, photos)
 
 
-def photo_settings(args: argparse.Namespace, provenance: Mapping[str, Any]) -> requests.Photos:
-    """How photos become portraits; models are loaded when the first one needs them."""
+def photo_settings(
+    provenance: Mapping[str, Any],
+    face: int = 1,
+    keep_background: bool = False,
+    no_identity: bool = False,
+    models: pathlib.Path | None = None,
+) -> requests.Photos:
+    """How photos become portraits for weights of this provenance; models are loaded when first needed.
+
+    Args:
+        models: insightface's folder, for weights that know ArcFace.
+
+    Raises:
+        InputError: the weights know heads in an unknown framing.
+    """
     # The released weights know ArcFace, and heads as PanoHead crops them; others record what they know.
     released = provenance.get("kind") == "released weights"
     framing = "panohead" if released else provenance.get("framing", "canonical")
@@ -64,14 +77,12 @@ def photo_settings(args: argparse.Namespace, provenance: Mapping[str, Any]) -> r
             f"the weights know heads framed as {framing!r}, of which nothing is known here"
         )
     known = _recogniser_of(provenance)
-    models, why_not = _front_end(args, known)
-    options = Options(
-        args.face,
-        framing,
-        "keep" if args.keep_background else "auto",
-        why_not is None,
-    )
-    return requests.Photos(models, options, known.get("sha256"), args.no_identity, why_not)
+    if no_identity:
+        loaded, why_not = Models(), "none was asked for"
+    else:
+        loaded, why_not = _front_end(models, known)
+    options = Options(face, framing, "keep" if keep_background else "auto", why_not is None)
+    return requests.Photos(loaded, options, known.get("sha256"), no_identity, why_not)
 
 
 def little_of_photos(description: checkpoints.Description) -> str | None:
@@ -92,12 +103,10 @@ def _recogniser_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return recogniser if isinstance(recogniser, dict) else {}
 
 
-def _front_end(args: argparse.Namespace, known: dict[str, Any]) -> tuple[Models, str | None]:
+def _front_end(folder: pathlib.Path | None, known: dict[str, Any]) -> tuple[Models, str | None]:
     """What looks at photos for weights that know this recogniser, and why it makes no identities."""
-    if args.no_identity:
-        return Models(), "--no-identity"
     if known.get("name") == "ArcFace":
-        arcface = Models(args.models, front_end="insightface")
+        arcface = Models(folder, front_end="insightface")
         try:
             arcface.check()
         except AssetError as error:
@@ -144,7 +153,9 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         "checkpoint": str(args.checkpoint),
         **run_settings(description, sampling, args.dtype, args.max_batch),
     }
-    photos = photo_settings(args, description.provenance)
+    photos = photo_settings(
+        description.provenance, args.face, args.keep_background, args.no_identity, args.models
+    )
     plans = plan(args, description.config.image_size, photos)
     if args.resample_observed:
         plans = [

@@ -21,7 +21,7 @@ FLOORS = [  # names below spinmeround_jax; the first floor is the lowest
     {"splats", "evaluation"},
     {
         "train", "sample", "sample_options", "evaluate", "evaluation.figures", "reconstruct",
-        "convert",
+        "convert", "app",
     },
 ]  # fmt: skip
 HEAVY = {  # package: the modules that may import it
@@ -55,6 +55,9 @@ HEAVY = {  # package: the modules that may import it
     "rembg": {"spinmeround_jax.photo.background"},
     "pillow_heif": {"spinmeround_jax.photo.images"},
     "splax": {"spinmeround_jax.splats.nvidia"},
+    "gradio": {"spinmeround_jax.app.page"},
+    "fastapi": {"spinmeround_jax.app.page"},
+    "uvicorn": {"spinmeround_jax.app.page"},
     "cv2": set(),
     "torch": {
         "spinmeround_jax.weights.sources",

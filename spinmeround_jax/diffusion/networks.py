@@ -8,6 +8,7 @@ second call with the same sizes.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -49,10 +50,8 @@ class Networks:
         devices: Sequence[jax.Device] | None,
     ):
         self.config = model.config
-        self.sampling = sampling
         self.ablation = ablation
         self.max_batch = max_batch
-        self.progress = progress or (lambda step, done, examples: None)
         self.mesh = sharding.make_mesh(devices=devices or jax.local_devices())
         self._kernel = best_for(
             self.mesh.devices.flat[0], jnp.dtype(model.unet.dtype), self.config.attention_shapes
@@ -61,9 +60,7 @@ class Networks:
             (graphdef, jax.device_put(state, sharding.replicated(self.mesh)))
             for graphdef, state in map(nnx.split, (model.unet, model.autoencoder, model.identity))
         )
-        self._sigmas = schedules.karras_sigmas(
-            sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho
-        )
+        self._set(sampling, progress)
         size = self.config.image_size
         graphdef, state = self._identity
         self.empty_context = np.asarray(sampling_steps.empty_context(state, graphdef=graphdef))
@@ -72,6 +69,19 @@ class Networks:
         if ablation.no_normals:
             halves[1] = np.zeros_like(halves[1])
         self.empty_latent = np.concatenate(halves, axis=-1)
+
+    def replace(self, sampling: SamplingConfig, progress: Progress | None) -> Networks:
+        """The same networks, sampled with other settings."""
+        other = copy.copy(self)
+        other._set(sampling, progress)
+        return other
+
+    def _set(self, sampling: SamplingConfig, progress: Progress | None) -> None:
+        self.sampling = sampling
+        self.progress = progress or (lambda step, done, examples: None)
+        self._sigmas = schedules.karras_sigmas(
+            sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho
+        )
 
     # -- the small ones
 

@@ -8,6 +8,7 @@ the head's.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import pathlib
@@ -92,6 +93,34 @@ class Pipeline:
             raise ValueError(f"the model has {model.config.views} views, step 3 needs at least 4")
         self.settings = dict(settings or {})
         self.networks = Networks(model, sampling, ablation, max_batch, progress, devices)
+
+    def replace(self, progress: Progress | None = None, **sampling: Any) -> Pipeline:
+        """The same networks with other settings; nothing is loaded again, or compiled if `steps` stays.
+
+        Args:
+            progress: see `networks.Progress`.
+            sampling: fields of `SamplingConfig` to change, such as guidance_scale=2.
+
+        Raises:
+            ValueError: settings that nothing can be sampled with.
+        """
+        chosen = dataclasses.replace(self.networks.sampling, **sampling)
+        check(chosen, self.networks.max_batch)
+        other = copy.copy(self)
+        other.networks = self.networks.replace(chosen, progress)
+        other.settings = {**self.settings, "sampling": dataclasses.asdict(chosen)}
+        return other
+
+    def examples(
+        self, trajectory: ArrayLike, observed_angles: ArrayLike = ((0.0, 0.0),)
+    ) -> dict[str, int]:
+        """How many examples of each step `progress` will count for one head, in order."""
+        observed_angles = np.asarray(observed_angles, np.float32).reshape(-1, 2)
+        trajectory = np.asarray(trajectory, np.float32).reshape(-1, 2)
+        views = self.networks.config.views
+        known = np.concatenate([observed_angles, anchor_angles(observed_angles, views)])
+        groups = len(plan_views(known, trajectory, views - IN_GROUP).triplets)
+        return {"normals": len(observed_angles), "anchors": 1, "views": groups}
 
     def __call__(
         self,

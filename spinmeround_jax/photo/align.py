@@ -13,7 +13,7 @@ from PIL import Image
 from spinmeround_jax import cameras
 from spinmeround_jax.photo import pose
 from spinmeround_jax.photo.landmarks import FaceError, five_of
-from spinmeround_jax.photo.pose import HeadPose, Square
+from spinmeround_jax.photo.pose import Correction, HeadPose, Square
 
 SIZE = 512
 
@@ -34,7 +34,8 @@ _BLUR = 0.015  # standard deviation, of the crop; about PanoHead's kernel
 class Alignment:
     """Where the portrait is in the photo.
 
-    start: FFHQ's square. head: the fit; its square is what is cropped. framing: of pose.FRAMINGS.
+    start: FFHQ's square. head: the fit; its square, corrected, is what is cropped. framing: of
+    pose.FRAMINGS.
     landmarks: (5 or 68, 2) photo pixels. head_pixels: chin to crown in the photo. padded: fraction
     of the crop outside of the photo. notes: what is not good, but can be used.
     """
@@ -49,12 +50,16 @@ class Alignment:
 
 
 def align(
-    landmarks: np.ndarray, photo_size: tuple[int, int], framing: str = "canonical"
+    landmarks: np.ndarray,
+    photo_size: tuple[int, int],
+    framing: str = "canonical",
+    correction: Correction | None = None,
 ) -> Alignment:
     """Fits a head to (5 or 68, 2 or 3) landmarks, see `pose.fit`, and judges the photo.
 
     Args:
         photo_size: width and height, pixels.
+        correction: of the fitted square.
 
     Raises:
         FaceError: not a face, cut by the border, tiny, or turned too far away.
@@ -65,6 +70,8 @@ def align(
         start = pose.ffhq_square(landmarks)
     except (FaceError, np.linalg.LinAlgError) as error:
         raise FaceError(f"no head fits the landmarks ({error})") from error
+    if correction is not None:
+        head = dataclasses.replace(head, square=head.square.corrected(correction))
     zoom = pose.FRAMINGS[framing][0]
     head_pixels = 2.0 * _HEAD_HALF[1] * zoom * head.square.side
     face_out = max(_outside(landmarks, photo_size), _outside(head.landmarks, photo_size))

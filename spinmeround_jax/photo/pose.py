@@ -37,6 +37,17 @@ _WIDTHS = cameras.FOCAL / cameras.RADIUS  # world units to image widths, at the 
 
 
 @dataclasses.dataclass(frozen=True)
+class Correction:
+    """Of a square by hand: moved along its own axes by fractions of its side, enlarged by a factor, and
+    turned clockwise by degrees."""
+
+    right: float = 0.0
+    down: float = 0.0
+    size: float = 1.0
+    roll: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Square:
     """A square in a photo, pixels (x right, y down, pixel centres at +0.5).
 
@@ -59,6 +70,10 @@ class Square:
     def corners(self) -> np.ndarray:
         """(4, 2) photo pixels: upper left, upper right, lower right, lower left."""
         return self.to_photo(np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64))
+
+    def corrected(self, by: Correction) -> Square:
+        middle = self.to_photo(np.array([0.5 + by.right, 0.5 + by.down]))
+        return Square(middle, self.side * by.size, self.roll + by.roll)
 
     @property
     def _axes(self) -> np.ndarray:

@@ -25,6 +25,7 @@ from spinmeround_jax.photo.background import Parser, Remover, connected, foregro
 from spinmeround_jax.photo.faces import Face, FaceFinder, Recogniser
 from spinmeround_jax.photo.images import Picture
 from spinmeround_jax.photo.landmarks import FaceError, five_of
+from spinmeround_jax.photo.pose import Correction
 
 GENERATOR = "spinmeround_jax.photo"
 Background = Literal["auto", "rembg", "keep"]
@@ -208,6 +209,7 @@ def prepare(
     options: Options,
     models: Models,
     landmarks: np.ndarray | None = None,
+    correction: Correction | None = None,
 ) -> Prepared:
     """Turns a photo into a portrait.
 
@@ -215,6 +217,7 @@ def prepare(
         landmarks: (5 or 68, 2) pixels of the photo as it is shown (EXIF orientation applied), to
             use instead of detection; then an identity is made only if the recognition model is
             there.
+        correction: by hand, of the square that is cropped.
 
     Raises:
         InputError: this photo cannot be used.
@@ -222,7 +225,7 @@ def prepare(
     """
     picture = images.read(path)
     try:
-        return _prepare(path, picture, options, models, landmarks)
+        return _prepare(path, picture, options, models, landmarks, correction)
     except FaceError as error:
         kind = NoFace if isinstance(error, _Nobody) else InputError
         raise kind(f"{path}: {error}") from error
@@ -234,6 +237,7 @@ def _prepare(
     options: Options,
     models: Models,
     landmarks: np.ndarray | None,
+    correction: Correction | None,
 ) -> Prepared:
     height, width = picture.pixels.shape[:2]
     if min(height, width) < _SMALLEST_SIDE:
@@ -245,7 +249,7 @@ def _prepare(
         landmarks = chosen.landmarks
         if len(faces) > 1 and options.face == 1:
             notes.append(f"{len(faces)} faces; the largest is used (--face 2 is the next)")
-    alignment = align.align(landmarks, (width, height), options.framing)
+    alignment = align.align(landmarks, (width, height), options.framing, correction)
     notes += alignment.notes
     crop = align.crop(picture.pixels, alignment.head.square)
     mask, background = _mask(crop, picture, alignment, options.background, models)

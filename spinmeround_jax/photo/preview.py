@@ -14,19 +14,23 @@ _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 _FOUND, _FITTED, _START, _BOX = (255, 210, 0), (0, 220, 255), (160, 160, 160), (90, 255, 90)
 
 
-def draw(prepared: Prepared) -> Image.Image:
+def panels(prepared: Prepared) -> dict[str, Image.Image]:
     """RGB: photo (box, landmarks, fitted landmarks, FFHQ's square, ours), crop, mask, portrait."""
     yaw, pitch = prepared.yaw_pitch
     square = prepared.alignment.head.square
-    panels = {
+    return {
         f"photo; yaw {yaw:+.0f}, pitch {pitch:+.0f}, roll {square.roll:+.0f}": _photo(prepared),
         "crop": _on_checks(prepared.crop),
         f"mask: {prepared.background}": Image.fromarray(_bytes(prepared.mask)).convert("RGB"),
         "portrait": Image.fromarray(prepared.image),
     }
+
+
+def draw(prepared: Prepared) -> Image.Image:
+    """The `panels` side by side, each with its name above."""
     sized = [
         (caption, panel.resize((max(1, round(panel.width * _HEIGHT / panel.height)), _HEIGHT)))
-        for caption, panel in panels.items()
+        for caption, panel in panels(prepared).items()
     ]
     width = sum(panel.width for _, panel in sized) + _GAP * (len(sized) - 1)
     sheet = Image.new("RGB", (width, _HEIGHT + _CAPTION), _PAPER)

@@ -56,6 +56,21 @@ def write_page(out: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def head_page(folder: pathlib.Path) -> str:
+    """The page of one finished head without a heading, to be shown in a frame.
+
+    Raises:
+        InputError: the folder is damaged.
+    """
+    try:
+        article, sheets = _head(folder, 0)
+    except _Unshowable as error:
+        raise InputError(f"{folder}: {error}") from error
+    return _document([article], [*(sheet.rule() for sheet in sheets), _FRAMED], None)
+
+
+_FRAMED = "main{padding:0}article{margin:0;border:0;border-radius:0}"
+
 # --------------------------------------------------------------------------------------------------
 # Pictures: views are tiles of one sheet each, embedded once as the background of a CSS class
 
@@ -323,9 +338,11 @@ def _table(settings: dict[str, Any]) -> str:
     return f'<div class="settings"><table>{"".join(rows)}</table></div>'
 
 
-def _document(articles: list[str], rules: list[str], left_out: list[str]) -> str:
+def _document(articles: list[str], rules: list[str], left_out: list[str] | None) -> str:
+    """`left_out` None: without a heading."""
     count = f"{len(articles)} head{'' if len(articles) == 1 else 's'}"
-    notes = "".join(f"<p>left out: {html.escape(note)}</p>" for note in left_out)
+    notes = "".join(f"<p>left out: {html.escape(note)}</p>" for note in left_out or ())
+    heading = f"<header><h1>SpinMeRound</h1><p>{count}. Drag one to turn it.</p>{notes}</header>"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -336,7 +353,7 @@ def _document(articles: list[str], rules: list[str], left_out: list[str]) -> str
 <style>{CSS}{"".join(rules)}</style>
 </head>
 <body>
-<header><h1>SpinMeRound</h1><p>{count}. Drag one to turn it.</p>{notes}</header>
+{"" if left_out is None else heading}
 <main>{"".join(articles) or "<p>Nothing here yet.</p>"}</main>
 <script>{SCRIPT}</script>
 </body>

@@ -247,3 +247,15 @@ def test_points_that_are_no_face():
     for order in ([1, 0, 2, 3, 4], [3, 4, 2, 0, 1]):
         with pytest.raises(FaceError, match="in order"):
             align.align(five[order], (1000, 1000))
+
+
+def test_a_correction_moves_along_the_sides_of_the_square():
+    points = 200.0 + 400.0 * mean_head()[:, :2]
+    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])  # the photo lies on its side
+    points = (points - 400.0) @ turn + 400.0
+    fitted = align.align(points, (800, 800)).head.square
+    by = pose.Correction(right=0.1, down=-0.2, size=1.5, roll=10.0)
+    square = align.align(points, (800, 800), correction=by).head.square
+    assert square.side == pytest.approx(1.5 * fitted.side)
+    assert square.roll == pytest.approx(fitted.roll + 10.0)
+    np.testing.assert_allclose(fitted.from_photo(square.centre), [0.6, 0.3])
