@@ -200,7 +200,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.build_parser("data_prep.alignment", __doc__)
-    parser.add_argument("--people", type=int, default=200, help="held-out people (200)")
+    parser.add_argument("--people", type=cli.integer(1), default=200, help="held-out people (200)")
     parser.add_argument("--figure", type=pathlib.Path, help="PNG to draw")
     return cli.main(parser.parse_args, run, argv)
 

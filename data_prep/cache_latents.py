@@ -1,5 +1,10 @@
 """Encodes the images of a data set once, so that training need not do it in every step."""
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import pathlib
 
@@ -22,9 +27,10 @@ EXAMPLES = """examples:
 
 def run(args: argparse.Namespace) -> None:
     autoencoder = checkpoints.load_autoencoder(args.checkpoint)
+    folder = latent_cache.folder(args.out, autoencoder, args.normals_frame)
     latent_cache.cache_latents(
         autoencoder,
-        latent_cache.folder(args.out, autoencoder, args.normals_frame),
+        folder,
         args.data,
         backgrounds=args.backgrounds,
         normals_frame=args.normals_frame,
@@ -32,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
         part=args.shard,
         batch_size=args.batch_size,
     )
+    print(f"The latents are in {folder}; to train on them: --config.latents.directory={args.out}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=cli.path, required=True, help="to write")
     parser.add_argument("--split", default="train", help="(train)")
     parser.add_argument(
-        "--backgrounds", type=int, default=2,
+        "--backgrounds", type=cli.integer(), default=2,
         help="random colours per subject, beside white, for data.random_background (2)",
     )  # fmt: skip
     parser.add_argument(
@@ -51,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         help="config.model.normals_frame of the training (camera)",
     )  # fmt: skip
     parser.add_argument("--shard", type=cli.part, default=(0, 1), metavar="I/N", help="(0/1, all)")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures at once (32)")
+    parser.add_argument(
+        "--batch-size", type=cli.integer(1), default=32, help="pictures at once (32)"
+    )
     return cli.main(parser.parse_args, run, argv)
 
 

@@ -12,6 +12,11 @@ own. So they become no TFRecords but, for each person,
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import contextlib
 import dataclasses
@@ -29,7 +34,6 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 from data_prep import factory, identity  # noqa: E402
 from data_prep.calibrated import readers  # noqa: E402
@@ -198,9 +202,7 @@ def run(args: argparse.Namespace) -> int:
         todo = [n for n in names if not (args.out / "portraits" / f"{n}.json").exists()]
         maker = Maker(args.input, args.out, options, args.models)
         reasons: dict[str, str] = {}
-        with tqdm(
-            total=len(names), initial=len(names) - len(todo), unit="capture", disable=None
-        ) as bar:
+        with cli.progress(total=len(names), initial=len(names) - len(todo), unit="capture") as bar:
             with contextlib.closing(made(maker.make, todo, args.workers)) as results:
                 for name, result in zip(todo, results, strict=True):
                     if isinstance(result, SubjectRejected):
@@ -248,7 +250,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
     parser.add_argument("--size", type=cli.integer(1), default=512, help="pixels, square (512)")
     parser.add_argument("--sequence", help="of NeRSemble (the first that is there)")
-    parser.add_argument("--frame", type=int, help="of NeRSemble (the first that is there)")
+    parser.add_argument(
+        "--frame", type=cli.integer(), help="of NeRSemble (the first that is there)"
+    )
     parser.add_argument(
         "--keep-background", action="store_true", help="of photos without mask or transparency"
     )

@@ -8,6 +8,8 @@ NAME.truth.png  the true views in a row, their normals in a second row
 import argparse
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,6 +17,7 @@ from PIL import Image
 from data_prep.rendering import viewpoints
 from spinmeround_jax import cli
 from spinmeround_jax.cli import UsageError
+from spinmeround_jax.data.manifest import read_manifest, told_to_weights
 from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo.images import to_uint8
@@ -24,8 +27,14 @@ EXAMPLES = """example, which made demo/portraits:
 """
 
 
-def export(portraits: HeldOut, number: int, out: pathlib.Path) -> pathlib.Path:
-    """Writes the three files of one subject; returns the portrait's path."""
+def export(
+    portraits: HeldOut, number: int, out: pathlib.Path, recogniser: Mapping[str, Any] | None
+) -> pathlib.Path:
+    """Writes the three files of one subject; returns the portrait's path.
+
+    Args:
+        recogniser: name and sha256 of what made the set's identities, if it is known.
+    """
     subject = portraits.load(number, viewpoints.ANCHOR_INDICES)
     index, row = portraits.source[number]
     (frontal,) = index.read_views(row, [viewpoints.ANCHOR_INDICES[0]])
@@ -44,6 +53,7 @@ def export(portraits: HeldOut, number: int, out: pathlib.Path) -> pathlib.Path:
         "source": frontal.source,
         "license": frontal.license,
         "id_embedding": [round(float(x), 6) for x in frontal.id_embedding],
+        **({"recognition": recogniser} if recogniser else {}),
         "truth": [{"yaw": float(yaw), "pitch": float(pitch)} for yaw, pitch in angles],
     }
     path.with_suffix(".json").write_text(json.dumps(description, indent=None))
@@ -52,19 +62,20 @@ def export(portraits: HeldOut, number: int, out: pathlib.Path) -> pathlib.Path:
 
 def run(args: argparse.Namespace) -> None:
     portraits = HeldOut(args.data, args.split)
+    recogniser = told_to_weights(read_manifest(args.data))["recogniser"]
     for number in args.subjects:
-        if not 0 <= number < len(portraits):
+        if number >= len(portraits):
             raise UsageError(
                 f"--subjects {number}: {args.data} has {len(portraits)} {args.split} subjects"
             )
-        print(export(portraits, number, args.out))
+        print(export(portraits, number, args.out, recogniser))
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.build_parser("data_prep.export_portraits", __doc__, EXAMPLES)
     parser.add_argument("--data", type=cli.path, required=True, help="shards' folder, or gs://...")
     parser.add_argument("--split", default="held_out")
-    parser.add_argument("--subjects", type=int, nargs="+", required=True, help="from 0")
+    parser.add_argument("--subjects", type=cli.integer(), nargs="+", required=True, help="from 0")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="local folder to write")
     return cli.main(parser.parse_args, run, argv)
 

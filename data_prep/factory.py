@@ -278,7 +278,7 @@ def _write(source: Source, mine: Sequence[Job], todo: Sequence[Job], workers: in
     total, left = (sum(len(job.subjects) for job in some) for some in (mine, todo))
     names = [name for job in todo for name in job.subjects]
     results = made(source.records, names, workers)
-    with tqdm(total=total, initial=total - left, unit="subject", disable=None) as bar:
+    with cli.progress(total=total, initial=total - left, unit="subject") as bar:
         with contextlib.closing(results):
             for job in todo:
                 write_shard(job, results, bar)

@@ -8,6 +8,11 @@ scans/bert/neutral.glb, scans/bert/smile.glb    several scans of one person
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import dataclasses
 import functools
@@ -179,7 +184,7 @@ def build(args: argparse.Namespace) -> Meshes:
         AssetError: a mesh needs a model that is not there.
     """
     people = find(args.input)
-    if not 0 <= args.held_out < len(people):
+    if args.held_out >= len(people):
         raise InputError(
             f"--held-out {args.held_out}: {args.input} has {len(people)} people; keep one for training"
         )
@@ -207,7 +212,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", type=pathlib.Path, required=True, help="folder of meshes")
     parser.add_argument("--license", required=True, help="of the scans, written into the data")
     factory.add_arguments(parser)
-    parser.add_argument("--held-out", type=int, default=0, help="people not trained on (0)")
+    parser.add_argument(
+        "--held-out", type=cli.integer(), default=0, help="people not trained on (0)"
+    )
     parser.add_argument("--size", type=cli.integer(1), default=512, help="pixels, square (512)")
     parser.add_argument("--views", type=cli.integer(1), default=viewpoints.COUNT, help="(125)")
     parser.add_argument("--samples", type=cli.integer(1), default=3, help="rays per pixel side (3)")

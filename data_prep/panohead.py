@@ -7,6 +7,11 @@ docs/data_factory.md tells what you need and how long it takes.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import dataclasses
 import functools
@@ -303,7 +308,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     rendering.add_argument(
         "--screening", type=pathlib.Path, required=True, help="the folder of `screen`"
     )
-    rendering.add_argument("--held-out", type=int, default=200, help="people not trained on (200)")
+    rendering.add_argument(
+        "--held-out", type=cli.integer(), default=200, help="people not trained on (200)"
+    )
     rendering.add_argument("--views", type=cli.integer(1), default=viewpoints.COUNT, help="(125)")
     for command in (screen, rendering):
         command.add_argument(
@@ -314,8 +321,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         command.add_argument("--models", type=pathlib.Path, help="folder of photo.fetch's models")
         command.add_argument("--size", type=cli.integer(1), default=512, help="pixels (512)")
         command.add_argument("--grid", type=cli.integer(1), default=256, help="per side (256)")
-        command.add_argument("--level", type=float, default=10.0, help="density of the skin (10)")
-        command.add_argument("--truncation", type=float, default=0.7, help="psi (0.7)")
+        command.add_argument(
+            "--level", type=cli.real(), default=10.0, help="density of the skin (10)"
+        )
+        command.add_argument("--truncation", type=cli.real(), default=0.7, help="psi (0.7)")
     return parser.parse_args(argv)
 
 

@@ -6,6 +6,11 @@ number of workers, and a run that was killed goes on where it stopped when start
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import dataclasses
 import io
@@ -163,9 +168,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--subjects", type=cli.integer(1), default=600, help="training subjects (600)"
     )
-    parser.add_argument("--held-out", type=int, default=40, help="subjects never trained on (40)")
+    parser.add_argument(
+        "--held-out", type=cli.integer(), default=40, help="subjects never trained on (40)"
+    )
     parser.add_argument("--size", type=cli.integer(1), default=64, help="pixels, square (64)")
-    parser.add_argument("--seed", type=int, default=0, help="which people are drawn (0)")
+    parser.add_argument("--seed", type=cli.integer(), default=0, help="which people are drawn (0)")
     parser.add_argument(
         "--views", type=cli.integer(1), default=viewpoints.COUNT, help="views each (125)"
     )
@@ -187,10 +194,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if pathlib.Path(args.preview).name == "..":
         raise UsageError(f"--preview {args.preview}: expected the name of a PNG file")
-    if min(args.held_out, args.seed) < 0 or args.subjects > HELD_OUT_OFFSET:
-        raise UsageError(
-            f"--held-out and --seed must not be negative, --subjects at most {HELD_OUT_OFFSET}"
-        )
+    if args.subjects > HELD_OUT_OFFSET:
+        raise UsageError(f"--subjects {args.subjects}: at most {HELD_OUT_OFFSET}")
     if args.train_views is not None:
         try:
             viewpoints.drawn(

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data_prep.validation import page
 from data_prep.validation.checks import (
@@ -133,7 +132,7 @@ def validate(
     todo, faults = tasks(directory, manifest, pictures)
     checked = []
     total = sum(1 for task in todo if task.row >= 0)
-    with tqdm(total=total, unit="subject", disable=None) as bar:
+    with cli.progress(total=total, unit="subject") as bar:
         for found in findings(todo, workers):
             checked.append(found)
             faults += found.faults
@@ -169,13 +168,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.build_parser("data_prep.validate", __doc__, EXAMPLES)
     parser.add_argument("directory", type=cli.path, help="with manifest.json; or gs://...")
     parser.add_argument("--out", type=pathlib.Path, help="local folder to write (DIR/validation)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (all cores)")
     parser.add_argument(
-        "--pictures", type=int, default=12, help="subjects of each split shown on the page (12)"
+        "--workers", type=cli.integer(1), default=os.cpu_count(), help="processes (all cores)"
+    )
+    parser.add_argument(
+        "--pictures",
+        type=cli.integer(),
+        default=12,
+        help="subjects of each split shown on the page (12)",
     )
     args = parser.parse_args(argv)
-    if args.workers < 1 or args.pictures < 0:
-        raise UsageError("--workers must be at least 1, --pictures at least 0")
     if args.out is None and not is_local(args.directory):
         raise UsageError("give --out, a local folder, where the data is not on a local disk")
     return args

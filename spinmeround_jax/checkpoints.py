@@ -550,6 +550,7 @@ _AUTOENCODER = schema.record(
         "latent_channels": _COUNT,
         "scale_factor": schema.number(1e-6, 1e6),
         "norm_groups": _WIDTH,
+        "linear_path": schema.boolean,
     },
 )
 _CONFIGS = {

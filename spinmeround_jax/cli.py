@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import pathlib
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from tqdm import tqdm
 
 from spinmeround_jax import files
 from spinmeround_jax.files import InputError
+from spinmeround_jax.startup import SIGNALS, end_on_signals
 
 EXIT_CODES = """exit code: 0 done, 1 something given cannot be used (the other inputs are done), 2 wrong usage,
 130 interrupted"""
@@ -52,9 +59,10 @@ def main(
 
 
 def guarded(run: Callable[[], int | None], stopped: str) -> int:
-    """Call `run`; an error becomes one line on the terminal and an exit code."""
+    """Call `run`; an error, Ctrl-C or SIGTERM becomes one line on the terminal and an exit code."""
     try:
-        return run() or 0
+        with _interruptible():
+            return run() or 0
     except UsageError as error:
         print(f"error: {message(error)}", file=sys.stderr)
         return 2
@@ -73,16 +81,40 @@ def message(error: BaseException) -> str:
         text = "a worker process was killed, perhaps for want of memory; try fewer --workers"
     elif isinstance(error, ModuleNotFoundError):
         text += "; README lists the extras that bring such packages"
+    text = re.sub(r"\[Errno -?\d+\] ", "", text)  # of errors quoted within
     return " ".join(text.split()) or type(error).__name__
 
 
 def end(code: int, interrupted: bool = False) -> None:
     """End the process; once interrupted without waiting for what still compiles in threads."""
+    end_on_signals(code)  # what Python does at its end would be interrupted with a traceback
+    sys.stdout.flush()
+    sys.stderr.flush()
     if interrupted or code == 130:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM is like Ctrl-C: a KeyboardInterrupt. What is ignored, or handled outside of Python, stays so."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # no other may set them
+        found = {number: signal.getsignal(number) for number in SIGNALS}
+        handlers = {n: h for n, h in found.items() if h not in (signal.SIG_IGN, None)}
+    for number in handlers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def progress(**options: Any) -> tqdm:
+    """A progress bar; what is written to a file gets a state of it every minute instead of an animation."""
+    patience = 0.1 if sys.stderr.isatty() else 60.0
+    return tqdm(mininterval=patience, maxinterval=max(patience, 10.0), **options)
 
 
 # --------------------------------------------------------------------------------------------------

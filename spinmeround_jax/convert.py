@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import collections
 import contextlib
@@ -61,10 +66,11 @@ _AUTOENCODER_FOLDERS = ("vae", ".")
 _DIFFUSERS_FILES = tuple(
     f"diffusion_pytorch_model{variant}.{suffix}"
     for variant in ("", ".fp16")
-    for suffix in ("safetensors", "bin")
+    for suffix in ("safetensors", "bin", "safetensors.index.json")
 )
 _TRANSFORMERS_FILES = (
-    "model.safetensors", "pytorch_model.bin", "model.fp16.safetensors", "pytorch_model.fp16.bin",
+    "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json",
+    "pytorch_model.bin.index.json", "model.fp16.safetensors", "pytorch_model.fp16.bin",
 )  # fmt: skip
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -237,11 +243,8 @@ def _check_space(out: pathlib.Path, parts: list[Part], dtype: np.dtype) -> None:
 def _describe(part: Part) -> dict[str, Any]:
     """The file for model.json, and on the terminal what was left out of it."""
     file = part.file
-    size = file.path.stat().st_size
-    with _bar(f"SHA-256 of {file.path.name}", size) as bar:
-        digest = files.sha256(file.path, bar.update)
+    described = {path: _hashed(path) for path in (file.path, *file.shards)}
     unused = {pattern: len(names) for pattern, names in part.set_aside().items()}
-    print(f"{file.path}: SHA-256 {digest}")
     for pattern, count in unused.items():
         print(f"  left out: {count} x {pattern} ({part.unused[pattern]})")
     if file.bookkeeping:
@@ -250,13 +253,20 @@ def _describe(part: Part) -> dict[str, Any]:
         print(f"  left out: {len(file.objects)} entries that are no tensors")
     return {
         "networks": list(part.targets),
-        "file": file.path.name,
-        "bytes": size,
-        "sha256": digest,
+        **described.pop(file.path),
+        **({"shards": list(described.values())} if described else {}),
         "unused": unused,
         "bookkeeping": file.bookkeeping,
         "objects": len(file.objects),
     }
+
+
+def _hashed(path: pathlib.Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    with _bar(f"SHA-256 of {path.name}", size) as bar:
+        digest = files.sha256(path, bar.update)
+    print(f"{path}: SHA-256 {digest}")
+    return {"file": path.name, "bytes": size, "sha256": digest}
 
 
 def _read(parts: list[Part], dtype: np.dtype) -> dict[str, dict[str, jax.Array]]:
@@ -349,7 +359,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the --workdir of a training, also of an unfinished one",
     )
-    what.add_argument("--step", type=int, help="of --run: of one of its checkpoints (the newest)")
+    what.add_argument(
+        "--step", type=cli.integer(), help="of --run: of one of its checkpoints (the newest)"
+    )
     what.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=True,
         help="of --run: the moving average of the weights, or the weights themselves (average)",

@@ -16,6 +16,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, BinaryIO
 
@@ -148,6 +149,22 @@ def sha256(path: pathlib.Path, progress: Callable[[int], Any] = lambda count: No
     return digest.hexdigest()
 
 
+def composed(name: str) -> str:
+    """`name` with composed letters: macOS writes é as e and an accent, others as one character."""
+    return unicodedata.normalize("NFC", name)
+
+
+def named(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """`folder / name`; a part that is not there is spelled as what is there and equal once `composed`."""
+    path = folder
+    for part in pathlib.PurePath(name).parts:
+        if not (path / part).exists() and not part.isascii() and path.is_dir():
+            alike = [other for other in os.listdir(path) if composed(other) == composed(part)]
+            part = alike[0] if len(alike) == 1 else part
+        path = path / part
+    return path
+
+
 def explain(error: OSError, folder: pathlib.Path | None = None) -> str:
     """One line for a user: the file, what is wrong, and for a full disk what to do.
 
@@ -181,7 +198,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
+def lock(path: pathlib.Path, wait: bool = False, suffix: str = "lock") -> Iterator[None]:
     """Be the only process that writes `path`, a local file or folder (in buckets: one of several).
 
     The lock belongs to the process: with its death, however it comes, the next one gets it. On file
@@ -189,6 +206,7 @@ def lock(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
 
     Args:
         wait: until the other is done, for what takes a moment.
+        suffix: of the lock's name; another one for work that ends with writing `path` under "lock".
 
     Raises:
         BlockingIOError: another process, or another thread of this one, holds it; names which.
@@ -196,7 +214,7 @@ def lock(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
     if not is_local(path):
         yield
         return
-    place = path.with_name(f".{path.name}.lock")
+    place = path.with_name(f".{path.name}.{suffix}")
     while True:
         file = open(place, "a+", encoding="utf-8")
         try:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import collections
 import dataclasses
@@ -286,14 +291,14 @@ def reconstruct_file(
     settings = FitSettings(count=count, **{name: getattr(args, name) for name in names})
     checkpoint = folder.with_name(f".{folder.name}.fit.npz")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with files.lock(checkpoint.with_suffix("")):
+    with files.lock(folder, suffix="fit.lock"):
         if args.overwrite:
             checkpoint.unlink(missing_ok=True)
         made = fit_and_draw(
             given, str(file), settings, args.hold_out, args.one_sided, args.rasteriser, checkpoint
         )
         made.report.update(command=command, input=str(file), request=request(args, given))
-        made.save(folder, not args.no_mesh)
+        made.save(folder, not args.no_mesh, overwrite=True)  # `run` has looked
         checkpoint.unlink(missing_ok=True)
     return made.report
 

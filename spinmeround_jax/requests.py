@@ -21,11 +21,11 @@ from PIL import Image
 
 from spinmeround_jax import cameras, schema
 from spinmeround_jax.diffusion.pipeline import OBSERVED_COUNTS
-from spinmeround_jax.files import InputError, sha256
+from spinmeround_jax.files import InputError, named, sha256
 from spinmeround_jax.photo import face_resnet, portraits, preview
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.pose import Correction
-from spinmeround_jax.photo.prepare import Models, NoFace, Options, Prepared, prepare
+from spinmeround_jax.photo.prepare import Models, NoFace, Options, Prepared, is_ours, prepare
 
 Angles = tuple[tuple[float, float], ...]  # yaw and pitch of each view, degrees
 FRONT: Angles = ((0.0, 0.0),)
@@ -89,6 +89,7 @@ class Plan:
     options: dict[str, Any] = dataclasses.field(
         default_factory=dict
     )  # what else decides the result
+    of_photo: bool = False  # taken by a camera
 
     def request(self) -> dict[str, Any]:
         """All that decides the result beside the run's settings, for JSON."""
@@ -170,7 +171,8 @@ def from_inputs(paths: Sequence[pathlib.Path], seed: int, size: int, photos: Pho
                 else {"no_identity": photos.no_identity}
             )
             files = portraits.files_of(path)
-            plans.append(Plan(portraits.name_of(path), FRONT, seed, files, load, options))
+            name, of_photo = portraits.name_of(path), photo or is_ours(path.with_suffix(".json"))
+            plans.append(Plan(name, FRONT, seed, files, load, options, of_photo))
             continue
         name = portraits.name_of(path)
         try:
@@ -190,7 +192,11 @@ def _plan_views(
 ) -> Plan:
     load = partial(_from_views, name, files, seed, size, photos)
     options = {"no_identity": photos.no_identity}
-    return Plan(name, angles, seed, (*portraits.files_of(files[0]), *files[1:]), load, options)
+    made_of, of_photo = (
+        (*portraits.files_of(files[0]), *files[1:]),
+        is_ours(files[0].with_suffix(".json")),
+    )
+    return Plan(name, angles, seed, made_of, load, options, of_photo)
 
 
 def read_view_set(folder: pathlib.Path) -> tuple[list[pathlib.Path], Angles]:
@@ -210,7 +216,7 @@ def read_view_set(folder: pathlib.Path) -> tuple[list[pathlib.Path], Angles]:
     except (OSError, ValueError) as error:
         wanted = '[{"file": "front.png", "yaw": 0, "pitch": 0}, ...]'
         raise InputError(f"{path}: expected {wanted}, {_COUNTS} ({error})") from error
-    return [folder / file for file in files], angles
+    return [named(folder, file) for file in files], angles
 
 
 _VIEWS = schema.array(

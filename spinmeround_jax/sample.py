@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -79,6 +85,16 @@ def photo_settings(
     return requests.Photos(loaded, options, known.get("sha256"), no_identity, why_not)
 
 
+def little_of_photos(description: checkpoints.Description) -> str | None:
+    """What to know before a photo is given to these weights, if all they have seen are rendered heads."""
+    data = description.provenance.get("data")
+    source = str(data.get("source")) if isinstance(data, dict) else ""
+    if not source.startswith("data_prep.render_heads"):
+        return None
+    size = description.config.image_size
+    return f"the weights know rendered heads of {size} pixels only; expect little of photographs"
+
+
 def _recogniser_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Name and SHA-256 of what made the identities that these weights were trained with, {} if unknown."""
     if provenance.get("kind") == "released weights":
@@ -141,17 +157,27 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         description.provenance, args.face, args.keep_background, args.no_identity, args.models
     )
     plans = plan(args, description.config.image_size, photos)
+    if args.resample_observed:
+        plans = [
+            dataclasses.replace(p, options={**p.options, "resample_observed": True}) for p in plans
+        ]
     # What decides the pictures: a head that was made with the same is left alone.
     same = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
     same |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
+
+    def is_wanted(p: requests.Plan) -> bool:
+        settings = {**same, "request": p.request()}
+        return args.overwrite or not layout.is_finished(args.out / p.name, settings)
+
     wanted = []
     for p in plans:
         name_inside(p.name)
         layout.check_ours(args.out / p.name)
-        finished = {**same, "request": p.request()}
-        if args.overwrite or not layout.is_finished(args.out / p.name, finished):
+        if is_wanted(p):
             wanted.append(p)
 
+    if any(p.of_photo for p in wanted) and (note := little_of_photos(description)):
+        print(f"note: {args.checkpoint}: {note}", file=sys.stderr)
     failed, unread = 0, []
     for origin in checkpoints.origins(args.checkpoint):
         print(f"weights converted from {origin}")
@@ -171,7 +197,9 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
                 progress=progress,
                 **changed,
             )
-            failed, unread = make_all(pipeline, wanted, trajectory, common, args, photos.models)
+            failed, unread = make_all(
+                pipeline, wanted, is_wanted, trajectory, common, args, photos.models
+            )
 
     skipped = len(plans) - len(wanted)
     print(f"{len(wanted) - failed} written, {skipped} skipped, {failed} failed")
@@ -187,26 +215,49 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
 def make_all(
     pipeline: Pipeline,
     plans: list[requests.Plan],
+    is_wanted: Callable[[requests.Plan], bool],
     trajectory: np.ndarray,
     common: dict[str, Any],
     args: argparse.Namespace,
     models: Models,
 ) -> tuple[int, list[str]]:
-    """Batch by batch; returns how many failed, and what is wrong with those that cannot be read."""
+    """Batch by batch; returns how many failed, and what is wrong with those that cannot be begun."""
     failed, unread = 0, []
+    args.out.mkdir(parents=True, exist_ok=True)
     for batch in group(plans, args.max_batch):
-        loaded, errors = load(batch)
-        for error in errors:
-            tqdm.write(f"error: {error}", file=sys.stderr)
-        for note in (note for job in loaded for note in job.notes):
-            tqdm.write(f"note: {note}", file=sys.stderr)
-        unread += errors
-        angles = batch[0].observed_angles
-        for known in (True, False):
-            same = [job for job in loaded if (job.id_embedding is not None) == known]
-            if same:
-                failed += make(pipeline, same, trajectory, angles, common, args, models)
+        with contextlib.ExitStack() as locks:
+            mine, taken = claim(batch, is_wanted, args.out, locks)
+            loaded, errors = load(mine)
+            errors += taken
+            for error in errors:
+                tqdm.write(f"error: {error}", file=sys.stderr)
+            for note in (note for job in loaded for note in job.notes):
+                tqdm.write(f"note: {note}", file=sys.stderr)
+            unread += errors
+            angles = batch[0].observed_angles
+            for known in (True, False):
+                same = [job for job in loaded if (job.id_embedding is not None) == known]
+                if same:
+                    failed += make(pipeline, same, trajectory, angles, common, args, models)
     return failed + len(unread), unread
+
+
+def claim(
+    batch: list[requests.Plan],
+    is_wanted: Callable[[requests.Plan], bool],
+    out: pathlib.Path,
+    locks: contextlib.ExitStack,
+) -> tuple[list[requests.Plan], list[str]]:
+    """Those that no other process is making, or has made since, locked; why not the others."""
+    mine, errors = [], []
+    for p in batch:
+        try:
+            locks.enter_context(files.lock(out / p.name, suffix="sample.lock"))
+            if is_wanted(p):
+                mine.append(p)
+        except (InputError, OSError) as error:
+            errors.append(cli.message(error))
+    return mine, errors
 
 
 def group(plans: list[requests.Plan], size: int) -> list[list[requests.Plan]]:
@@ -224,9 +275,9 @@ def load(batch: list[requests.Plan]) -> tuple[list[Job], list[str]]:
         try:
             loaded.append(dataclasses.replace(p.load(), request=p.request()))
         except InputError as error:
-            errors.append(str(error))
+            errors.append(cli.message(error))
         except OSError as error:
-            errors.append(f"{p.name}: cannot be read ({error})")
+            errors.append(f"{p.name}: cannot be read ({cli.message(error)})")
     return loaded, errors
 
 
@@ -248,6 +299,7 @@ def make(
         trajectory,
         np.array([job.seed for job in batch]),
         observed_angles,
+        args.resample_observed,
     )
     seconds = round((time.monotonic() - began) / len(batch), 1)
     failed = 0
@@ -264,7 +316,7 @@ def make(
             )
         except (InputError, OSError) as error:
             failed += 1
-            tqdm.write(f"error: {error}", file=sys.stderr)
+            tqdm.write(f"error: {cli.message(error)}", file=sys.stderr)
     return failed
 
 

@@ -82,6 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--yaw-pitch", metavar='"YAW,PITCH ..."', help="these only; --yaw-pitch=-30,0"
     )
 
+    views.add_argument(
+        "--resample-observed", action="store_true",
+        help="make the views at the angles of the given ones, too: a spin without a jump there",
+    )  # fmt: skip
+
     photos = parser.add_argument_group("photos: pictures without an identity beside them")
     photos.add_argument("--models", type=path, help="insightface's folder (as of photo.fetch)")
     photos.add_argument(

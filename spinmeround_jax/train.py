@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals(exit_code_option="--stopped_exit_code", code=0)
+
 import argparse
 import contextlib
 import dataclasses
@@ -11,9 +16,8 @@ import logging
 import pathlib
 import platform
 import shlex
-import signal
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -92,7 +96,6 @@ def train(
     mesh = sharding.make_mesh(config.mesh)
     main_process = jax.process_index() == 0
     check(config, mesh)
-    files.check_writable(workdir)
 
     # -- Data
     steps = sum(stage.steps for stage in config.stages)
@@ -436,17 +439,37 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@contextlib.contextmanager
+def only_trainer(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of `workdir`, and removes it again where nothing came to be in it.
+
+    Raises:
+        InputError: it cannot be written.
+        BlockingIOError: another process trains there, naming it.
+    """
+    if jax.process_index():  # the first process stands for all of them
+        yield
+        return
+    files.check_writable(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        with files.lock(workdir / "checkpoints"):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            workdir.rmdir()
+
+
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit code."""
     # Orbax tells every step of its work, and errors once for each of its threads: they are raised, too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    # Outside of the loop, which finishes its step; with several processes JAX's handler replaces it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    config = load_config(args.config, args.overrides)
     try:
+        config = load_config(args.config, args.overrides)
         distributed.initialize(args.coordinator, args.process_count, args.process_id)
         workdir = args.workdir or pathlib.Path("runs") / config.name
-        train(config, workdir, args.from_step, frozenset(args.skip_steps))
+        with only_trainer(workdir):
+            train(config, workdir, args.from_step, frozenset(args.skip_steps))
     except loop.Preempted as message:
         print(f"{message}. The same command resumes.", flush=True)
         return args.stopped_exit_code

@@ -132,6 +132,51 @@ def test_a_released_file_becomes_a_model(tmp_path, weights, expected, capsys):
     assert f"from spmr.safetensors, SHA-256 {digest}\n" in capsys.readouterr().out
 
 
+def write_shards(path, weights):
+    """The index `path` and its two files of weights."""
+    where = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(weights)}
+    for file in set(where.values()):
+        save_file({n: weights[n] for n in weights if where[n] == file}, path.with_name(file))
+    path.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    return where
+
+
+def test_weights_in_several_files(tmp_path, weights, expected):
+    path = tmp_path / "model.safetensors.index.json"
+    where = write_shards(path, weights)
+    assert run("--released", path, "--out", tmp_path / "model") == 0
+    assert_same(named(tmp_path / "model"), expected)
+    [source] = checkpoints.read_provenance(tmp_path / "model")["sources"]
+    assert source["file"] == path.name
+    assert [part["file"] for part in source["shards"]] == sorted(set(where.values()))
+    parts = [
+        hashlib.sha256((tmp_path / p["file"]).read_bytes()).hexdigest() for p in source["shards"]
+    ]
+    assert [part["sha256"] for part in source["shards"]] == parts
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path, where: (path.parent / "part-1.safetensors").unlink(), "part-1.safetensors: no such"),
+        (lambda path, where: path.write_text("{}"), "'weight_map' missing"),
+        (lambda path, where: path.write_text('{"weight_map": {"a": "../b.ckpt"}}'), "expected a string"),
+        (
+            lambda path, where: path.write_text(
+                json.dumps({"weight_map": {**where, "more": "part-0.safetensors"}})
+            ),
+            "part-0.safetensors: more is not in it",
+        ),
+        (lambda path, where: (path.parent / "part-0.safetensors").write_bytes(LFS), "a Git LFS pointer"),
+    ],
+)  # fmt: skip
+def test_weights_in_several_files_that_do_not_fit(tmp_path, weights, capsys, damage, message):
+    path = tmp_path / "model.safetensors.index.json"
+    damage(path, write_shards(path, weights))
+    assert run("--released", path, "--out", tmp_path / "model") == 1
+    assert message in capsys.readouterr().err and is_untouched(tmp_path)
+
+
 def test_damaged_provenance_is_named(tmp_path, weights):
     save_file(weights, tmp_path / "a.safetensors")
     folder = tmp_path / "model"
@@ -196,13 +241,25 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, weights, capsys, damage, 
     assert is_untouched(tmp_path)
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5136\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.safetensors", None, "no such file"),
         ("a.safetensors", b"", "empty, get the file again"),
         ("a.ckpt", b"", "empty, get the file again"),
-        ("a.safetensors", b"\x10" * 200, "damaged or not safetensors"),
+        ("a.safetensors", b"\x10" * 200, "not safetensors, or damaged at its beginning"),
+        ("a.ckpt", b"\x10" * 200, "not a PyTorch file, or damaged at its beginning"),
+        ("a.ckpt", LFS, "a Git LFS pointer"),
+        ("a.safetensors", LFS, "a Git LFS pointer"),
+        ("a.pt", b"\xef\xbb\xbf\n<!DOCTYPE html><p>log in", "a web page"),
+        ("a.safetensors", b'<?xml version="1.0"?><Error>AccessDenied', "a web page"),
+        ("a.bin", b'{"error": "gated"}', "JSON text"),
+        ("a.ckpt", b"\x1f\x8b\x08" + bytes(40), "compressed"),
+        ("a.pth", b"\x89HDF\r\n", "an HDF5 file"),
+        ("a.safetensors", bytes(600), "begins with nothing but zeros"),
         ("a.safetensors", "half", "damaged or not safetensors"),
         ("a.onnx", b"1234", "expected a file ending in .ckpt, .safetensors"),
     ],
@@ -220,11 +277,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, weights, capsys, name, co
 
 
 @pytest.mark.parametrize(
-    ("package", "name"), [("torch", "a.ckpt"), ("safetensors", "a.safetensors")]
+    ("package", "name", "content"),
+    [("torch", "a.ckpt", b"PK\x03\x04"), ("safetensors", "a.ckpt", b"\2" + bytes(7) + b"{}")],
 )
-def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys, package, name):
+def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys, package, name, content):
     monkeypatch.setitem(sys.modules, package, None)
-    (tmp_path / name).write_bytes(b"1234")
+    (tmp_path / name).write_bytes(content)
     assert run("--released", tmp_path / name, "--out", tmp_path / "model") == 1
     error = capsys.readouterr().err
     assert f"needs {package}" in error and "pip install 'spinmeround_jax[convert]'" in error
@@ -547,7 +605,7 @@ def test_nothing_in_a_file_is_run(tmp_path, torch, weights, expected, capsys, fu
     if code == 0:  # an inert stand-in took the call
         assert_same(named(tmp_path / "model"), expected)
     else:
-        assert "cannot be read without running their code" in capsys.readouterr().err
+        assert "only be read by running code" in capsys.readouterr().err
         assert is_untouched(tmp_path)
 
 
@@ -560,8 +618,9 @@ def damaged(content):
     [
         (damaged, "damaged"),
         (lambda content: b"PK\x03\x04" + b"\0" * 500, "damaged"),
-        (lambda content: b"<html>not found</html>", "damaged"),
+        (lambda content: b"<html>not found</html>", "a web page"),
         (lambda content: pickle.dumps({"a": 1}), "damaged"),
+        (lambda content: pickle.dumps({"a": np.zeros(3)}, protocol=5), "damaged"),
     ],
 )
 def test_a_damaged_pytorch_file_is_named(tmp_path, torch, weights, capsys, content, message):
@@ -569,8 +628,16 @@ def test_a_damaged_pytorch_file_is_named(tmp_path, torch, weights, capsys, conte
     torch.save({name: torch.from_numpy(tensor) for name, tensor in weights.items()}, path)
     path.write_bytes(content(path.read_bytes()))
     assert run("--released", path, "--out", tmp_path / "model") == 1
-    assert f"{path}: {message}" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{path}: {message}" in error and "weights_only" not in error
     assert is_untouched(tmp_path)
+
+
+def test_the_content_tells_the_format_not_the_suffix(tmp_path, torch, weights):
+    save_file(weights, tmp_path / "a.ckpt")
+    torch.save({k: torch.from_numpy(v) for k, v in weights.items()}, tmp_path / "a.safetensors")
+    for name in ("a.ckpt", "a.safetensors"):
+        assert sources.open_file(tmp_path / name).shapes.keys() == weights.keys()
 
 
 def test_tensors_outside_the_weights_are_no_secret(tmp_path, torch, weights, capsys):

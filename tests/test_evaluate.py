@@ -16,7 +16,7 @@ from spinmeround_jax.data import shards
 from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.diffusion.pipeline import Pipeline
 from spinmeround_jax.evaluation import heads as protocol
-from spinmeround_jax.evaluation import measures, parts, results
+from spinmeround_jax.evaluation import measures, models, parts, results
 from tests.support import synthetic_shards
 from tests.support.synthetic_shards import write_dataset
 from tests.support.tiny_model import random_model
@@ -119,6 +119,22 @@ def test_the_turntable_is_sampled_only_for_what_is_measured_of_it(finished, tmp_
     np.testing.assert_allclose(
         found["scores"]["tiny"]["psnr"], expected["scores"]["tiny"]["psnr"], rtol=1e-5
     )
+
+
+def test_data_unlike_what_the_weights_learnt_is_told(tmp_path):
+    args = evaluate.parse_arguments(["--checkpoint", "x", "--data", "y"])
+    known = {"name": "ours", "sha256": "1" * 64}
+    learnt = {"framing": "closer", "recogniser": known}
+    checkpoints.save_model(tmp_path / "new", random_model(), learnt)
+    checkpoints.save_model(tmp_path / "old", random_model(), {})
+    new, old = (models.Candidate(str(tmp_path / name), args) for name in ("new", "old"))
+    same = {"framing": "closer", "identity": known}
+    assert new.unlike(same) == old.unlike(same) == old.unlike({}) == []
+    assert new.unlike({}) == [
+        "new learnt heads framed 'closer', these are framed 'canonical'",
+        "new learnt identities by ours, these are by no one known",
+    ]
+    assert len(new.unlike({**same, "identity": {"name": "ours", "sha256": "2" * 64}})) == 1
 
 
 def test_what_is_kept_is_not_sampled_again(finished, heads, monkeypatch):

@@ -101,7 +101,7 @@ def test_after_a_kill_while_it_was_replaced(done, tmp_path, capsys, kept):
 
 def test_only_one_process_makes_a_folder(done, tmp_path, capsys):
     given, _, _ = done
-    with files.lock(tmp_path / ".alice.fit"):
+    with files.lock(tmp_path / "alice", suffix="fit.lock"):
         assert reconstruct.main([str(given), "--out", str(tmp_path), *FAST]) == 1
     assert f"process {os.getpid()} on" in capsys.readouterr().err
 

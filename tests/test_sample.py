@@ -4,12 +4,13 @@ import dataclasses
 import html
 import html.parser
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from spinmeround_jax import cameras, checkpoints, sample
+from spinmeround_jax import cameras, checkpoints, files, sample
 from spinmeround_jax.config import RELEASED
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import portraits
@@ -62,12 +63,42 @@ def command(checkpoint, tmp_path, capsys):
     return run
 
 
-def files(folder):
+def files_in(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 # --------------------------------------------------------------------------------------------------
 # What it writes
+
+
+def test_what_another_process_is_making_is_left_to_it(command, tmp_path):
+    given = tmp_path / "portraits"
+    given.mkdir()
+    for name in ("alice", "bob"):
+        portrait(given / f"{name}.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    with files.lock(out / "alice", suffix="sample.lock"):
+        code, text, error = command("--input", given, "--yaw-pitch", "0,0")
+    assert code == 1 and "1 written, 0 skipped, 1 failed" in text
+    assert f"{out / 'alice'}: process {os.getpid()} on" in error
+    assert sorted(path.name for path in out.iterdir()) == ["bob", "index.html"]
+
+
+def test_what_another_process_made_meanwhile_is_not_made_again(command, tmp_path, monkeypatch):
+    given, out = portrait(tmp_path / "alice.png"), tmp_path / "out"
+    made, load = tmp_path / "made", sample.Pipeline.load
+    assert command("--input", given, "--yaw-pitch", "0,0")[0] == 0
+    out.rename(made)
+
+    def load_slowly(*args, **options):
+        made.rename(out)
+        return load(*args, **options)
+
+    monkeypatch.setattr(sample.Pipeline, "load", load_slowly)
+    written = (made / "alice" / "settings.json").stat().st_mtime_ns
+    assert command("--input", given, "--yaw-pitch", "0,0")[0] == 0
+    assert (out / "alice" / "settings.json").stat().st_mtime_ns == written
 
 
 def test_a_folder_of_portraits(command, tmp_path):
@@ -91,7 +122,7 @@ def test_a_folder_of_portraits(command, tmp_path):
         "view_001_yaw+010.0_pitch-20.0.png",
         "view_002_yaw+045.0_pitch+00.0.png",
     ]
-    found = files(out / "alice")
+    found = files_in(out / "alice")
     for folder in ("views", "normals"):
         assert [file for file in found if file.startswith(folder)] == [
             f"{folder}/{n}" for n in names
@@ -132,7 +163,7 @@ def test_a_folder_of_portraits(command, tmp_path):
     assert (out / "index.html").read_text().count("<article>") == 2
 
     # Other settings, or another portrait, are refused before anything is made.
-    before = {file: (out / file).read_bytes() for file in files(out)}
+    before = {file: (out / file).read_bytes() for file in files_in(out)}
     for options, named in (
         ([*chosen, "--seed", 4], "request.seed: 3 -> 4"),
         ([*chosen, "--seed", 3, "--steps", 2], "sampling.steps: 3 -> 2"),
@@ -145,7 +176,7 @@ def test_a_folder_of_portraits(command, tmp_path):
     portrait(inputs / "alice.png", seed=9)
     code, _, error = command("--input", inputs, *chosen, "--seed", 3)
     assert code == 1 and "alice: is finished" in error and "request.files" in error
-    assert {file: (out / file).read_bytes() for file in files(out)} == before
+    assert {file: (out / file).read_bytes() for file in files_in(out)} == before
     code, text, _ = command("--input", inputs / "alice.png", *chosen, "--seed", 3, "--overwrite")
     assert code == 0 and "1 written, 0 skipped" in text
 
@@ -187,13 +218,24 @@ def test_the_input_is_among_the_views(command, tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(view)), np.asarray(Image.open(path)))
 
 
+def test_the_views_at_the_input_s_angle_are_made_on_request(command, tmp_path):
+    path, chosen = portrait(tmp_path / "a.png"), ("--yaw-pitch", "0,0 30,0")
+    view = tmp_path / "out" / "a" / "views" / "view_000_yaw+000.0_pitch+00.0.png"
+    assert command("--input", path, *chosen, "--resample-observed")[0] == 0
+    assert (np.asarray(Image.open(view)) != np.asarray(Image.open(path))).any()
+    code, _, error = command("--input", path, *chosen)
+    assert code == 1 and "resample_observed" in error
+    assert command("--input", path, *chosen, "--overwrite")[0] == 0
+    assert (np.asarray(Image.open(view)) == np.asarray(Image.open(path))).all()
+
+
 def test_new_people_and_interpolation(command, tmp_path):
     code, _, _ = command("--unconditional", 2, "--seed", 5, "--yaw-pitch", "30,0")
     assert code == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "new_0005", "new_0006", "index.html"
     }  # fmt: skip
-    assert "input.png" not in files(tmp_path / "out" / "new_0005")
+    assert "input.png" not in files_in(tmp_path / "out" / "new_0005")
     np.save(tmp_path / "a.npy", identity(1))
     np.save(tmp_path / "b.npy", identity(2))
     code, _, _ = command(
@@ -212,7 +254,7 @@ def test_three_views_of_one_person(command, tmp_path):
     ]
     code, _, _ = command("--observed", *items, "--yaw-pitch", "20,0", "--normals", "camera")
     assert code == 0
-    found = files(tmp_path / "out" / "a")
+    found = files_in(tmp_path / "out" / "a")
     assert {"input.png", "input_2.png", "input_3_normals.png"} <= set(found)
     assert len([file for file in found if file.startswith("anchors/")]) == 5
     assert json.loads((tmp_path / "out/a/transforms.json").read_text())["normals_space"] == "camera"
@@ -316,7 +358,7 @@ def test_wrong_usage(command, tmp_path, arguments, message):
     assert code in (1, 2)
     assert message in error
     assert "Traceback" not in error
-    assert not (tmp_path / "out").exists() or not files(tmp_path / "out")
+    assert not (tmp_path / "out").exists() or not files_in(tmp_path / "out")
 
 
 def test_a_checkpoint_that_is_none(command, tmp_path):
@@ -498,6 +540,21 @@ def test_nothing_is_written_halfway(tmp_path, monkeypatch):
             head_folder.write_head(tmp_path / name, invented(trajectory), {"seed": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert layout.read_settings(tmp_path / "a")["seed"] == 1
+
+
+def test_heads_are_replaced_on_request_only(tmp_path):
+    head = invented(cameras.turntable(4))
+    shared = {"observed_angles", "anchor_angles", "trajectory"}
+    values = {field.name: getattr(head, field.name) for field in dataclasses.fields(head)}
+    heads = Heads(**{k: v if k in shared or not len(v) else v[None] for k, v in values.items()})
+    heads = dataclasses.replace(heads, names=("a",))
+    heads.save(tmp_path)
+    written = (tmp_path / "a" / layout.SETTINGS).stat().st_mtime_ns
+    with pytest.raises(InputError, match=r"a: is there.*overwrite=True"):
+        heads.save(tmp_path)
+    assert (tmp_path / "a" / layout.SETTINGS).stat().st_mtime_ns == written
+    heads.save(tmp_path, overwrite=True)
+    assert (tmp_path / "a" / layout.SETTINGS).stat().st_mtime_ns != written
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):

@@ -167,3 +167,27 @@ def test_identities_of_others_are_refused(sampled, tmp_path):
     assert found["plain"]["identity"] == found["none"]["identity"] == "none: the empty identity"
     code, error, found = sampled(OURS, tmp_path / "arcface.png", "--no-identity")
     assert code == 0 and found["arcface"]["identity"] == "none: the empty identity"
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("data_prep.render_heads: parametric people", True),
+        ("data_prep.panohead: PanoHead, network x", False),
+        (None, False),
+    ],
+)
+def test_weights_of_rendered_heads_say_so_of_photographs_only(sampled, tmp_path, source, told):
+    sampling = dataclasses.asdict(dataclasses.replace(RELEASED, steps=2, normals_steps=2))
+    provenance = {"sampling": sampling, "data": source and {"source": source}}
+    checkpoints.save_model(tmp_path / "model", random_model(), provenance)
+    Image.new("RGB", (64, 64)).save(tmp_path / "rendered.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "prepared.png")
+    vector = {"id_embedding": [1.0] * 512}
+    (tmp_path / "rendered.json").write_text(json.dumps(vector))
+    made_by = {"generator": "spinmeround_jax.photo"}
+    (tmp_path / "prepared.json").write_text(json.dumps({**vector, **made_by}))
+    for name, photograph in (("rendered", False), ("astronaut", True), ("prepared", True)):
+        code, error, _ = sampled(None, tmp_path / f"{name}.png")
+        assert code == 0
+        assert error.count("rendered heads of 16 pixels only") == (told and photograph)

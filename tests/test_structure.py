@@ -10,7 +10,9 @@ import pytest
 from tests.support.paths import ROOT
 
 FLOORS = [  # names below spinmeround_jax; the first floor is the lowest
-    {"cameras", "cli", "files", "schema", "metrics", "distributed", "sharding"},
+    {
+        "cameras", "cli", "files", "schema", "startup", "metrics", "distributed", "sharding",
+    },
     {"models", "photo"},
     {"config", "results", "weights"},
     {"checkpoints"},

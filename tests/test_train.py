@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spinmeround_jax import checkpoints, convert, models, sharding, train
+from spinmeround_jax import checkpoints, convert, files, models, sharding, train
 from spinmeround_jax.config import Config, OptimizerConfig, from_mapping
 from spinmeround_jax.data import loader as data_loader
 from spinmeround_jax.models import parameters
@@ -324,6 +324,23 @@ def test_a_config_that_cannot_be_read_is_told_in_one_line(tmp_path):
         told = run.communicate(timeout=300)[1]
         assert run.returncode == 1
         assert told.startswith("error: ") and reason in told and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_process_trains_in_a_folder(directory, tmp_path, capsys):
+    command = ["--config=configs/quickstart.py", f"--config.data.directory={directory}"]
+    with files.lock(tmp_path / "checkpoints"):
+        assert train.main([*command, f"--workdir={tmp_path}"]) == 1
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'checkpoints'}: process {os.getpid()} on" in told and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, capsys):
+    nowhere = tmp_path / "nowhere"
+    command = ["--config=configs/quickstart.py", f"--config.data.directory={nowhere}"]
+    assert train.main([*command, f"--workdir={tmp_path / 'run'}"]) == 1
+    assert "nowhere/manifest.json: no such file" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -14,7 +14,7 @@ from data_prep.calibrated.readers import Photo
 from data_prep.rendering.render import on_white
 from data_prep.scans import alignment
 from spinmeround_jax import cameras
-from spinmeround_jax.files import InputError
+from spinmeround_jax.files import InputError, composed
 from spinmeround_jax.photo import images, landmarks
 from spinmeround_jax.photo.prepare import Models
 from spinmeround_jax.results import transforms
@@ -140,9 +140,10 @@ def landmarks_of(folder: pathlib.Path, photos: Sequence[Photo]) -> dict[pathlib.
         InputError: not such a file. InputError: a name that two photos have.
     """
     found = {}
+    spelled = {photo.path: pathlib.PurePath(composed(str(photo.path))) for photo in photos}
     for name, points in landmarks.read_landmarks(folder / LANDMARKS).items():
         parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
-        meant = [photo.path for photo in photos if photo.path.parts[-len(parts) :] == parts]
+        meant = [path for path in spelled if spelled[path].parts[-len(parts) :] == parts]
         if len(meant) > 1:
             raise InputError(
                 f"{folder / LANDMARKS}: {name!r} names {len(meant)} photos; put their folders before it, "

@@ -21,10 +21,10 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from data_prep.back_filter import Scores, Thresholds, faults
 from data_prep.workers import SubjectRejected, made
+from spinmeround_jax import cli
 from spinmeround_jax.files import InputError, write_atomically
 
 SETTINGS = "screening.json"
@@ -75,9 +75,7 @@ def screen(
         mine = list(names)[share[0] :: share[1]]
         todo = [name for name in mine if not _look_path(out, name).exists()]
         with contextlib.closing(made(look, todo, workers)) as looks:
-            with tqdm(
-                total=len(mine), initial=len(mine) - len(todo), unit="head", disable=None
-            ) as bar:
+            with cli.progress(total=len(mine), initial=len(mine) - len(todo), unit="head") as bar:
                 for name, result in zip(todo, looks, strict=True):
                     _write_look(out, name, result)
                     bar.update()
@@ -256,6 +254,6 @@ def add_threshold_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         default = getattr(limits, name)
         parser.add_argument(
-            f"--max-{name.replace('_', '-')}", type=float, default=default,
+            f"--max-{name.replace('_', '-')}", type=cli.real(), default=default,
             help=f"{what} above which a head is rejected ({default:g})",
         )  # fmt: skip

@@ -11,7 +11,6 @@ import io
 import pathlib
 
 import numpy as np
-from tqdm import tqdm
 
 from data_prep.parametric import assets, template
 from data_prep.parametric.head import Head, build_head
@@ -58,7 +57,7 @@ def draw_landmarks(seed: int, numbers: range, level: int = 1) -> np.ndarray:
     return np.stack(
         [
             world_landmarks(build_head(person, level))
-            for person in tqdm(people, total=len(numbers), unit="head", disable=None)
+            for person in cli.progress(iterable=people, total=len(numbers), unit="head")
         ]
     )
 
@@ -88,8 +87,10 @@ def main(argv: list[str] | None = None) -> int:
         "data_prep.parametric.landmarks",
         "Make the statistical model of landmarks that the photo front end fits.",
     )
-    parser.add_argument("--people", type=int, default=4000, help="heads to draw (4000)")
-    parser.add_argument("--modes", type=int, default=80, help="principal components kept (80)")
+    parser.add_argument("--people", type=cli.integer(1), default=4000, help="heads to draw (4000)")
+    parser.add_argument(
+        "--modes", type=cli.integer(1), default=80, help="principal components kept (80)"
+    )
     parser.add_argument("--out", type=pathlib.Path, default=landmarks.MODEL_FILE)
     return cli.main(parser.parse_args, run, argv)
 

@@ -13,6 +13,8 @@ import logging
 import multiprocessing
 import os
 import pathlib
+import re
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -217,7 +219,7 @@ class Loader(grain.DatasetIterator[Batch]):
 
         Raises:
             StopIteration: after the steps of all stages.
-            InputError: a damaged record; the same one again if called again.
+            InputError: a damaged record; the same one again if called again. Or a worker was killed.
         """
         self._assert_not_closed()
         if self.step >= len(self):
@@ -230,8 +232,10 @@ class Loader(grain.DatasetIterator[Batch]):
         except StopIteration as error:  # must not pass for the end of the run
             self._stop()
             raise RuntimeError(f"the loader ended at step {self.step} of {len(self)}") from error
-        except BaseException:
+        except BaseException as error:
             self._stop()  # Grain's iterators are not consistent after an error
+            if killed := re.search(r"Worker process .* exit code -(\d+)", str(error)):
+                raise InputError(_killed(int(killed[1]))) from error
             raise
         self.step += 1
         for fault in element.pop("faults"):
@@ -293,10 +297,32 @@ class Loader(grain.DatasetIterator[Batch]):
             self._iterator = None
 
 
+def _killed(number: int) -> str:
+    """What to say of a worker that ended by a signal."""
+    if number == signal.SIGBUS:  # of a write to shared memory for which there is no room
+        size = shutil.disk_usage("/dev/shm").total >> 20 if os.path.isdir("/dev/shm") else 0
+        return (
+            f"a worker process found no room in shared memory (/dev/shm has {size} MiB); enlarge it (docker "
+            "run --shm-size=8g; in Kubernetes mount an emptyDir of medium Memory there), or set "
+            "config.data.workers=0"
+        )
+    why = ", perhaps for want of memory; try fewer config.data.workers" if number == 9 else ""
+    return f"a worker process of the loader was killed by signal {number}{why}"
+
+
 @contextlib.contextmanager
 def _inherited_block() -> Iterator[None]:
     """Processes started within are not ended by SIGTERM or SIGINT; see `_begin_worker`, which is later."""
-    resource_tracker.ensure_running()  # it would unblock them when it starts
+    # Started here, as it would unblock them. Of what Grain's workers made and nobody fetched it warns when
+    # it removes it, at the end of every run.
+    told = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (told, "ignore:resource_tracker")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if told is not None:
+            os.environ["PYTHONWARNINGS"] = told
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
         yield

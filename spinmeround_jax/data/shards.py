@@ -56,6 +56,12 @@ def scan(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, ViewRecord]]:
         file_size = _size(file)
         if file_size == 0:
             raise InputError(f"{path}: the shard is empty (0 bytes); {REPAIR}")
+        file.seek(0)
+        if kind := tfrecord.compression(file.read(12)):
+            raise InputError(
+                f"{path}: compressed with {kind}, so no view can be found in it without reading all "
+                "before; write it again without compression (the default of TFRecordWriter)"
+            )
         while offset < file_size:
             where = _where(path, offset, number)
             data = tfrecord.read_frame(file, file_size, offset, where)

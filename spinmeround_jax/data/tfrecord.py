@@ -68,6 +68,18 @@ def read_frame(file: BinaryIO, file_size: int, offset: int, where: str) -> bytes
     return data
 
 
+def compression(head: bytes) -> str | None:
+    """How TensorFlow compressed a file that begins with these 12 bytes, if it did."""
+    if len(head) < 12 or masked_crc(head[:8]) == int.from_bytes(head[8:], "little"):
+        return None  # a record's length
+    if head.startswith(b"\x1f\x8b\x08"):
+        return "GZIP"
+    # RFC 1950: deflate with a window of at most 32 KiB, and a header that 31 divides.
+    if head[0] & 0x0F == 8 and head[0] >> 4 <= 7 and int.from_bytes(head[:2], "big") % 31 == 0:
+        return "ZLIB"
+    return None
+
+
 @functools.cache
 def example_class() -> type[message.Message]:
     """The message class of tensorflow/core/example/example.proto and feature.proto.

@@ -128,6 +128,7 @@ class Pipeline:
         identity: str | os.PathLike[str] | np.ndarray | None = None,
         trajectory: ArrayLike | None = None,
         seed: int = 0,
+        resample_observed: bool = False,
     ) -> Heads:
         """Views all around one head.
 
@@ -138,6 +139,7 @@ class Pipeline:
                 takes what is beside the file `image`; where there is nothing the image alone decides.
             trajectory: (n, 2) yaws and pitches, degrees; None is the turntable of 48 views.
             seed: same seed, same result.
+            resample_observed: see `spin`.
 
         Raises:
             InputError: an image or identity that cannot be used.
@@ -153,6 +155,7 @@ class Pipeline:
             None if identity is None else np.asarray(identity, np.float32)[None],
             cameras.turntable() if trajectory is None else trajectory,
             [seed],
+            resample_observed=resample_observed,
         )
         source = {"input": None if file is None else str(file)}
         name = f"seed_{seed}" if file is None else file.stem
@@ -191,13 +194,18 @@ class Pipeline:
         trajectory: np.ndarray,
         context: np.ndarray,
         seeds: np.ndarray,
+        resampled: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Step 3: from known views (b, r, h, w, 2z), the input first, to the (n, 2) trajectory.
+
+        Args:
+            resampled: so many of the known views are sampled, too.
 
         Returns:
             (b, n, h, w, 2z) latents, and (n,) the index of the known view that a view is, or -1.
         """
-        plan = plan_views(known_angles, trajectory, self.networks.config.views - IN_GROUP)
+        size = self.networks.config.views - IN_GROUP
+        plan = plan_views(known_angles, trajectory, size, resampled)
         heads, groups = len(known_latents), len(plan.triplets)
         latents = known_latents[:, plan.reused]  # where -1, overwritten below
         if groups:
@@ -223,17 +231,20 @@ class Pipeline:
         trajectory: ArrayLike,
         seeds: ArrayLike,
         observed_angles: ArrayLike = ((0.0, 0.0),),
+        resample_observed: bool = False,
     ) -> Heads:
         """From observed views, or from an identity alone, or from nothing, to views all around.
 
         Args:
             images: (b, m, H, W, 3) in [-1, 1] on white, m of `OBSERVED_COUNTS`; None samples
                 without any observed view.
-            id_embeddings: (b, 512) unit ArcFace embeddings; None is the empty identity. With
-                neither this samples new people.
+            id_embeddings: (b, 512) unit vectors by the recogniser that the weights know; None is the
+                empty identity. With neither this samples new people.
             trajectory: (n, 2) angles of the views wanted.
             seeds: (b,) non-negative integers: a head's result depends on its own seed only.
             observed_angles: (m, 2) of the images, starting with (0, 0).
+            resample_observed: sample the views at these angles, too, instead of showing the images
+                there: a spin without a jump where it meets them.
 
         Raises:
             ValueError: when shapes or angles do not fit together.
@@ -258,7 +269,9 @@ class Pipeline:
         context = self.networks.contexts(id_embeddings, heads)
         latents = self.networks.observed_latents(images, observed_angles, context, seeds)
         known_angles, known = self.sample_anchors(latents, observed_angles, context, seeds)
-        views, reused = self.sample_views(known, known_angles, trajectory, context, seeds)
+        views, reused = self.sample_views(
+            known, known_angles, trajectory, context, seeds, observed if resample_observed else 0
+        )
 
         known_images, known_normals = self.networks.decode(known, known_angles)
         view_images, view_normals = self.networks.decode(views, trajectory)

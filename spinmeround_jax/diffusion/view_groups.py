@@ -43,7 +43,7 @@ class Plan:
     targets: np.ndarray
 
 
-def plan_views(known: np.ndarray, trajectory: np.ndarray, size: int) -> Plan:
+def plan_views(known: np.ndarray, trajectory: np.ndarray, size: int, resampled: int = 0) -> Plan:
     """Group targets that observe the same three known views (step 3).
 
     The three are the input, `known[0]`, and the two anchors nearest to the target. Targets with the same
@@ -55,9 +55,11 @@ def plan_views(known: np.ndarray, trajectory: np.ndarray, size: int) -> Plan:
         known: (r, 2) angles, r >= 3.
         trajectory: (n, 2) angles.
         size: targets of a group.
+        resampled: so many of the first known views are sampled, too, where they are targets.
     """
     distance = cameras.angular_distance(trajectory[:, None], known[None])
     reused = np.where(distance.min(1) < cameras.SAME_VIEW, distance.argmin(1), -1)
+    reused[reused < resampled] = -1
 
     # Of two that are equally near, the one that is nearer to the input.
     from_input = np.broadcast_to(cameras.angular_distance(known, known[0]), distance.shape)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from spinmeround_jax import cameras, cli, files, reconstruct, sample
 from spinmeround_jax.cli import UsageError
@@ -17,6 +17,7 @@ from spinmeround_jax.evaluation import folders, view_folders
 from spinmeround_jax.evaluation.view_folders import Frame
 from spinmeround_jax.files import InputError, write_atomically
 from spinmeround_jax.photo.images import to_uint8
+from spinmeround_jax.results.sheet import Tile, degrees, sheet
 
 DESCRIPTION = """The paper's figures as PNG.
 
@@ -40,55 +41,6 @@ EXAMPLES = """examples:
 YAWS = (-45.0, 45.0, 180.0)  # degrees, of fig. 4
 ALL_AROUND = (0.0, 45.0, 90.0, 135.0, 180.0, -135.0, -90.0, -45.0)
 NEAR = 4.0  # degrees from the angle asked for
-GAP, MARGIN = 6, 8  # pixels
-INK, PAPER, EMPTY = (29, 29, 31), (255, 255, 255), (240, 240, 238)
-
-Tile = np.ndarray | None
-"""(h, w, 3) uint8, or None where there is no such view."""
-
-
-def sheet(
-    rows: Sequence[Sequence[Tile]],
-    labels: Sequence[str],
-    headings: Sequence[tuple[str, int]],
-    columns: Sequence[str],
-    side: int,
-) -> Image.Image:
-    """Rows of square tiles with their labels at the left.
-
-    Args:
-        labels: of rows. columns: of tiles.
-        headings: over groups of columns: words, and how many columns; between groups is a gap.
-        side: pixels of a tile.
-    """
-    font = ImageFont.load_default(max(11, side // 10))
-    line = font.size + 6
-    left = MARGIN + max((round(font.getlength(label)) for label in labels), default=0) + 10
-    starts, x = [], left
-    for _, count in headings:
-        starts.append(x)
-        x += count * side + 2 * GAP
-    top = MARGIN + line * (2 if any(words for words, _ in headings) else 1)
-    size = (x - 2 * GAP + MARGIN, top + len(rows) * (side + GAP) - GAP + MARGIN)
-    picture = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(picture)
-    place = [
-        s + i * side for s, (_, count) in zip(starts, headings, strict=True) for i in range(count)
-    ]
-    for (words, count), start in zip(headings, starts, strict=True):
-        draw.text((start + count * side / 2, MARGIN), words, INK, font, anchor="ma")
-    for words, x in zip(columns, place, strict=True):
-        draw.text((x + side / 2, top - line + 2), words, INK, font, anchor="ma")
-    for i, (label, tiles) in enumerate(zip(labels, rows, strict=True)):
-        y = top + i * (side + GAP)
-        draw.text((left - 10, y + side / 2), label, INK, font, anchor="rm")
-        for x, tile in zip(place, tiles, strict=True):
-            if tile is None:
-                draw.rectangle((x, y, x + side - 1, y + side - 1), EMPTY)
-            else:
-                how = Image.Resampling.LANCZOS
-                picture.paste(Image.fromarray(tile).resize((side, side), how), (x, y))
-    return picture
 
 
 def at_yaw(frames: Sequence[Frame], yaw: float) -> Frame | None:
@@ -97,12 +49,10 @@ def at_yaw(frames: Sequence[Frame], yaw: float) -> Frame | None:
     Raises:
         InputError: the frames have no cameras.
     """
-    if any(frame.world_to_camera is None for frame in frames):
+    angles = [frame.yaw_pitch for frame in frames]
+    if None in angles:
         raise InputError(f"{frames[0].image.parent}: no transforms.json tells the views' cameras")
-    poses = np.stack([frame.world_to_camera for frame in frames])
-    distance = cameras.angular_distance(
-        np.stack(cameras.yaw_pitch(poses), -1), np.array([yaw, 0.0])
-    )
+    distance = cameras.angular_distance(np.array(angles), np.array([yaw, 0.0]))
     return frames[int(distance.argmin())] if distance.min() < NEAR else None
 
 
@@ -112,10 +62,6 @@ def tile(frame: Frame | None, normals: bool = False) -> Tile:
         return None
     image, its_normals, _ = view_folders.load(frame, None)
     return to_uint8(its_normals if normals else image)
-
-
-def degrees(yaw: float) -> str:
-    return f"{yaw:+g}°" if yaw % 180.0 else f"{yaw:g}°"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -217,7 +163,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     one = figure("unconditional", unconditional, ALL_AROUND)
     one.add_argument("--checkpoint", type=path, required=True)
     one.add_argument("--count", type=cli.integer(1, 100), default=4, help="people (4)")
-    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--seed", type=cli.integer(), default=0)
     one.add_argument("--work", type=path, default=path("out/unconditional"), help="sample's --out")
     own, rest = (
         (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
@@ -234,9 +180,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _yaws(text: str) -> tuple[float, ...]:
-    yaws = tuple(float(part) for part in text.split(","))
-    if not np.isfinite(yaws).all() or len(yaws) > 48:
-        raise argparse.ArgumentTypeError(f"{text}: expected up to 48 angles")
+    try:
+        yaws = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        yaws = ()
+    if not yaws or not np.isfinite(yaws).all() or len(yaws) > 48:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 to 48 angles, such as -45,45,180")
     return yaws
 
 

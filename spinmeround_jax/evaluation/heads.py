@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import sys
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from spinmeround_jax import cameras
 from spinmeround_jax.cli import UsageError
+from spinmeround_jax.data.manifest import read_manifest
 from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.evaluation import frechet, losses, measures, models, sampling
 from spinmeround_jax.evaluation.measures import Score, Views
@@ -139,7 +141,12 @@ def run(args: argparse.Namespace) -> Result:
     )
     return Result(
         protocol="heads",
-        sentence=f"{protocol.count} held-out subjects, 7 anchors from the frontal view",
+        sentence="; ".join(
+            [
+                f"{protocol.count} held-out subjects, 7 anchors from the frontal view",
+                *protocol.unlike,
+            ]
+        ),
         subjects=protocol.names,
         views=[f"{yaw:g}°" for yaw, _ in cameras.anchors()],
         yaws=cameras.anchors()[:, 0],
@@ -170,6 +177,10 @@ class _Heads:
         self.candidates = [Candidate(item, args) for item in args.checkpoint]
         for candidate in self.candidates:
             candidate.check(self.size, args.data)
+        manifest = read_manifest(args.data)
+        self.unlike = [words for one in self.candidates for words in one.unlike(manifest)]
+        for words in self.unlike:
+            print(f"note: {words}", file=sys.stderr)
         self.instruments = measures.choose(args, self.size)
         self.wanted = self.instruments.wanted
         # The frontal view first: it is what the model is given.

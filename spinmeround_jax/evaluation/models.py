@@ -6,11 +6,13 @@ import argparse
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
 
 from spinmeround_jax import checkpoints
+from spinmeround_jax.data.manifest import told_to_weights
 from spinmeround_jax.diffusion.pipeline import Pipeline, check
 from spinmeround_jax.evaluation import parts
 from spinmeround_jax.evaluation.sampling import Variant, variants
@@ -69,6 +71,22 @@ class Candidate:
         """Raises ValueError where it makes other than the `size` pixels of `where`."""
         if (made := self.description.config.image_size) != size:
             raise ValueError(f"{self.directory} makes {made} px, {where} holds {size} px")
+
+    def unlike(self, manifest: Mapping[str, Any]) -> list[str]:
+        """In what the heads of a data set differ from those that the weights say they learnt."""
+        here, learnt, found = told_to_weights(manifest), self.description.provenance, []
+        framing, recogniser = learnt.get("framing"), learnt.get("recogniser")
+        if framing and framing != here["framing"]:
+            found.append(
+                f"{self.name} learnt heads framed {framing!r}, these are framed {here['framing']!r}"
+            )
+        names = [
+            one.get("name", "?") if isinstance(one, dict) else "no one known"
+            for one in (recogniser, here["recogniser"])
+        ]
+        if recogniser and recogniser != here["recogniser"]:
+            found.append(f"{self.name} learnt identities by {names[0]}, these are by {names[1]}")
+        return found
 
     def pipeline(self, variant: Variant, bar: tqdm) -> Pipeline:
         """Its pipeline, telling `bar`."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
+import dataclasses
 import io
 import json
-import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,7 +25,7 @@ from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, images, preview
 from spinmeround_jax.photo.landmarks import read_landmarks
 from spinmeround_jax.photo.pose import FRAMINGS
-from spinmeround_jax.photo.prepare import GENERATOR, Models, Options, Prepared, prepare
+from spinmeround_jax.photo.prepare import Models, Options, Prepared, is_ours, prepare
 
 DESCRIPTION = f"""Make portraits that `sample` takes from photos.
 
@@ -108,51 +114,69 @@ def find_photos(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     return list(names.values())
 
 
-def is_finished(folder: pathlib.Path, name: str) -> bool:
-    """Whether both files of this portrait are there and ours."""
-    return _is_ours(folder / f"{name}.json") and (folder / f"{name}.png").is_file()
+def is_finished(folder: pathlib.Path, name: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether both files of this portrait are there and ours, made of the same photo as `wanted` says.
 
-
-def _is_ours(record: pathlib.Path) -> bool:
-    try:
-        schema.read(record, schema.record({"generator": schema.one_of(GENERATOR)}))
-    except (OSError, ValueError):
+    Raises:
+        InputError: made of another photo or with other options, naming them.
+    """
+    record = folder / f"{name}.json"
+    if not (is_ours(record) and (folder / f"{name}.png").is_file()):
         return False
+    found = schema.read(record, schema.record({}, {"request": schema.mapping(schema.anything)}))
+    there = found.get("request", wanted)  # portraits from before it was kept do not say
+    if changes := schema.differences(there, wanted):
+        raise InputError(
+            f"{record}: is finished, made of another photo or with other options (there -> here: "
+            f"{'; '.join(changes[:5])}); --overwrite replaces it, or choose another --out"
+        )
     return True
 
 
-def write(folder: pathlib.Path, prepared: Prepared, with_preview: bool) -> None:
+def write(
+    folder: pathlib.Path, prepared: Prepared, with_preview: bool, request: Mapping[str, Any]
+) -> None:
     """Writes a portrait: each file whole or not at all, the JSON, which makes it finished, last.
+
+    Args:
+        request: what decided it, kept in the JSON.
 
     Raises:
         InputError: files of that name are there that we did not write.
     """
     image, record = folder / f"{prepared.name}.png", folder / f"{prepared.name}.json"
-    if (image.exists() or record.exists()) and not _is_ours(record):
+    if (image.exists() or record.exists()) and not is_ours(record):
         raise InputError(
             f"{prepared.path}: {image.name} or {record.name} is in the way in {folder}, not written "
             "by this program; move it, or choose another --out"
         )
     contents = [(image, _encoded(Image.fromarray(prepared.image), "PNG"))]
     if with_preview:
-        sheet = folder / "previews" / f"{prepared.name}.jpg"
+        sheet = _preview(folder, prepared.name)
         contents.append((sheet, _encoded(preview.draw(prepared), "JPEG")))
-    text = json.dumps(prepared.record(), indent=1, allow_nan=False)
+    about = {**prepared.record(), "request": request}
+    text = json.dumps(about, indent=1, allow_nan=False)
     record.unlink(missing_ok=True)  # not finished while its image is exchanged
     for path, content in (*contents, (record, text.encode())):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_bytes(content)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        files.write_atomically(path, content)
+
+
+def _preview(folder: pathlib.Path, name: str) -> pathlib.Path:
+    return folder / "previews" / f"{name}.jpg"
 
 
 def _encoded(image: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, quality=90)
     return buffer.getvalue()
+
+
+def _sha256(path: pathlib.Path) -> str | None:
+    try:
+        return files.sha256(path)
+    except OSError:  # told when it is read
+        return None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -166,27 +190,44 @@ def run(args: argparse.Namespace) -> int:
     given: dict[str, np.ndarray] = {}
     if args.landmarks:
         given = read_landmarks(args.landmarks)
-        for name in sorted(given.keys() - {photo.name for photo in photos}):
+        for name in sorted(given.keys() - {files.composed(photo.name) for photo in photos}):
             print(f"note: {args.landmarks}: {name} is not among the photos", file=sys.stderr)
-    todo = [p for p in photos if args.overwrite or not is_finished(args.out, p.stem)]
+    options = Options(args.face, args.framing, args.background, not args.no_identity)
+    common = {**dataclasses.asdict(options), "front_end": args.front_end}
+    if args.recognition:
+        common["recognition_sha256"] = _sha256(args.recognition)
+    requests = {}
+    for photo in photos:
+        points = given.get(files.composed(photo.name))
+        requests[photo] = {
+            **common,
+            "photo_sha256": _sha256(photo),
+            "landmarks": None if points is None else points.tolist(),
+        }
+    todo = [
+        photo
+        for photo, wanted in requests.items()
+        if args.overwrite
+        or not is_finished(args.out, photo.stem, wanted)
+        or (args.preview and not _preview(args.out, photo.stem).is_file())
+    ]
     if args.front_end == "mediapipe" and (args.recognition or args.allow_other_recognition):
         raise UsageError("--recognition: belongs to --front-end insightface; add that")
     models = Models(args.models, args.recognition, args.allow_other_recognition, args.front_end)
     # What is missing is told before any photo.
-    if any(photo.name not in given for photo in todo):
+    if any(files.composed(photo.name) not in given for photo in todo):
         _ = models.finder
     if todo and not args.no_identity and (models.has_recognition or not given):
         _ = models.recognition
-    options = Options(args.face, args.framing, args.background, not args.no_identity)
     written, failed = 0, 0
     for photo in todo:
         try:
-            prepared = prepare(photo, options, models, given.get(photo.name))
-            write(args.out, prepared, args.preview)
+            prepared = prepare(photo, options, models, given.get(files.composed(photo.name)))
+            write(args.out, prepared, args.preview, requests[photo])
         except (InputError, OSError) as error:
             failed += 1
             where = f"{photo}: " if isinstance(error, OSError) else ""
-            print(f"error: {where}{error}", file=sys.stderr)
+            print(f"error: {where}{cli.message(error)}", file=sys.stderr)
             continue
         written += 1
         for note in prepared.notes:

@@ -15,11 +15,13 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from spinmeround_jax.files import InputError
 
 MAX_PIXELS = 64_000_000  # 256 MB once decoded; today's telephones make 12 to 50 million
+# A PNG's text or profile may be as large as all of them together; the limit of one is 1 MB else (Pillow#8363).
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 # What a folder is searched for.
 SUFFIXES = (
@@ -136,6 +138,11 @@ def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
         raise InputError(f"{path}: {_too_large()}") from error
     except Exception as error:  # Pillow's decoders raise many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "MAX_TEXT" in reason:
+            raise InputError(
+                f"{path}: more than {PngImagePlugin.MAX_TEXT_MEMORY >> 20} MiB of text or colour profile "
+                "beside the pixels; save it again without metadata"
+            ) from error
         raise InputError(
             f"{path}: not a readable image, perhaps cut short; copy it again ({reason})"
         ) from error
@@ -153,10 +160,11 @@ def _decode(path: pathlib.Path, image: Image.Image, upright: bool) -> Picture:
         notes.append(f"{frames} frames or pages; only the first is used")
     image.load()
     turned = ImageOps.exif_transpose(image) if upright else image
+    profile = image.info.get("icc_profile")
     if turned.mode.startswith(("I", "F")):
         turned = _eight_bits(path, turned)
-    else:
-        turned, note = _to_srgb(turned)
+    if profile:
+        turned, note = _to_srgb(turned, profile)
         notes += [note] if note else []
     return Picture(np.asarray(turned.convert("RGBA")), tuple(notes))
 
@@ -172,19 +180,32 @@ def _eight_bits(path: pathlib.Path, image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8))
 
 
-def _to_srgb(image: Image.Image) -> tuple[Image.Image, str | None]:
-    """Applies an embedded colour profile (Display P3 of telephones, the press's CMYK)."""
-    profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
-        return image, None
-    wanted = "RGBA" if image.mode == "RGBA" else "RGB"
+def _to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None]:
+    """Applies a colour profile (Display P3 of telephones, the press's CMYK, a scanner's grey)."""
+    alpha = None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.profileToProfile(
+        space = source.profile.xcolor_space.strip()
+        if image.mode not in (
+            "RGB",
+            "RGBA",
+            "CMYK",
+        ):  # grey or a palette, perhaps with transparency
+            grey = image.mode in ("1", "L", "LA")
+            image = image.convert("RGBA")
+            alpha = image.getchannel("A")
+            image = image.convert("L" if grey and space == "GRAY" else "RGB")
+        wanted = "RGBA" if image.mode == "RGBA" else "RGB"
+        applied = ImageCms.profileToProfile(
             image, source, ImageCms.createProfile("sRGB"), outputMode=wanted
-        ), None
+        )
     except (ImageCms.PyCMSError, OSError, ValueError):
-        return image, "its colour profile cannot be read; taken for sRGB"
+        applied, note = image, "its colour profile cannot be read; taken for sRGB"
+    else:
+        note = None
+    if alpha is not None:
+        applied.putalpha(alpha)
+    return applied, note
 
 
 def _register_heif(path: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ import pathlib
 
 import numpy as np
 
-from spinmeround_jax import schema
+from spinmeround_jax import files, schema
 from spinmeround_jax.files import InputError
 
 MODEL_FILE = pathlib.Path(__file__).parent / "landmark_model.npz"
@@ -91,7 +91,7 @@ def build_model(heads: np.ndarray, modes: int) -> LandmarkModel:
 
 
 def read_landmarks(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Landmarks by hand: {"photo.jpg": [[x, y], ... 5 or 68 points]} -> (5 or 68, 2) by file name.
+    """Landmarks by hand: {"photo.jpg": [[x, y], ... 5 or 68 points]} -> (5 or 68, 2) by `composed` file name.
 
     Raises:
         InputError: no such file, or not of that form.
@@ -103,7 +103,7 @@ def read_landmarks(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: expected {form} ({error})") from error
     if not entries or any(len(points) not in (5, 68) for points in entries.values()):
         raise InputError(f"{path}: expected {form}")
-    return {name: np.array(points, np.float64) for name, points in entries.items()}
+    return {files.composed(name): np.array(points, np.float64) for name, points in entries.items()}
 
 
 _POINT = schema.array(schema.number(-1e6, 1e6), 2, 2)  # pixels

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 import spinmeround_jax
+from spinmeround_jax import schema
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, assets, face_resnet, images, mediapipe
 from spinmeround_jax.photo.align import Alignment
@@ -192,6 +193,15 @@ class Prepared:
             "background": self.background,
             "notes": list(self.notes),
         }
+
+
+def is_ours(record: pathlib.Path) -> bool:
+    """Whether this JSON file is a `Prepared.record`."""
+    try:
+        schema.read(record, schema.record({"generator": schema.one_of(GENERATOR)}))
+    except (OSError, ValueError):  # no JSON, or none of ours
+        return False
+    return True
 
 
 def prepare(

@@ -6,7 +6,7 @@ views/, normals/                 view_000_yaw+007.5_pitch+00.0.png ...
 turntable.webp                   views and normals side by side, moving
 transforms.json                  cameras (Nerfstudio's convention)
 truth.png                        known views of a rendered head, where they were given
-likeness.csv                     ArcFace similarity of each view to the input, where it is known
+likeness.csv                     similarity of each view to the input, by the recogniser of its identity
 settings.json                    everything needed to make this again
 """
 
@@ -82,14 +82,26 @@ class Heads:
         each = {k: v if k in shared or not len(v) else v[index] for k, v in values.items()}
         return Heads(**each)
 
-    def save(self, out: str | os.PathLike[str], normals_space: str = "world") -> pathlib.Path:
+    def save(
+        self,
+        out: str | os.PathLike[str],
+        normals_space: str = "world",
+        overwrite: bool = False,
+    ) -> pathlib.Path:
         """Write a folder for each head into `out`, and a page that shows all there; its path.
 
+        Args:
+            overwrite: replace earlier results of these names.
+
         Raises:
-            InputError: see `write_head`.
+            InputError: there are such and `overwrite` is False, before anything is written; or see
+                `write_head`.
         """
         out = pathlib.Path(out)
         names = self.names or [f"head_{i}" for i in range(len(self.images))]
+        for name in names if not overwrite else ():
+            if (folder := out / name_inside(name)).exists():
+                raise InputError(f"{folder}: is there; save elsewhere, or with overwrite=True")
         for i, name in enumerate(names):
             settings = self.settings[i] if self.settings else {}
             write_head(out / name_inside(name), self.head(i), settings, normals_space)

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from spinmeround_jax import schema
-from spinmeround_jax.files import InputError, explain
+from spinmeround_jax.files import InputError, explain, named
 from spinmeround_jax.photo import images
 
 NAME = "transforms.json"
@@ -177,7 +177,7 @@ def _find(path: pathlib.Path, name: Any, suffixes: Sequence[str]) -> pathlib.Pat
                     f"{path}: {name!r} is outside of {folder}; images must lie beside the file or below"
                 )
             for suffix in suffixes:
-                found = path.parent / (written + suffix)
+                found = named(path.parent, written + suffix)
                 if found.is_file() and found.resolve().is_relative_to(folder):
                     return found
         raise InputError(f"{path.parent / name}: no such file, but {path} names it")

@@ -42,9 +42,17 @@ class Reconstruction:
     drawn: views.Drawn
     report: dict[str, Any]
 
-    def save(self, folder: str | os.PathLike[str], with_mesh: bool = True) -> None:
-        """Write `folder`, see the module; one that is there is replaced."""
+    def save(
+        self, folder: str | os.PathLike[str], with_mesh: bool = True, overwrite: bool = False
+    ) -> None:
+        """Write `folder`, see the module.
+
+        Raises:
+            InputError: it is there and `overwrite` is False.
+        """
         folder = pathlib.Path(folder)
+        if folder.exists() and not overwrite:
+            raise InputError(f"{folder}: is there; save elsewhere, or with overwrite=True")
         write_folder(folder, self.gaussians, self.given, self.drawn, self.report, with_mesh)
 
 

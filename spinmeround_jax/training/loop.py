@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 import signal
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
-from spinmeround_jax import distributed, sharding
+from spinmeround_jax import cli, distributed, sharding
 from spinmeround_jax.checkpoints import Checkpoints
 from spinmeround_jax.training.optim import TrainState
 
@@ -99,9 +98,12 @@ def run(
             raise NotFiniteError(_not_finite(name, bad, batch_size, checkpoints.steps()))
 
     with contextlib.ExitStack() as stack:
-        stack.callback(checkpoints.wait)  # however this ends, what was saved gets to the disk
         signalled = stack.enter_context(_signals(several))
-        bar = stack.enter_context(_progress(name, start, steps, writer is not None))
+        # However this ends, what was saved gets to the disk, and a signal does not hinder it.
+        stack.callback(checkpoints.wait)
+        bar = stack.enter_context(
+            cli.progress(initial=start, total=steps, desc=name, unit="step", disable=writer is None)
+        )
         for step in range(start + 1, steps + 1):
             batch = next(loader)
             if step - 1 in skip:
@@ -135,6 +137,8 @@ def run(
             if step % cadence.sample == 0 or step == steps:
                 on_sample(state, step)
             clock += time.monotonic() - before  # neither is training time
+    if signalled and not several:  # of several processes, JAX still knows
+        raise Preempted(f"{name}: stopped after its last step, the checkpoint is written")
     return state
 
 
@@ -185,14 +189,6 @@ def _write(
         writer.add_scalar(f"{name}/{key}", value, step)
     figures = [f"{key} {value:.4g}" for key, value in values.items()]
     bar.write("  ".join([f"{name} {step}/{steps}", *figures, *filter(None, [remark])]))
-
-
-def _progress(name: str, start: int, steps: int, visible: bool) -> tqdm.tqdm:
-    patience = 1.0 if sys.stderr.isatty() else 60.0  # a log file needs no animation
-    return tqdm.tqdm(
-        initial=start, total=steps, desc=name, unit="step", disable=not visible,
-        mininterval=patience, maxinterval=patience,
-    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -19,28 +19,32 @@ from spinmeround_jax.data.subjects import HeldOut, Subject
 from spinmeround_jax.diffusion.networks import Networks
 from spinmeround_jax.models import Model, parameters
 from spinmeround_jax.photo.images import to_uint8
+from spinmeround_jax.results.sheet import degrees, sheet
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 SAMPLING_STEPS = 16
+NEAR = 4.0  # degrees within which a stored view is the truth of a sampled one
 
 
-def held_out(config: Config, count: int, views: int = 8) -> list[Subject]:
+def held_out(config: Config, count: int) -> list[Subject]:
     """The first subjects of the split not trained on (where there is none, of the one that is).
 
-    Each with the views that are drawn, as they are kept for the whole run: the most frontal one,
-    then `views` spread over all; normals in the model's frame.
+    Each with the views that are drawn, as they are kept for the whole run: the most frontal one, then
+    those nearest to an even turntable that begins there; normals in the model's frame.
     """
     directory = config.data.directory
     splits = read_manifest(directory)["splits"]
     split = next((name for name in splits if name != "train" and splits[name]), "train")
     subjects = HeldOut(directory, split)
+    ring = cameras.turntable(config.model.views)
     chosen = []
     for i in range(min(count, len(subjects))):
         angles = subjects.angles(i)
-        spread = np.linspace(0, len(angles) - 1, views).astype(int)
-        subject = subjects.load(i, [most_frontal(angles), *spread])
+        front = most_frontal(angles)
+        around = cameras.angular_distance(angles, (ring + angles[front])[:, None]).argmin(1)
+        subject = subjects.load(i, [front, *around])
         if config.model.normals_frame == "camera":
             normals = cameras.normals_to_camera(subject.normals, subject.world_to_camera)
             subject = dataclasses.replace(subject, normals=normals)
@@ -65,13 +69,16 @@ def reconstruct(
 
 def reconstructions(
     graphdef: nnx.GraphDef, params: parameters.Parameters, subjects: list[Subject]
-) -> np.ndarray:
-    """For each of `held_out` rows of images, their reconstructions, normals, and theirs: uint8."""
-    rows = []
+) -> Image.Image:
+    """For each of `held_out` rows of images, their reconstructions, normals, and theirs."""
+    rows, labels = [], []
     for subject in subjects:
-        for originals in (subject.images[1:], subject.normals[1:]):
+        for name, originals in (("images", subject.images[1:]), ("normals", subject.normals[1:])):
             rows += [originals, np.asarray(reconstruct(graphdef, params, originals))]
-    return grid(np.stack(rows))
+            labels += [name, "reconstructed"]
+    columns = [""] * len(rows[0])
+    tiles = [list(to_uint8(row)) for row in rows]
+    return sheet(tiles, labels, [("", len(columns))], columns, rows[0].shape[1])
 
 
 def anchors(
@@ -79,8 +86,10 @@ def anchors(
     params: dict[str, parameters.Parameters],
     config: Config,
     subjects: list[Subject],
-) -> np.ndarray:
-    """For each of `held_out` a row of images and one of normals: the frontal view, then a ring.
+) -> Image.Image:
+    """For each of `held_out` rows of images and normals, the frontal view then a ring, and the truth.
+
+    Truth is blank where no view is stored near enough.
 
     Args:
         params: whole, on one device of this process, see `sharding.gathered`.
@@ -111,24 +120,41 @@ def anchors(
         np.arange(count),
         np.zeros((count, 2), int),
     )
-    rows = [row for i in range(count) for row in networks.decode(latents[i], angles[i])]
-    return grid(np.stack(rows))
+    rows, labels = [], []
+    for i, subject in enumerate(subjects):
+        sampled = networks.decode(latents[i], angles[i])
+        truth = subject.images[1:], _counted_from(angles[i], subject, config)
+        stored = np.stack([subject.yaw, subject.pitch], axis=-1)
+        wanted = cameras.turntable(config.model.views) + stored[0]
+        near = cameras.angular_distance(stored[1:], wanted) < NEAR
+        for name, made, true in zip(("images", "normals"), sampled, truth, strict=True):
+            rows.append(list(to_uint8(made)))
+            rows.append(
+                [
+                    tile if is_near else None
+                    for tile, is_near in zip(to_uint8(true), near, strict=True)
+                ]
+            )
+            labels += [name, "true"]
+    columns = [degrees(yaw) for yaw in cameras.turntable(config.model.views)[:, 0]]
+    return sheet(rows, labels, [("", len(columns))], columns, config.model.image_size)
 
 
-def grid(images: np.ndarray) -> np.ndarray:
-    """(rows, columns, h, w, 3) in [-1, 1] -> (rows h, columns w, 3) uint8."""
-    rows, columns, height, width, channels = images.shape
-    joined = images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
-    return to_uint8(joined)
+def _counted_from(angles: np.ndarray, subject: Subject, config: Config) -> np.ndarray:
+    """(n, h, w, 3) true normals of the ring in the frame in which the (n, 2) angles are counted."""
+    normals, poses = subject.normals[1:], subject.world_to_camera[1:]
+    if config.model.normals_frame == "world":
+        normals = cameras.normals_to_camera(normals, poses)
+    return cameras.normals_to_world(normals, cameras.orbit(*angles.T))
 
 
 def write(
-    picture: np.ndarray, name: str, step: int, workdir: pathlib.Path, writer: SummaryWriter | None
+    picture: Image.Image, name: str, step: int, workdir: pathlib.Path, writer: SummaryWriter | None
 ) -> None:
-    """Write a uint8 picture to `workdir/samples/<name>_<step>.png`, in the first process only."""
+    """Write a picture to `workdir/samples/<name>_<step>.png`, in the first process only."""
     if writer is None:
         return
     folder = workdir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(folder / f"{name}_{step:07d}.png")
-    writer.add_image(name, picture, step, dataformats="HWC")
+    picture.save(folder / f"{name}_{step:07d}.png")
+    writer.add_image(name, np.asarray(picture), step, dataformats="HWC")

@@ -5,6 +5,7 @@ The one module that knows PyTorch and safetensors; both are imported when a file
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import pickle
@@ -15,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from spinmeround_jax import schema
 from spinmeround_jax.files import InputError
 
 SUFFIXES = (".ckpt", ".safetensors", ".bin", ".pt", ".pth")
+INDEX_SUFFIX = ".index.json"  # of what is split over several files, as Hugging Face's libraries do
 
 # Entries of a Lightning checkpoint beside its "state_dict", which say how to go on training.
 LIGHTNING_ENTRIES = frozenset(
@@ -40,6 +43,7 @@ class TensorFile:
         shapes, dtypes: by name; dtypes are numpy's ("float32") or "bfloat16".
         bookkeeping: entries of a Lightning checkpoint that are no weights.
         objects: entries that are no tensors.
+        shards: files that hold the tensors, where `path` is their index.
     """
 
     path: pathlib.Path
@@ -48,6 +52,7 @@ class TensorFile:
     bookkeeping: list[str]
     objects: list[str]
     _get: Callable[[str], np.ndarray]
+    shards: tuple[pathlib.Path, ...] = ()
 
     def read(self, name: str) -> np.ndarray:
         """The tensor in its own layout; bfloat16 comes as float32, which holds it exactly."""
@@ -58,18 +63,98 @@ class TensorFile:
 
 
 def open_file(path: pathlib.Path) -> TensorFile:
-    """Open a .safetensors file, or what torch.save wrote (.ckpt, .bin, .pt, .pth).
+    """Open safetensors, or what torch.save wrote, whatever the suffix says; or the index of several such.
 
     Raises:
         InputError: not such a file, damaged, unsafe, or a package is missing.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    if path.name.endswith(INDEX_SUFFIX):
+        return _open_shards(path)
     if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}")
-    if not path.stat().st_size:
-        raise InputError(f"{path}: empty, get the file again")
-    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
+        raise InputError(
+            f"{path}: expected a file ending in {', '.join((*SUFFIXES, INDEX_SUFFIX))}"
+        )
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(512)
+    if what := _not_weights(head):
+        raise InputError(f"{path}: {what}")
+    if _is_safetensors(head, size):
+        return _open_safetensors(path)
+    # A zip file since PyTorch 1.6; a tar file, or pickles one after the other, before.
+    if head.startswith((b"PK\x03\x04", b"\x80")) or head[257:262] == b"ustar":
+        return _open_torch(path, is_zip=head.startswith(b"PK"))
+    expected = "safetensors" if path.suffix == ".safetensors" else "a PyTorch file"
+    raise InputError(f"{path}: not {expected}, or damaged at its beginning; get it again")
+
+
+def _not_weights(head: bytes) -> str | None:
+    """What a file is that begins like this, if it is something often found in the place of weights."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        return "empty, get the file again"
+    if text.startswith(b"version https://git-lfs"):
+        return (
+            "a Git LFS pointer that stands for the weights; get them with `git lfs pull` in its "
+            "repository, or download the file itself"
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")):
+        return (
+            "a web page saved in the place of the weights; open it in a browser to see why (a login, "
+            "a licence to agree to, a wrong link), and download the file itself"
+        )
+    if text.startswith((b"{", b"[")):
+        return "JSON text, no weights; get the file itself"
+    if head.startswith(
+        (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")
+    ):
+        return "compressed; unpack it and give the file that was in it"
+    if head.startswith(b"\x89HDF"):
+        return "an HDF5 file (Keras), which is not read here; get the weights as .safetensors"
+    if head.startswith(b"GGUF"):
+        return "a GGUF file, of rounded weights; get the original ones as .safetensors"
+    if not head.strip(b"\0"):
+        return "begins with nothing but zeros: its download or copy was cut off; get it again"
+    return None
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    """Whether a file begins with the length of a JSON header, and the header."""
+    return 8 + int.from_bytes(head[:8], "little") <= size and head[8:9] == b"{"
+
+
+def _open_shards(path: pathlib.Path) -> TensorFile:
+    try:
+        where = schema.read(path, _INDEX)["weight_map"]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not an index of weights ({error})") from error
+    try:
+        shards = {name: open_file(path.with_name(name)) for name in sorted(set(where.values()))}
+    except InputError as error:
+        raise InputError(f"{error} (it is named in {path.name})") from error
+    for name, shard in where.items():
+        if name not in shards[shard].shapes:
+            raise InputError(
+                f"{shards[shard].path}: {name} is not in it, though {path.name} says so"
+            )
+    # What the index does not name is to be refused or left out like all else.
+    holders = {name: shard for shard in shards.values() for name in shard.shapes}
+    holders |= {name: shards[shard] for name, shard in where.items()}
+    return TensorFile(
+        path=path,
+        shapes={name: shard.shapes[name] for name, shard in holders.items()},
+        dtypes={name: shard.dtypes[name] for name, shard in holders.items()},
+        bookkeeping=sorted({name for shard in shards.values() for name in shard.bookkeeping}),
+        objects=[name for shard in shards.values() for name in shard.objects],
+        _get=lambda name: holders[name].read(name),
+        shards=tuple(shard.path for shard in shards.values()),
+    )
+
+
+_FILE_NAME = schema.text(r"(?!\.{1,2}$)[^/\\]+", longest=255)  # stays in this folder
+_INDEX = schema.record({"weight_map": schema.mapping(_FILE_NAME)})
 
 
 def _missing(package: str, path: pathlib.Path) -> InputError:
@@ -140,29 +225,30 @@ def _stand_in(name: str) -> tuple[type, str]:
     return (_Inert if name.startswith("numpy") else _InertMapping), name
 
 
-def _open_torch(path: pathlib.Path) -> TensorFile:
+def _open_torch(path: pathlib.Path, is_zip: bool) -> TensorFile:
     try:
         import torch
     except ImportError as error:
         raise _missing("torch", path) from error
-    with path.open("rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"  # since PyTorch 1.6; older files cannot be mapped
+    # Files before PyTorch 1.6 cannot be mapped, and by a suffix of safetensors PyTorch is misled.
+    mapped = is_zip and path.suffix != ".safetensors"
     try:
-        with warnings.catch_warnings():
+        with contextlib.ExitStack() as stack, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickle protocols: the reader decides
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
             with torch.serialization.safe_globals([_stand_in(name) for name in unknown]):
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+                file = path if mapped else stack.enter_context(path.open("rb"))
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path}: damaged, or it holds objects that cannot be read without running their code. "
-            "If you trust the file, write its weights alone in PyTorch: torch.save({'state_dict': "
-            "torch.load(OLD, weights_only=False)['state_dict']}, NEW). "
-            f"({str(error).splitlines()[0]})"
+            f"{path}: damaged, or a pickle of more than tensors, which could only be read by running "
+            "code that stands in it. Get the weights as .safetensors, or have the one who made the "
+            f"file write them alone: torch.save(model.state_dict(), NEW) ({_first_line(error)})"
         ) from error
     except Exception as error:  # zip, pickle and storage readers each have their own
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise InputError(f"{path}: damaged or no PyTorch file, get it again ({reason})") from error
+        raise InputError(
+            f"{path}: damaged or no PyTorch file, get it again ({_first_line(error)})"
+        ) from error
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected named tensors")
     bookkeeping: list[str] = []
@@ -191,6 +277,12 @@ def _open_torch(path: pathlib.Path) -> TensorFile:
         objects=sorted(name for name, value in entries if name not in tensors),
         _get=get,
     )
+
+
+def _first_line(error: Exception) -> str:
+    """Of PyTorch's advice, which goes on to turn off its safeguards."""
+    reason = (str(error) or repr(error)).splitlines()[0]
+    return reason.split(" (1)")[0].split("weights_only")[0].strip(" `,")
 
 
 def _entries(content: Any, prefix: str = "", depth: int = 9) -> Iterator[tuple[str, Any]]:

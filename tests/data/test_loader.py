@@ -4,6 +4,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -18,6 +20,7 @@ from spinmeround_jax.data.batch import Batch
 from spinmeround_jax.data.manifest import read_manifest, write_manifest
 from spinmeround_jax.files import InputError
 from tests.support.loaders import loader
+from tests.support.paths import ROOT
 from tests.support.synthetic_shards import SIZE, angles, pixels, unit_normals, write_dataset
 
 SUBJECTS, VIEWS = 6, 8  # stored; with 8 views around, views 3, 4 and 5 are within 50 degrees
@@ -254,6 +257,45 @@ def test_worker_processes_change_nothing(directory, tmp_path):
     with pytest.raises(InputError, match=rf"{bad.name}: record \d at byte \d+: .*checksum"):
         next(third)
     third.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(signal.SIGBUS, "--shm-size"), (signal.SIGKILL, "memory; try fewer config.data.workers")],
+)
+def test_a_worker_that_was_killed_is_told(directory, number, told):
+    batches = loader(directory, workers=1, prefetch=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, number)
+    with pytest.raises(InputError, match=told):
+        list(batches)
+    batches.close()
+
+
+ABANDONED = """
+import sys, time
+from tests.support.loaders import loader
+
+if __name__ == "__main__":
+    batches = loader(sys.argv[1], workers=1, prefetch=4)
+    next(batches)
+    time.sleep(1)
+    {end}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["batches.close()", "import os; os.kill(os.getpid(), 9)"])
+def test_batches_nobody_fetched_leave_neither_memory_nor_warnings(directory, tmp_path, end):
+    (tmp_path / "abandoned.py").write_text(ABANDONED.format(end=end))
+    before = set(os.listdir("/dev/shm"))
+    run = subprocess.run(
+        [sys.executable, str(tmp_path / "abandoned.py"), str(directory)], cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.stderr == ""
+    assert not set(os.listdir("/dev/shm")) - before
 
 
 def test_processes_share_each_batch(directory):

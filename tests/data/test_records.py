@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+import gzip
 import hashlib
 import io
 import json
@@ -521,6 +523,21 @@ def test_a_truncated_shard_is_named(shard, keep):
         index.read_views(1, [3, 4])
     with pytest.raises(InputError, match=r"record [89] at byte \d+: .*truncated"):
         shards.read_index(shard)  # the sidecar no longer fits, so it scans
+
+
+@pytest.mark.parametrize(
+    ("kind", "compress"),
+    [
+        ("GZIP", gzip.compress),
+        ("ZLIB", zlib.compress),
+        ("ZLIB", functools.partial(zlib.compress, level=1)),
+        ("ZLIB", functools.partial(zlib.compress, level=9)),
+    ],
+)
+def test_a_compressed_shard_is_told_to_be_one(shard, kind, compress):
+    shard.write_bytes(compress(shard.read_bytes()))
+    with pytest.raises(InputError, match=f"{shard.name}: compressed with {kind}"):
+        shards.read_index(shard)
 
 
 def test_a_shard_cut_between_records_is_refused(shard):

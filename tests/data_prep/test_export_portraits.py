@@ -28,6 +28,16 @@ def test_exported_portrait_is_read_with_identity_and_truth(tmp_path):
     np.testing.assert_allclose(portrait.truth.images[2] / 127.5 - 1, subject.images[12], atol=1e-2)
 
 
+def test_the_recogniser_of_the_identities_is_told(tmp_path):
+    data, out = synthetic_shards.write_rings(tmp_path / "heads"), tmp_path / "out"
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["identity"] = {"name": "a recogniser", "sha256": "7" * 64}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    assert export_portraits.main(["--data", str(data), "--subjects", "1", "--out", str(out)]) == 0
+    (path,) = portraits.find([out])
+    assert portraits.read_recognition(path) == "7" * 64
+
+
 @pytest.mark.parametrize("split, number", [("held_out", "2"), ("nobody", "0")])
 def test_what_is_not_there_is_named(tmp_path, capsys, split, number):
     data = synthetic_shards.write_rings(tmp_path / "heads")

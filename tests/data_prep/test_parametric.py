@@ -338,5 +338,6 @@ def test_too_few_training_views_are_wrong_usage(tmp_path, run_cli, capsys):
 
 @pytest.mark.parametrize("option", ["--seed", "--held-out"])
 def test_negative_numbers_are_wrong_usage(tmp_path, run_cli, option, capsys):
-    assert run_cli(tmp_path, option, "-1") == 2
-    assert "must not be negative" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run_cli(tmp_path, option, "-1")
+    assert "'-1': expected a whole number, at least 0" in capsys.readouterr().err

@@ -87,6 +87,13 @@ def test_any_views_are_grouped_and_padded():
         assert group.tolist() == unique + [unique[-1]] * (5 - len(unique))
 
 
+def test_observed_views_are_sampled_on_request():
+    known, trajectory = known_views(), cameras.turntable(48)
+    plan = view_groups.plan_views(known, trajectory, 5, resampled=1)
+    assert plan.reused[0] == -1 and (plan.reused >= 0).sum() == 7
+    assert 0 in plan.targets and plan.targets.shape == (10, 5)  # which costs no group
+
+
 def test_nothing_to_sample():
     plan = view_groups.plan_views(known_views(), cameras.anchors(), 5)
     assert plan.triplets.shape == (0, 3)

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import images
@@ -128,6 +128,100 @@ def test_colour_profiles(tmp_path):
     picture = images.read(tmp_path / "srgb.png")
     assert picture.notes == ()
     assert np.abs(picture.pixels[0, 0, :3] - np.array(RED, float)).max() <= 2
+
+
+def linear_profile(space):
+    """An ICC profile of version 2 in which values are proportional to light; primaries of sRGB."""
+
+    def xyz(*values):
+        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(v * 65536)) for v in values)
+
+    tags = {
+        b"desc": b"desc" + bytes(4) + struct.pack(">I", 2) + b"x\0" + bytes(78),
+        b"wtpt": xyz(0.9642, 1.0, 0.8249),
+    }
+    curve = b"curv" + bytes(4) + struct.pack(">I", 0)  # the identity
+    if space == b"GRAY":
+        tags[b"kTRC"] = curve
+    else:
+        tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+        tags |= {
+            b"rXYZ": xyz(0.4361, 0.2225, 0.0139),
+            b"gXYZ": xyz(0.3851, 0.7169, 0.0971),
+            b"bXYZ": xyz(0.1431, 0.0606, 0.7141),
+        }
+    table, data = b"", b""
+    start = 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        content += bytes(-len(content) % 4)
+        table += name + struct.pack(">II", start + len(data), len(content))
+        data += content
+    head = struct.pack(
+        ">I4sI4s4s4s", start + len(data), bytes(4), 0x02100000, b"mntr", space.ljust(4), b"XYZ "
+    )
+    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">iii", 63190, 65536, 54061) + bytes(48)
+    return head + struct.pack(">I", len(tags)) + table + data
+
+
+@pytest.mark.parametrize(
+    ("mode", "space"),
+    [
+        ("L", b"GRAY"), ("LA", b"GRAY"), ("I;16", b"GRAY"), ("1", b"GRAY"), ("P", b"RGB"),
+        ("PA", b"RGB"), ("RGB", b"RGB"), ("RGBA", b"RGB"), ("L", b"RGB"),
+    ],
+)  # fmt: skip
+def test_profiles_of_all_kinds_of_pixels_are_applied(tmp_path, mode, space):
+    # 129 of 255 in linear light is 188 in sRGB.
+    if mode == "I;16":
+        image = Image.fromarray(np.full((4, 4), 129 * 257, np.uint16))
+    elif mode == "1":
+        image = Image.new("1", (4, 4), 1)
+    else:
+        image = Image.new("RGBA" if mode.endswith("A") else "RGB", (4, 4), (129, 129, 129))
+        if mode == "P":
+            image = image.quantize()
+        elif mode == "PA":
+            image = image.convert("RGB").quantize()
+            image.info["transparency"] = 0
+        elif mode.endswith("A"):
+            image.putalpha(77)
+            image = image.convert(mode)
+        else:
+            image = image.convert(mode)
+    image.save(tmp_path / "a.png", icc_profile=linear_profile(space))
+    picture = images.read(tmp_path / "a.png")
+    assert picture.notes == ()
+    expected = 255 if mode == "1" else 188
+    assert np.abs(picture.pixels[..., :3].astype(int) - expected).max() <= 1
+    alpha = {"RGBA": 77, "LA": 77, "PA": 0}.get(mode, 255)
+    assert (picture.pixels[..., 3] == alpha).all()
+
+
+def test_a_profile_that_does_not_fit_the_pixels_is_told(tmp_path):
+    halves().save(tmp_path / "a.png", icc_profile=linear_profile(b"GRAY"))
+    picture = images.read(tmp_path / "a.png")
+    assert "taken for sRGB" in picture.notes[0] and tuple(picture.pixels[0, 0, :3]) == RED
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP"])
+def test_a_png_with_megabytes_of_text_is_sound(tmp_path, kind):
+    path, info, profile = tmp_path / "a.png", PngImagePlugin.PngInfo(), None
+    if kind == "iCCP":  # what follows a profile's last tag is padding
+        profile = linear_profile(b"RGB") + bytes(3 << 20)
+    else:
+        add = info.add_text if kind == "zTXt" else info.add_itxt
+        add("history", "edited " * (3 << 17), zip=True)
+    halves().save(path, pnginfo=info, icc_profile=profile)
+    assert images.read(path).pixels.shape == (24, 40, 4)
+    assert images.read_header(path).size == (40, 24)
+
+
+def test_a_png_that_unpacks_to_endless_text_is_told(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("history", "0" * (65 << 20), zip=True)
+    halves().save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises(InputError, match="64 MiB of text or colour profile"):
+        images.read(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("name", BAD_FILES)

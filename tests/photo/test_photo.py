@@ -1,6 +1,7 @@
 """The command that prepares photos: what it writes, and what bad input gets."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -89,6 +90,41 @@ def test_photos_with_landmarks_by_hand(command, tmp_path):
     assert "1 written, 1 skipped, 0 failed" in text
     code, text, _ = command(points, *options, "--overwrite")
     assert "2 written, 0 skipped, 0 failed" in text
+
+
+def test_finished_portraits_are_not_taken_for_those_of_other_options(command, tmp_path):
+    path, out = photo(tmp_path / "a.png"), tmp_path / "out"
+    points, other = {"a.png": five()}, tmp_path / "other"
+    other.mkdir()
+    photo(other / "a.png", (SIZE[0] + 8, SIZE[1]))
+    options = ["--keep-background"]
+    assert command(points, "--input", path, *options)[0] == 0
+    before = {name: (out / name).read_bytes() for name in files(out)}
+    for given, more, named in (
+        (path, ["--framing", "panohead"], "framing: 'canonical' -> 'panohead'"),
+        (path, ["--face", "2"], "face: 1 -> 2"),
+        (path, ["--front-end", "mediapipe"], "front_end: 'insightface' -> 'mediapipe'"),
+        (other / "a.png", [], "photo_sha256"),
+    ):
+        code, _, error = command(points, "--input", given, *options, *more)
+        assert code == 1 and named in error and "--overwrite" in error
+    code, _, error = command({"a.png": five(yaw=20.0)}, "--input", path, *options)
+    assert code == 1 and "landmarks" in error
+    assert {name: (out / name).read_bytes() for name in files(out)} == before
+    # A preview is not part of the portrait: it is added.
+    assert "1 written" in command(points, "--input", path, *options, "--preview")[1]
+    assert files(out) == ["a.json", "a.png", "previews/a.jpg"]
+    assert "1 skipped" in command(points, "--input", path, *options, "--preview")[1]
+    code, _, _ = command(points, "--input", path, *options, "--framing", "panohead", "--overwrite")
+    assert code == 0 and (out / "a.png").read_bytes() != before["a.png"]
+
+
+@pytest.mark.parametrize("on_disk, written", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_landmarks_of_names_with_accents(command, tmp_path, on_disk, written):
+    path = photo(tmp_path / unicodedata.normalize(on_disk, "Zoë.png"))
+    points = {unicodedata.normalize(written, "Zoë.png"): five()}
+    code, text, error = command(points, "--input", path, "--keep-background")
+    assert code == 0 and "1 written" in text and "not among" not in error
 
 
 def test_portraits_read_the_identity(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import unicodedata
 
 import numpy as np
 import pytest
@@ -206,6 +207,16 @@ def test_names_without_a_suffix(tmp_path, stem, suffix):
     about = write_set(tmp_path, [f"{stem}{i}.{suffix}" for i in range(3)])
     for frame in about["frames"]:
         frame["file_path"] = frame["file_path"].removesuffix(f".{suffix}")
+    save(tmp_path, about)
+    check_dots(tmp_path)
+
+
+@pytest.mark.parametrize("on_disk, written", [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
+def test_names_with_accents_however_they_are_composed(tmp_path, on_disk, written):
+    names = ["Zoë/é1.png", "Zoë/Ångström.png", "한국.png"]
+    about = write_set(tmp_path, [unicodedata.normalize(on_disk, name) for name in names])
+    for frame in about["frames"]:
+        frame["file_path"] = unicodedata.normalize(written, frame["file_path"])
     save(tmp_path, about)
     check_dots(tmp_path)
 

@@ -1,0 +1,33 @@
+"""Ctrl-C and SIGTERM while a command imports what it needs, which takes seconds, and at its very end.
+
+Imports next to nothing: what comes before it is where a signal still ends in a traceback.
+"""
+
+import os
+import signal
+import sys
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def end_on_signals(code: int = 130, exit_code_option: str = "") -> None:
+    """From now on a signal ends the process at once, with one line.
+
+    Signals that are ignored, as in the background of a script, stay so.
+
+    Args:
+        exit_code_option: of the command line, which holds another code.
+    """
+    for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        value = value if equals else following
+        if exit_code_option and name == exit_code_option and value.isdecimal():
+            code = min(int(value), 255)
+
+    def stop(number: int, frame: object) -> None:
+        os.write(2, b"stopped\n")
+        os._exit(code)
+
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
