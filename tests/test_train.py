@@ -42,7 +42,9 @@ def directory(tmp_path_factory):
 def final_state(workdir, config):
     """Arrays and loader state of the newest checkpoint of the diffusion model."""
     transform = optim.optimizer(config.optimizer, 6)
-    abstract = jax.eval_shape(lambda: optim.init(train.new_parameters(config), transform))
+    abstract = jax.eval_shape(
+        lambda: optim.init(train.trained_part(config, train.new_model(config)), transform)
+    )
     placement = sharding.replicated(sharding.make_mesh())
     model = checkpoints.load_model(workdir / "model").config  # with the latents' statistics
     config = dataclasses.replace(config, model=model)
