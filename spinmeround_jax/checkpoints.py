@@ -523,6 +523,7 @@ _RANGES = {
     "vocab_size": schema.integer(1, 1 << 24),
     "channel_mult": schema.array(_COUNT, 1, 16),
     "scale_factor": schema.number(1e-6, 1e6),
+    "linear_path": schema.boolean,
     "latent_mean": schema.array(schema.number(), 0, 512),
     "latent_std": schema.array(schema.number(1e-9), 0, 512),
 }
@@ -541,8 +542,13 @@ def _read_config(directory: Path, kind: str, cls: type) -> Any:
     if description["kind"] != kind:
         raise InputError(f"{path}: holds {description['kind']!r}, expected {kind!r}")
     values = description["config"]
+    # Fields that folders from before there was a choice do not have.
     if cls is ModelConfig:
-        values = {"normals_frame": "world", **values}  # folders from before there was a choice
+        values = {"normals_frame": "world", **values}
+        if isinstance(values.get("autoencoder"), dict):
+            values["autoencoder"] = {"linear_path": False, **values["autoencoder"]}
+    else:
+        values = {"linear_path": False, **values}
     try:
         return from_mapping(cls, _CONFIG(values, "config"))
     except ValueError as error:

@@ -112,7 +112,7 @@ class SamplingConfig:
     """Defaults of `sample` and of previews during training; the values are the paper's."""
 
     steps: int = 50
-    sampler: str = "euler"  # "euler" | "heun"
+    sampler: str = "euler"  # of `samplers.SAMPLERS`
     sigma_min: float = 0.002
     sigma_max: float = 700.0
     rho: float = 7.0

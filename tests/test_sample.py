@@ -542,6 +542,21 @@ def test_nothing_is_written_halfway(tmp_path, monkeypatch):
     assert layout.read_settings(tmp_path / "a")["seed"] == 1
 
 
+def test_heads_are_replaced_on_request_only(tmp_path):
+    head = invented(cameras.turntable(4))
+    shared = {"observed_angles", "anchor_angles", "trajectory"}
+    values = {field.name: getattr(head, field.name) for field in dataclasses.fields(head)}
+    heads = Heads(**{k: v if k in shared or not len(v) else v[None] for k, v in values.items()})
+    heads = dataclasses.replace(heads, names=("a",))
+    heads.save(tmp_path)
+    written = (tmp_path / "a" / layout.SETTINGS).stat().st_mtime_ns
+    with pytest.raises(InputError, match=r"a: is there.*overwrite=True"):
+        heads.save(tmp_path)
+    assert (tmp_path / "a" / layout.SETTINGS).stat().st_mtime_ns == written
+    heads.save(tmp_path, overwrite=True)
+    assert (tmp_path / "a" / layout.SETTINGS).stat().st_mtime_ns != written
+
+
 def test_values_that_are_not_finite_are_refused(tmp_path):
     head = invented(cameras.turntable(4))
     broken = dataclasses.replace(head, images=np.full_like(head.images, np.nan))

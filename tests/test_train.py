@@ -331,6 +331,7 @@ def test_a_config_that_cannot_be_read_is_told_in_one_line(tmp_path):
 
 def test_one_process_trains_in_a_folder(directory, tmp_path, capsys):
     command = ["--config=configs/quickstart.py", f"--config.data.directory={directory}"]
+    command += ["--process_count=1"]
     with files.lock(tmp_path / "checkpoints"):
         assert train.main([*command, f"--workdir={tmp_path}"]) == 1
     told = capsys.readouterr().err
@@ -341,6 +342,7 @@ def test_one_process_trains_in_a_folder(directory, tmp_path, capsys):
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, capsys):
     nowhere = tmp_path / "nowhere"
     command = ["--config=configs/quickstart.py", f"--config.data.directory={nowhere}"]
+    command += ["--process_count=1"]
     assert train.main([*command, f"--workdir={tmp_path / 'run'}"]) == 1
     assert "nowhere/manifest.json: no such file" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

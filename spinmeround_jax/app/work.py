@@ -249,7 +249,7 @@ class Studio:
             report("Writing splats and mesh", 1.0)
             folder = spun.folder.parents[1] / "splats" / spun.folder.name
             folder.parent.mkdir(exist_ok=True)
-            made.save(folder)
+            made.save(folder, overwrite=True)
         return Splats(folder, made.report["left_out"])
 
     def remove(self, spun: Spun | None) -> None:

@@ -7,11 +7,19 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 
 from spinmeround_jax.models.attention import attention
-from spinmeround_jax.models.layers import GroupNorm, Keys, ResidualBlock, conv, upsample_nearest
+from spinmeround_jax.models.layers import (
+    GroupNorm,
+    Keys,
+    ResidualBlock,
+    conv,
+    linear,
+    upsample_nearest,
+)
 
 NORM_EPSILON = 1e-6
 _block = functools.partial(ResidualBlock, time_width=None, norm_epsilon=NORM_EPSILON)
@@ -31,11 +39,16 @@ class AutoencoderConfig:
     latent_channels: int = 4
     scale_factor: float = 0.18215  # 1 / standard deviation of the latents
     norm_groups: int = 32
+    linear_path: bool = False  # see `LinearPath`; Stable Diffusion's has none
 
     def __post_init__(self) -> None:
         for width in self.widths:
             if width % self.norm_groups:
                 raise ValueError(f"norm_groups {self.norm_groups} does not divide width {width}")
+        if self.linear_path and self.latent_channels > 3 * self.downsampling**2:
+            raise ValueError(
+                f"linear_path: more latent_channels, {self.latent_channels}, than numbers in a block"
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -148,6 +161,47 @@ class Decoder(nnx.Module):
         return self.conv_out(self.norm_out(x, silu=True))
 
 
+class LinearPath(nnx.Module):
+    """A linear autoencoder of blocks of f x f pixels, to which encoder and decoder add.
+
+    It starts as the lowest frequencies of the blocks' cosine transform in luma and chroma, and is trained
+    with the rest, which starts at 0. So latents are ordered as pictures are (few large, coarse numbers,
+    many small, fine ones), and training starts at the quality of that transform: docs/results.md.
+    """
+
+    def __init__(self, block: int, channels: int, *, dtype: jnp.dtype, rngs: Keys):
+        basis = jnp.asarray(cosine_basis(block, channels))
+        common = {"dtype": dtype, "rngs": rngs}
+        self.block = block
+        self.encode = linear(*basis.shape, use_bias=False, kernel_init=lambda *_: basis, **common)
+        self.decode = linear(*basis.T.shape, kernel_init=lambda *_: basis.T, **common)
+
+    def latents(self, images: jax.Array) -> jax.Array:
+        """(n, h, w, 3) -> (n, h / f, w / f, z)."""
+        f = self.block
+        return self.encode(rearrange(images, "n (h i) (w j) c -> n h w (i j c)", i=f, j=f))
+
+    def images(self, latents: jax.Array) -> jax.Array:
+        """(n, h, w, z) -> (n, h f, w f, 3)."""
+        f = self.block
+        return rearrange(self.decode(latents), "n h w (i j c) -> n (h i) (w j) c", i=f, j=f)
+
+
+def cosine_basis(block: int, count: int) -> np.ndarray:
+    """(3 block^2, count) float32, orthonormal: cosine transform (DCT-II) of RGB blocks, coarsest first.
+
+    Chroma comes after luma of a frequency higher by 2: pictures hold less of it.
+    """
+    i = np.arange(block)
+    waves = np.cos(np.pi * (i + 0.5) * i[:, None] / block) * np.sqrt(2.0 / block)
+    waves[0] /= np.sqrt(2.0)
+    opponents = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+    basis = np.einsum("uy,vx,kc->yxcuvk", waves, waves, opponents).reshape(3 * block**2, -1)
+    u, v, k = np.meshgrid(i, i, np.arange(3), indexing="ij")
+    order = np.argsort((np.hypot(u, v) + 2.0 * (k > 0)).ravel(), kind="stable")
+    return basis[:, order[:count]].astype(np.float32)
+
+
 class Autoencoder(nnx.Module):
     """Images in [-1, 1] <-> latents, scaled to about unit variance except in `moments`."""
 
@@ -161,6 +215,17 @@ class Autoencoder(nnx.Module):
         self.quantize_in = conv(2 * z, 2 * z, 1, **common)
         self.quantize_out = conv(z, z, 1, **common)
         self.decoder = Decoder(config, **common)
+        self.linear_path = (
+            LinearPath(config.downsampling, z, **common) if config.linear_path else None
+        )
+        if config.linear_path:
+            # What the networks add starts at 0, the posterior with a standard deviation of 0.14.
+            for last, bias in (
+                (self.quantize_in, [0.0] * z + [-4.0] * z),
+                (self.decoder.conv_out, 0.0),
+            ):
+                last.kernel[...] = jnp.zeros_like(last.kernel[...])
+                last.bias[...] = jnp.zeros_like(last.bias[...]) + jnp.asarray(bias)
 
     def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Posterior of the unscaled latents.
@@ -174,6 +239,8 @@ class Autoencoder(nnx.Module):
         """
         moments = self.quantize_in(self.encoder(images)).astype(jnp.float32)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
+        if self.linear_path:
+            mean += self.linear_path.latents(images)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
     def encode(self, images: jax.Array) -> jax.Array:
@@ -192,4 +259,5 @@ class Autoencoder(nnx.Module):
 
     def decode_unscaled(self, latents: jax.Array) -> jax.Array:
         """As `decode`, for latents as `moments` returns them."""
-        return self.decoder(self.quantize_out(latents)).astype(jnp.float32)
+        images = self.decoder(self.quantize_out(latents)).astype(jnp.float32)
+        return images + self.linear_path.images(latents) if self.linear_path else images

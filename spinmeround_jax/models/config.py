@@ -65,8 +65,8 @@ class ModelConfig:
             views=8,
             rays="true",
             unet=UNetConfig(
-                in_channels=177,
-                out_channels=32,
+                in_channels=209,
+                out_channels=64,
                 model_channels=64,
                 channel_mult=(1, 2, 3),
                 res_blocks=1,
@@ -79,9 +79,10 @@ class ModelConfig:
             ),
             autoencoder=AutoencoderConfig(
                 channels=16,
-                channel_mult=(1, 2, 4, 4),
+                channel_mult=(1, 2, 6, 8),
                 res_blocks=1,
-                latent_channels=16,  # 4 reconstruct images at 25 dB only
+                latent_channels=32,
+                linear_path=True,
                 scale_factor=1.0,  # the statistics are folded into the weights
                 norm_groups=8,
             ),

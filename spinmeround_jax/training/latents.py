@@ -23,6 +23,8 @@ def statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """`latent_mean` and `latent_std`, 2 z numbers each, over batches with images.
 
+    One standard deviation for all channels of the images and one for those of the normals, the root of
+    their mean variance: fine detail keeps a small part in the latents, as it has in images, and in the loss.
     Every process computes them itself: give all the same batches.
     """
     graphdef, params = parameters.split(autoencoder)
@@ -35,7 +37,9 @@ def statistics(
 
     moments = [[np.asarray(x, np.float64) for x in sums(params, batch)] for batch in batches]
     mean, square = np.mean(moments, axis=0)
-    return tuple(mean.tolist()), tuple(np.sqrt(square - mean**2).tolist())
+    variance = (square - mean**2).reshape(2, -1)
+    std = np.sqrt(np.broadcast_to(variance.mean(axis=1, keepdims=True), variance.shape))
+    return tuple(mean.tolist()), tuple(std.ravel().tolist())
 
 
 def images_and_normals(batch: Batch) -> jax.Array:

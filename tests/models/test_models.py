@@ -380,3 +380,22 @@ def test_attention_equals_the_general_one(monkeypatch, causal, at_once):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), outcome(ours), expected
         )
+
+
+@pytest.mark.parametrize(("channels", "error"), [(12, 1e-5), (3, 0.01)])
+def test_linear_path_starts_as_the_cosine_transform(channels, error):
+    """All 12 coefficients of 2 x 2 blocks are the picture; its 3 coarsest, nearly a smooth grey one."""
+    config = dataclasses.replace(SMALL_AUTOENCODER, latent_channels=channels, linear_path=True)
+    autoencoder = Autoencoder(config, rngs=nnx.Rngs(0))
+    rows, columns = np.mgrid[:16, :16] / 16
+    images = np.stack([rows * columns] * 3, axis=-1)[None].astype(np.float32)
+    latents, log_variance = autoencoder.moments(images)
+    assert latents.shape == (1, 8, 8, channels) and (log_variance == -4).all()
+    assert abs(autoencoder.decode_unscaled(latents) - images).max() < error
+
+
+def test_linear_path_has_no_more_channels_than_a_block():
+    with pytest.raises(ValueError, match="13"):
+        AutoencoderConfig(
+            channels=8, channel_mult=(1, 2), norm_groups=4, latent_channels=13, linear_path=True
+        )
