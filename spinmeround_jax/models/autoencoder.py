@@ -165,7 +165,7 @@ class LinearPath(nnx.Module):
     """A linear autoencoder of blocks of f x f pixels, to which encoder and decoder add.
 
     It starts as the lowest frequencies of the blocks' cosine transform in luma and chroma, and is trained
-    with the rest, which starts at 0. So latents are ordered as pictures are (few large, coarse numbers,
+    with the rest, which starts at 0. So latents are ordered like images (few large, coarse numbers,
     many small, fine ones), and training starts at the quality of that transform: docs/results.md.
     """
 
@@ -190,7 +190,7 @@ class LinearPath(nnx.Module):
 def cosine_basis(block: int, count: int) -> np.ndarray:
     """(3 block^2, count) float32, orthonormal: cosine transform (DCT-II) of RGB blocks, coarsest first.
 
-    Chroma comes after luma of a frequency higher by 2: pictures hold less of it.
+    Chroma comes after luma of a frequency higher by 2: images have less of it.
     """
     i = np.arange(block)
     waves = np.cos(np.pi * (i + 0.5) * i[:, None] / block) * np.sqrt(2.0 / block)
