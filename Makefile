@@ -13,7 +13,7 @@ OUT ?= out/demo
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help setup demo test test-slow parity lint format clean
+.PHONY: help setup demo app test test-slow parity lint format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -34,6 +34,10 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 
 demo: setup ## portraits of unseen heads -> turntables, anchors, normals and a page, in out/demo
 	$(BIN)/python -m spinmeround_jax.sample --checkpoint weights/quickstart --input demo/portraits --out $(OUT)
+
+app: setup ## install Gradio; serve a page to drop photos into at http://127.0.0.1:7860
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[app]'
+	$(BIN)/python -m spinmeround_jax.app
 
 # A worker needs up to 1.5 GB; four at most, so that a laptop with 16 GB runs them.
 test: setup ## the fast tests (at most 15 minutes on 2 cores, no network)

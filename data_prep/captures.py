@@ -21,10 +21,10 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import os
 import pathlib
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -48,7 +48,7 @@ from data_prep.calibrated.views import (  # noqa: E402
 from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.workers import SubjectRejected, made  # noqa: E402
 from spinmeround_jax import cli  # noqa: E402
-from spinmeround_jax.files import InputError, write_atomically  # noqa: E402
+from spinmeround_jax.files import InputError, new_folder, write_atomically  # noqa: E402
 from spinmeround_jax.photo import (  # noqa: E402
     portraits,
 )
@@ -130,17 +130,11 @@ def write_capture(
     out: pathlib.Path, name: str, views: Sequence[View], embedding: np.ndarray, options: Options
 ) -> None:
     """The portrait's JSON, which makes a capture finished, comes last."""
-    folder, hidden = out / "views" / name, out / "views" / f".{name}.partial"
-    shutil.rmtree(hidden, ignore_errors=True)
-    (hidden / "images").mkdir(parents=True)
-    try:
+    with new_folder(out / "views" / name) as unfinished:
+        (unfinished / "images").mkdir()
         for view in views:
-            Image.fromarray(view.rgba).save(hidden / "images" / f"{view.name}.png")
-        transforms.write(hidden / transforms.NAME, transforms_views(views, options.size))
-        shutil.rmtree(folder, ignore_errors=True)
-        hidden.rename(folder)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+            Image.fromarray(view.rgba).save(unfinished / "images" / f"{view.name}.png")
+        transforms.write(unfinished / transforms.NAME, transforms_views(views, options.size))
     portrait = out / "portraits" / f"{name}.png"
     portrait.parent.mkdir(exist_ok=True)
     front, *others = views
@@ -157,12 +151,9 @@ def write_capture(
 
 
 def _save(path: pathlib.Path, pixels: np.ndarray) -> None:
-    hidden = path.with_name(f".{path.name}.partial")
-    try:
-        Image.fromarray(pixels).save(hidden, "PNG")
-        hidden.replace(path)
-    finally:
-        hidden.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
 
 
 def find(folder: pathlib.Path) -> list[str]:

@@ -6,6 +6,7 @@ NAME.truth.png  the true views in a row, their normals in a second row
 """
 
 import argparse
+import io
 import json
 import pathlib
 from collections.abc import Mapping
@@ -17,9 +18,9 @@ from PIL import Image
 from data_prep.rendering import viewpoints
 from spinmeround_jax import cli
 from spinmeround_jax.cli import UsageError
-from spinmeround_jax.data.manifest import read_manifest, told_to_weights
+from spinmeround_jax.data.manifest import provenance_of, read_manifest
 from spinmeround_jax.data.subjects import HeldOut
-from spinmeround_jax.files import InputError
+from spinmeround_jax.files import InputError, name_inside, write_atomically
 from spinmeround_jax.photo.images import to_uint8
 
 EXAMPLES = """example, which made demo/portraits:
@@ -44,11 +45,15 @@ def export(
             f"{index.path}: view 0 of {subject.subject} is not frontal; render with --views 8+"
         )
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{subject.subject}.png"
-    path.write_bytes(frontal.image)
+    path = out / f"{name_inside(subject.subject)}.png"
+    if path.exists() and path.read_bytes() != frontal.image:
+        raise InputError(f"{path}: another picture is in the way; choose another --out")
+    write_atomically(path, frontal.image)
     rows = [np.concatenate(list(views), axis=1) for views in (subject.images, subject.normals)]
     pixels = to_uint8(np.concatenate(rows))
-    Image.fromarray(pixels).save(path.with_suffix(".truth.png"), optimize=True)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    write_atomically(path.with_suffix(".truth.png"), buffer.getvalue())
     description = {
         "source": frontal.source,
         "license": frontal.license,
@@ -56,13 +61,13 @@ def export(
         **({"recognition": recogniser} if recogniser else {}),
         "truth": [{"yaw": float(yaw), "pitch": float(pitch)} for yaw, pitch in angles],
     }
-    path.with_suffix(".json").write_text(json.dumps(description, indent=None))
+    write_atomically(path.with_suffix(".json"), json.dumps(description).encode())
     return path
 
 
 def run(args: argparse.Namespace) -> None:
     portraits = HeldOut(args.data, args.split)
-    recogniser = told_to_weights(read_manifest(args.data))["recogniser"]
+    recogniser = provenance_of(read_manifest(args.data))["recogniser"]
     for number in args.subjects:
         if number >= len(portraits):
             raise UsageError(

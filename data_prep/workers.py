@@ -82,5 +82,9 @@ def made(
                 pool.submit(_make_in_worker, name) for name in itertools.islice(remaining, 1)
             )
             yield result
+    except BaseException:  # an error, Ctrl-C, or a SIGTERM, which reaches this process alone
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error, do not make the rest first
+        pool.shutdown(cancel_futures=True)

@@ -449,7 +449,7 @@ def test_what_is_not_ours_stays(command, tmp_path):
     (tmp_path / "out" / "a" / "letter.txt").write_text("dear")
     path = portrait(tmp_path / "a.png")
     code, _, error = command("--input", path, "--yaw-pitch", "0,0", "--overwrite")
-    assert code == 1
+    assert code == 2
     assert "not written by this program" in error
     assert (tmp_path / "out" / "a" / "letter.txt").read_text() == "dear"
     (tmp_path / "out" / "index.html").write_text("my home page")
@@ -540,6 +540,21 @@ def test_nothing_is_written_halfway(tmp_path, monkeypatch):
             head_folder.write_head(tmp_path / name, invented(trajectory), {"seed": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert layout.read_settings(tmp_path / "a")["seed"] == 1
+
+
+def test_heads_are_replaced_on_request_only(tmp_path):
+    head = invented(cameras.turntable(4))
+    shared = {"observed_angles", "anchor_angles", "trajectory"}
+    values = {field.name: getattr(head, field.name) for field in dataclasses.fields(head)}
+    heads = Heads(**{k: v if k in shared or not len(v) else v[None] for k, v in values.items()})
+    heads = dataclasses.replace(heads, names=("a",))
+    heads.save(tmp_path)
+    written = (tmp_path / "a" / layout.SETTINGS).stat().st_mtime_ns
+    with pytest.raises(InputError, match=r"a: is there.*overwrite=True"):
+        heads.save(tmp_path)
+    assert (tmp_path / "a" / layout.SETTINGS).stat().st_mtime_ns == written
+    heads.save(tmp_path, overwrite=True)
+    assert (tmp_path / "a" / layout.SETTINGS).stat().st_mtime_ns != written
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):

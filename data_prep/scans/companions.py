@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pathlib
 import re
-import unicodedata
 
-from spinmeround_jax.files import InputError
+from spinmeround_jax.files import InputError, composed
 
 
 def find(mesh: pathlib.Path, name: str) -> pathlib.Path:
@@ -55,4 +54,4 @@ def _walk(mesh: pathlib.Path, name: str, steps: list[str]) -> pathlib.Path | Non
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    return composed(name).casefold()

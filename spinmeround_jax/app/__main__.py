@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import os
 import pathlib
-import signal
 import sys
 import tempfile
 import time
@@ -84,7 +88,6 @@ def run(args: argparse.Namespace) -> int:
     names = [folder.resolve().name for folder in args.checkpoint]
     if len(set(names)) < len(names):
         raise UsageError("--checkpoint: two folders have the same name; rename one")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary files go then, too
     with tempfile.TemporaryDirectory(prefix="spinmeround-") as folder:
         # Gradio reads these when it is imported: uploads go where they are removed, nothing is reported.
         os.environ["GRADIO_TEMP_DIR"] = str(pathlib.Path(folder, "uploads"))

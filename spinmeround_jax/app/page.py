@@ -271,7 +271,9 @@ def build(studio: Studio) -> gr.Blocks:
             return {
                 taken: chosen,
                 which: gr.update(
-                    choices=list(range(1, len(chosen) + 1)), value=1, visible=len(chosen) > 1
+                    choices=list(range(1, len(chosen) + 1)),
+                    value=1 if chosen else None,
+                    visible=len(chosen) > 1,
                 ),
                 **shown(Shot(pathlib.Path())),
             }

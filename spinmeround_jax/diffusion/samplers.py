@@ -1,7 +1,7 @@
 """ODE samplers: short functions of (denoise, x, sigmas), looped by `lax.scan`.
 
-`denoise(x, sigma)` estimates the clean sample from x at the scalar noise level sigma. No model is
-known here. `x` starts as sigmas[0]-level noise; the result is at sigmas[-1], which is 0.
+`denoise(x, sigma)` estimates the clean sample from x at the scalar noise level sigma. `x` starts as noise
+of level sigmas[0]; the result is at sigmas[-1], which is 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def initial_noise(noise: jax.Array, sigmas: jax.Array) -> jax.Array:
-    """Unit noise times sqrt(1 + sigma_0^2), the released starting point of every sampler."""
+    """Unit noise times sqrt(1 + sigma_0^2), as every sampler of the release starts."""
     return noise * jnp.sqrt(1.0 + sigmas[0] ** 2)
 
 
@@ -48,9 +48,56 @@ def heun(denoise: Denoise, x: jax.Array, sigmas: jax.Array) -> jax.Array:
     return euler(denoise, x, pairs[-1])
 
 
+def dpm_solver(denoise: Denoise, x: jax.Array, sigmas: jax.Array) -> jax.Array:
+    """DPM-Solver++(2M): second-order steps in log sigma, from this estimate and the one before.
+
+    Algorithm 2 of Lu et al., arXiv 2211.01095, with alpha = 1: noise is added and nothing shrinks. One
+    evaluation per step. The first step is first-order, and so is the last, to sigma = 0.
+    """
+    return _multistep(denoise, x, sigmas, correct=False)
+
+
+def unipc(denoise: Denoise, x: jax.Array, sigmas: jax.Array) -> jax.Array:
+    """UniPC of order 2, B2(h): `dpm_solver`'s steps, each corrected by the estimate at its end.
+
+    Algorithms 7 and 8 of Zhao et al., arXiv 2302.04867, with alpha = 1. One evaluation per step, since that
+    estimate serves the next step, too. The step to sigma = 0 is not corrected.
+    """
+    return _multistep(denoise, x, sigmas, correct=True)
+
+
+def _multistep(denoise: Denoise, x: jax.Array, sigmas: jax.Array, correct: bool) -> jax.Array:
+    """In lambda = -log sigma. Of each step: h its length, d that of the step before, infinite if none."""
+
+    def step(carry: tuple[jax.Array, ...], pair: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+        x, last_x, last, slope, last_sigma, d = carry
+        sigma, next_sigma = pair
+        clean = denoise(x, sigma)
+        h = jnp.log(last_sigma / sigma)
+        if correct:
+            shrunk = -jnp.expm1(-h)
+            b1 = 1.0 / shrunk - 1.0 / h
+            b2 = 1.0 / shrunk - 2.0 / h * b1
+            older = jnp.where(jnp.isinf(d), 0.0, (b1 - b2) / (1.0 + d / h))
+            ahead = last + older * h * slope + (b1 - older) * (clean - last)
+            corrected = sigma / last_sigma * last_x + shrunk * ahead
+            x = jnp.where(jnp.isinf(last_sigma), x, corrected)
+        slope = (clean - last) / h  # of the estimates over lambda; 0 at first, where h is infinite
+        ratio = next_sigma / sigma
+        length = jnp.where(next_sigma > 0.0, jnp.log(sigma / next_sigma), 0.0)
+        next_x = ratio * x + (1.0 - ratio) * (clean + 0.5 * length * slope)
+        return (next_x, x, clean, slope, sigma, h), None
+
+    nothing, infinite = jnp.zeros_like(x), jnp.full_like(jnp.asarray(sigmas)[0], jnp.inf)
+    carry = (x, x, nothing, nothing, infinite, infinite)
+    return jax.lax.scan(step, carry, _pairs(sigmas))[0][0]
+
+
 SAMPLERS: dict[str, Callable[[Denoise, jax.Array, jax.Array], jax.Array]] = {
     "euler": euler,
     "heun": heun,
+    "dpm_solver": dpm_solver,
+    "unipc": unipc,
 }
 
 

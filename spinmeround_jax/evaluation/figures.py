@@ -49,12 +49,10 @@ def at_yaw(frames: Sequence[Frame], yaw: float) -> Frame | None:
     Raises:
         InputError: the frames have no cameras.
     """
-    if any(frame.world_to_camera is None for frame in frames):
+    angles = [frame.yaw_pitch for frame in frames]
+    if None in angles:
         raise InputError(f"{frames[0].image.parent}: no transforms.json tells the views' cameras")
-    poses = np.stack([frame.world_to_camera for frame in frames])
-    distance = cameras.angular_distance(
-        np.stack(cameras.yaw_pitch(poses), -1), np.array([yaw, 0.0])
-    )
+    distance = cameras.angular_distance(np.array(angles), np.array([yaw, 0.0]))
     return frames[int(distance.argmin())] if distance.min() < NEAR else None
 
 

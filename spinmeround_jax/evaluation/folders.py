@@ -41,9 +41,8 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def _front(frame: Frame) -> bool:
-    if frame.world_to_camera is None:
-        return False
-    return bool(np.abs(cameras.yaw_pitch(frame.world_to_camera)).max() < cameras.SAME_VIEW)
+    angles = frame.yaw_pitch
+    return angles is not None and max(map(abs, angles)) < cameras.SAME_VIEW
 
 
 def named(item: str) -> tuple[str, pathlib.Path]:
@@ -255,7 +254,7 @@ def _along_ring(
         return {}
     together = _stacked(views)
     poses = np.stack([frame.world_to_camera for frame in frames])
-    yaws = cameras.yaw_pitch(poses)[0] % 360.0
+    yaws = np.array([frame.yaw_pitch[0] for frame in frames]) % 360.0
     order = np.argsort(yaws, kind="stable")
     if np.diff(np.append(yaws[order], yaws[order[0]] + 360.0)).max() > GAP:
         return {}
@@ -283,9 +282,9 @@ def _yaws(subjects: list[_Subject], names: list[str]) -> np.ndarray | None:
     seen: dict[str, list[float]] = {name: [] for name in names}
     for subject in subjects:
         for frame in subject.truth:
-            if frame.world_to_camera is None:
+            if (angles := frame.yaw_pitch) is None:
                 return None
-            seen[frame.name].append(float(cameras.yaw_pitch(frame.world_to_camera)[0]))
+            seen[frame.name].append(angles[0])
     yaws = []
     for values in seen.values():
         turned = (np.array(values) - values[0] + 180.0) % 360.0 - 180.0
@@ -296,9 +295,9 @@ def _yaws(subjects: list[_Subject], names: list[str]) -> np.ndarray | None:
 
 
 def _label(frame: Frame) -> str:
-    if frame.world_to_camera is None:
+    if (angles := frame.yaw_pitch) is None:
         return frame.name
-    yaw, pitch = (round(float(x)) + 0 for x in cameras.yaw_pitch(frame.world_to_camera))
+    yaw, pitch = map(round, angles)
     return f"{yaw}°" + (f", up {pitch}°" if pitch else "")
 
 

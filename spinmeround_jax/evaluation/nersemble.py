@@ -10,7 +10,6 @@ import argparse
 import importlib.resources
 import json
 import pathlib
-import shutil
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +25,7 @@ from spinmeround_jax.evaluation.parts import environment, stamp_of
 from spinmeround_jax.evaluation.results import Result
 from spinmeround_jax.evaluation.sampling import Variant
 from spinmeround_jax.evaluation.view_folders import Frame
-from spinmeround_jax.files import InputError
+from spinmeround_jax.files import InputError, new_folder
 from spinmeround_jax.photo import portraits
 from spinmeround_jax.photo.images import to_uint8
 from spinmeround_jax.results import transforms
@@ -173,18 +172,15 @@ def _write(
     folder: pathlib.Path, frames: list[Frame], images: np.ndarray, made_of: dict[str, Any]
 ) -> None:
     """Views under the truth's names and cameras, whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "views").mkdir(parents=True)
     size = images.shape[1]
     views = []
-    for frame, pixels in zip(frames, to_uint8(images), strict=True):
-        name = f"views/{frame.name}.png"
-        Image.fromarray(pixels).save(partial / name)
-        focal = frames[0].focal * size
-        camera = transforms.Intrinsics((focal, focal), (size / 2, size / 2), (size, size))
-        views.append(transforms.View(name, frame.world_to_camera, camera))
-    transforms.write(partial / transforms.NAME, views)
-    (partial / MADE_OF).write_text(json.dumps(made_of))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with new_folder(folder) as unfinished:
+        (unfinished / "views").mkdir()
+        for frame, pixels in zip(frames, to_uint8(images), strict=True):
+            name = f"views/{frame.name}.png"
+            Image.fromarray(pixels).save(unfinished / name)
+            focal = frames[0].focal * size
+            camera = transforms.Intrinsics((focal, focal), (size / 2, size / 2), (size, size))
+            views.append(transforms.View(name, frame.world_to_camera, camera))
+        transforms.write(unfinished / transforms.NAME, views)
+        (unfinished / MADE_OF).write_text(json.dumps(made_of))

@@ -16,22 +16,38 @@ from spinmeround_jax import cameras
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import images
 from spinmeround_jax.results import transforms
+from spinmeround_jax.splats import scene
 
 SAME_CAMERA = 1.0  # degrees between two cameras that show the same view
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A view on disk. name: its file's, without suffix. known: its cameras and other files, or None."""
+    """A view on disk.
+
+    name: its file's, without suffix. known: its cameras and other files, or None. to_y: (3, 3) rotation that
+    brings the up of its world to y.
+    """
 
     name: str
     image: pathlib.Path
     known: transforms.Frame | None = None
+    to_y: np.ndarray = dataclasses.field(default_factory=lambda: np.eye(3))
 
     @property
     def world_to_camera(self) -> np.ndarray | None:
         """(4, 4) OpenGL, None where nobody says."""
         return None if self.known is None else self.known.world_to_camera
+
+    @property
+    def yaw_pitch(self) -> tuple[float, float] | None:
+        """In degrees as in `cameras.orbit`, in a world with y up; None where nobody says."""
+        if self.known is None:
+            return None
+        pose = np.array(self.world_to_camera, np.float64)
+        pose[:3, :3] = pose[:3, :3] @ self.to_y.T
+        yaw, pitch = cameras.yaw_pitch(pose)
+        return float(yaw), float(pitch)
 
     @property
     def focal(self) -> float:
@@ -86,7 +102,21 @@ def read_frames(folder: pathlib.Path) -> list[Frame]:
     read = transforms.read(folder)
     read.refuse_distortion()
     names = transforms.unique_names([frame.image for frame in read.frames])
-    return [Frame(name, known.image, known) for name, known in zip(names, read.frames, strict=True)]
+    to_y = _to_y(read)
+    return [
+        Frame(name, known.image, known, to_y)
+        for name, known in zip(names, read.frames, strict=True)
+    ]
+
+
+def _to_y(read: transforms.Transforms) -> np.ndarray:
+    """Rotation of the world to y up; none where up is neither said nor, by the cameras, one of the axes."""
+    try:
+        rotation, _ = scene.up_rotation(read, "auto")
+    except InputError:
+        return np.eye(3)
+    is_axis = np.isclose(abs(rotation).max(axis=1), 1.0, atol=1e-6).all()
+    return rotation if read.up is not None or is_axis else np.eye(3)
 
 
 def matches(truth: list[Frame], made: list[Frame], by: str | None, where: str) -> list[int | None]:

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5's image autoencoder; normals pass through it as RGB images."""
+"""Stable Diffusion 1.5's image autoencoder; normal maps are encoded as RGB images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AutoencoderConfig:
     """Shape of the autoencoder.
 
     Raises:
-        ValueError: when `norm_groups` does not divide the width of a level.
+        ValueError: `norm_groups` does not divide the width of a level.
     """
 
     channels: int = 128
@@ -109,7 +109,7 @@ class Encoder(nnx.Module):
                 width = level_width
             self.levels.append(blocks)
             if level != len(widths) - 1:
-                # The one asymmetric padding of the model: a pixel below and to the right only.
+                # The only asymmetric padding of the model: a pixel below and to the right.
                 padding = ((0, 1), (0, 1))
                 self.downsamples.append(conv(width, width, 3, strides=2, padding=padding, **common))
         self.middle = Middle(width, groups, **common)
@@ -201,7 +201,7 @@ def cosine_basis(block: int, count: int) -> np.ndarray:
 
 
 class Autoencoder(nnx.Module):
-    """Images in [-1, 1] <-> latents. Outside of here latents are scaled to about unit variance."""
+    """Images in [-1, 1] <-> latents, scaled to about unit variance except in `moments`."""
 
     def __init__(
         self, config: AutoencoderConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs

@@ -33,11 +33,11 @@ def _is_product_with_weights(primitive: jax.extend.core.Primitive, *args: Any, *
     )
 
 
-# By how much is kept of a residual block and its transformer for the backward pass.
+# What the backward pass recomputes of a residual block and its transformer.
 REMAT: dict[str, Callable[[Callable], Callable]] = {
-    "nothing": lambda block: block,  # all is kept
+    "nothing": lambda block: block,
     "elementwise": functools.partial(jax.checkpoint, policy=_is_product_with_weights),
-    "blocks": jax.checkpoint,  # the block's input is kept: least memory, a third more arithmetic
+    "blocks": jax.checkpoint,  # stores block inputs only: least memory, a third more arithmetic
 }
 
 
@@ -46,7 +46,7 @@ class UNetConfig:
     """Shape of the UNet. Level l works at 1 / 2^l of the latent resolution.
 
     Raises:
-        ValueError: when widths, groups, heads and levels do not fit together.
+        ValueError: widths, groups, heads and levels do not fit together.
     """
 
     in_channels: int = 153  # noisy latents 8 + raymap 144 + mask 1
@@ -137,7 +137,7 @@ class MultiViewUNet(nnx.Module):
         self.time_embedding = TimeEmbedding(config.model_channels, config.time_width, **common)
         self.conv_in = conv(config.in_channels, config.model_channels, 3, **common)
 
-        # `skips` follows the stack of activations the way down leaves for the way up.
+        # `skips` are the widths of the activations that the way down leaves for the way up.
         width, skips = config.model_channels, [config.model_channels]
         self.down, self.downsamples = nnx.List(), nnx.List()
         for level, level_width in enumerate(widths):
@@ -180,7 +180,7 @@ class MultiViewUNet(nnx.Module):
             x: (b, v, h, w, in_channels); h and w divisible by 2^(levels - 1).
             c_noise: (b,), or (b, v) for a noise level per view.
             context: (b, t, context_dim) shared by the views, or (b, v, t, context_dim).
-            how: changes time and memory only. Where it splits the views, v counts those that are here.
+            how: changes time and memory only. If it splits the views, v counts those of this device.
 
         Returns:
             (b, v, h, w, out_channels) float32.

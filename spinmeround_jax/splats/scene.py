@@ -200,7 +200,7 @@ def load(path: str | pathlib.Path, background: np.ndarray | None = None, up: str
     """
     given = transforms.read(pathlib.Path(path))
     intrinsics = _shared_intrinsics(given)
-    turned, told = _up_rotation(given, up)
+    turned, told = up_rotation(given, up)
     poses = np.stack([frame.world_to_camera for frame in given.frames])
     poses, applied = _moved(poses, turned)
     background = np.ones(3) if background is None else np.asarray(background, np.float64)
@@ -281,8 +281,12 @@ def _shared_intrinsics(given: transforms.Transforms) -> Intrinsics:
 # Which way is up
 
 
-def _up_rotation(given: transforms.Transforms, up: str) -> tuple[np.ndarray, str]:
-    """(3, 3) rotation of the file's world that brings its up to y, and what to tell about it."""
+def up_rotation(given: transforms.Transforms, up: str) -> tuple[np.ndarray, str]:
+    """(3, 3) rotation of the file's world that brings its up to y, and what to tell about it.
+
+    Raises:
+        InputError: `up` is "auto", the file does not say, and it cannot be seen from the cameras.
+    """
     if up != "auto":
         return rotation_to_y(AXES[up]), f"{up}, as given"
     if given.up is not None:

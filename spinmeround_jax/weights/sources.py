@@ -5,6 +5,7 @@ The one module that knows PyTorch and safetensors; both are imported when a file
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import pickle
@@ -229,13 +230,15 @@ def _open_torch(path: pathlib.Path, is_zip: bool) -> TensorFile:
         import torch
     except ImportError as error:
         raise _missing("torch", path) from error
+    # Files before PyTorch 1.6 cannot be mapped, and by a suffix of safetensors PyTorch is misled.
+    mapped = is_zip and path.suffix != ".safetensors"
     try:
-        with warnings.catch_warnings():
+        with contextlib.ExitStack() as stack, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickle protocols: the reader decides
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
             with torch.serialization.safe_globals([_stand_in(name) for name in unknown]):
-                # Files before PyTorch 1.6 cannot be mapped.
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+                file = path if mapped else stack.enter_context(path.open("rb"))
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: damaged, or a pickle of more than tensors, which could only be read by running "

@@ -38,6 +38,16 @@ def test_the_recogniser_of_the_identities_is_told(tmp_path):
     assert portraits.read_recognition(path) == "7" * 64
 
 
+def test_another_picture_of_that_name_stays(tmp_path, capsys):
+    data, out = synthetic_shards.write_rings(tmp_path / "heads"), tmp_path / "out"
+    arguments = ["--data", str(data), "--subjects", "1", "--out", str(out)]
+    assert export_portraits.main(arguments) == export_portraits.main(arguments) == 0
+    (path,) = portraits.find([out])
+    path.write_bytes(b"mine")
+    assert export_portraits.main(arguments) == 1
+    assert f"{path}: another picture" in capsys.readouterr().err and path.read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("split, number", [("held_out", "2"), ("nobody", "0")])
 def test_what_is_not_there_is_named(tmp_path, capsys, split, number):
     data = synthetic_shards.write_rings(tmp_path / "heads")

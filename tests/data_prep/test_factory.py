@@ -229,6 +229,21 @@ def test_unreadable_input_names_the_file(tmp_path):
         factory.write_dataset(Broken(how="unreadable"), tmp_path, 2)
 
 
+def test_sigterm_does_not_wait_for_subjects_that_are_being_made(tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, "--workers", "2", "--seconds", "3600"),
+        env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: len(children(process.pid)) >= 3)  # with the resource tracker
+        process.send_signal(signal.SIGTERM)
+        told = process.communicate(timeout=300)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "stopped; the same command resumes" in told
+    assert "Traceback" not in told
+
+
 def test_a_killed_worker_ends_the_run_with_advice(tmp_path):
     with pytest.raises(InputError, match=r"worker process was killed.* The same command"):
         factory.write_dataset(Broken(how="kill"), tmp_path, 2, workers=2)

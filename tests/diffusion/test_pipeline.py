@@ -219,6 +219,25 @@ def test_progress_adds_up(model):
     assert last["views"][0] == last["views"][1] > 2
 
 
+def test_other_settings_load_nothing_and_compile_nothing(model, pipeline):
+    images, identities = inputs(1)
+    given = (images, identities, TRAJECTORY, np.array([1]))
+    before = pipeline.spin(*given)
+    built = Pipeline(model, dataclasses.replace(SAMPLING, guidance_scale=2.0), max_batch=2)
+    done = []
+    with compilations() as compiled:
+        other = pipeline.replace(lambda *told: done.append(told), guidance_scale=2.0)
+        replaced = other.spin(*given)
+    assert not compiled
+    np.testing.assert_array_equal(replaced.images, built.spin(*given).images)
+    assert np.abs(replaced.images - before.images).max() > 1e-3
+    np.testing.assert_array_equal(pipeline.spin(*given).images, before.images)
+    assert other.settings["sampling"]["guidance_scale"] == 2.0
+    assert {step: count for step, _, count in done} == other.examples(TRAJECTORY)
+    with pytest.raises(ValueError, match="steps"):
+        pipeline.replace(steps=1)
+
+
 def test_new_people_and_identities_alone(pipeline):
     _, identities = inputs(2)
     people = pipeline.spin(None, None, TRAJECTORY, np.array([1, 2]))

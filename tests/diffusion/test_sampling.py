@@ -30,7 +30,9 @@ def exact(x, sigmas):
     return x * np.sqrt((1.0 + sigmas[-1] ** 2) / (1.0 + sigmas[0] ** 2))
 
 
-@pytest.mark.parametrize(("name", "factor"), [("euler", 2.0), ("heun", 4.0)])
+@pytest.mark.parametrize(
+    ("name", "factor"), [("euler", 2.0), ("heun", 4.0), ("dpm_solver", 4.0), ("unipc", 8.0)]
+)
 def test_order_of_convergence(name, factor):
     x = jnp.array([3.0, -1.0, 0.2])
 
@@ -54,7 +56,7 @@ def test_samplers_turn_noise_into_the_data():
 
 
 def test_evaluations_of_each_sampler():
-    for name, expected in (("euler", 10), ("heun", 19)):
+    for name, expected in (("euler", 10), ("heun", 19), ("dpm_solver", 10), ("unipc", 10)):
         calls = []
 
         def denoise(x, sigma, calls=calls):

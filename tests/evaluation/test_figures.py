@@ -3,9 +3,10 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from spinmeround_jax import reconstruct, sample, sample_options
+from spinmeround_jax import reconstruct, sample
 from spinmeround_jax.evaluation import figures
 from spinmeround_jax.results import sheet
 from tests.support.view_folders import RING, view, write_head
@@ -35,6 +36,26 @@ def test_compare_lays_the_same_views_below_each_other(tmp_path):
             assert found == sheet.EMPTY
         else:
             assert abs(found[0] - red - 60) <= 2
+
+
+def test_yaws_in_a_world_with_z_up(tmp_path):
+    z_up = np.array(
+        [[1, 0, 0], [0, 0, -1], [0, 1, 0]]
+    )  # of Blender and nerfstudio: the front is -y
+    write_head(tmp_path / "made" / "a", RING, world=z_up)
+    out = tmp_path / "out.png"
+    arguments = ["compare", "--method", str(tmp_path / "made"), "--side", "32", "--yaws=45,180"]
+    assert figures.main([*arguments, "--out", str(out)]) == 0
+    picture = Image.open(out)
+    for column, yaw in enumerate((0, 45, 180)):
+        assert abs(middle(picture, 0, column, 1, 3, 32)[0] - view(yaw)[0, 0, 0]) <= 2
+
+
+@pytest.mark.parametrize("yaws", ["", "much", "0,nan", "0,,90"])
+def test_angles_that_are_none(tmp_path, capsys, yaws):
+    with pytest.raises(SystemExit, match="2"):
+        figures.main(["compare", "--method", str(tmp_path), f"--yaws={yaws}"])
+    assert "expected 1 to 48 angles" in capsys.readouterr().err
 
 
 def test_what_cannot_be_drawn_is_told(tmp_path, capsys):
@@ -71,9 +92,9 @@ def test_unconditional_asks_sample_for_people_and_draws_them(tmp_path, monkeypat
     ]
     arguments += ["--work", str(tmp_path / "work"), "--out", str(out), "--", "--steps", "9"]
     assert figures.main(arguments) == 0
-    parsed = sample_options.build_parser().parse_args(commands[0])  # it is a command of sample's
+    parsed = sample.build_parser().parse_args(commands[0])  # it is a command of sample's
     assert (parsed.unconditional, parsed.seed, parsed.steps) == (2, 5, 9)
-    assert sample_options.parse_trajectory(parsed).shape == (8, 2)
+    assert sample.parse_trajectory(parsed).shape == (8, 2)
     with Image.open(out) as picture:
         assert picture.height > 4 * 16
     monkeypatch.setattr(sample, "main", lambda command: 2)

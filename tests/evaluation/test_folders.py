@@ -48,8 +48,12 @@ def test_views_are_matched_by_camera_whatever_their_names_and_order(tmp_path):
     assert "src=" not in page.replace('src="data:', "") and "http" not in page
 
 
-def test_views_are_matched_by_name_where_there_are_no_cameras(tmp_path):
-    write_head(tmp_path / "truth", RING)
+Z_UP = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]])  # from y up, the front becomes -y
+
+
+@pytest.mark.parametrize("world", [None, Z_UP])
+def test_views_are_matched_by_name_where_there_are_no_cameras(tmp_path, world):
+    write_head(tmp_path / "truth", RING, world=world)
     write_head(tmp_path / "made", RING[:3], transforms=False)
     result, _ = run(tmp_path, "--truth", tmp_path / "truth", "--method", tmp_path / "made")
     assert result["views"] == ["view0", "view1", "view2"]

@@ -8,6 +8,7 @@ import time
 
 from data_prep import factory
 from data_prep.workers import SubjectRejected
+from spinmeround_jax import cli
 from tests.support import synthetic_shards
 
 SIZE, VIEWS = 16, 3
@@ -45,10 +46,13 @@ class Synthetic:
         }
 
 
+def run(args: argparse.Namespace) -> None:
+    factory.run(Synthetic(args.count, (4,), args.seconds), args)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     factory.add_arguments(parser)
     parser.add_argument("--count", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.0)
-    args = parser.parse_args()
-    factory.run(Synthetic(args.count, (4,), args.seconds), args)
+    cli.end(cli.main(parser.parse_args, run))

@@ -19,8 +19,10 @@ def view(yaw, size=SIZE):
     return rgba
 
 
-def write_head(folder, angles, names=None, change=0, transforms=True, normals=False, size=SIZE):
-    """A head's folder; `change` is added to the red of every picture."""
+def write_head(
+    folder, angles, names=None, change=0, transforms=True, normals=False, size=SIZE, world=None
+):
+    """A head's folder; `change` is added to the red of every picture; `world` (3, 3) turns the cameras'."""
     (folder / "views").mkdir(parents=True)
     frames = []
     for i, (yaw, pitch) in enumerate(angles):
@@ -29,6 +31,8 @@ def write_head(folder, angles, names=None, change=0, transforms=True, normals=Fa
         pixels[..., 0] = np.minimum(pixels[..., 0].astype(int) + change, 255)
         Image.fromarray(pixels).save(folder / "views" / f"{name}.png")
         pose = cameras.camera_to_world(cameras.orbit(yaw, pitch))
+        if world is not None:
+            pose[:3] = world @ pose[:3]
         frames.append({"file_path": f"views/{name}.png", "transform_matrix": pose.tolist()})
         if normals:
             (folder / "normals").mkdir(exist_ok=True)
