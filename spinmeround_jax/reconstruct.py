@@ -318,11 +318,17 @@ def run(args: argparse.Namespace, command: str) -> int:
     background = parse_background(args.background)
     settings = settings_of(args)
 
-    def is_finished(folder: pathlib.Path, **views: str) -> bool:
-        request = {"request": {**settings, **views}}
+    def is_finished(folder: pathlib.Path, views_sha256: str | None = None) -> bool:
         if args.overwrite:
-            request = {}  # whatever was requested before
-        return layout.is_finished(folder, request, REPORT, GENERATOR) and not args.overwrite
+            layout.is_finished(folder, {}, REPORT, GENERATOR)  # it is recovered and checked
+            return False
+        if views_sha256 is None:  # the views are not loaded yet: take them as unchanged
+            files.recover(folder)
+            recorded = (layout.read_settings(folder, REPORT, GENERATOR) or {}).get("request")
+            if isinstance(recorded, dict):
+                views_sha256 = recorded.get("views_sha256")
+        request = {**settings, "views_sha256": views_sha256}
+        return layout.is_finished(folder, {"request": request}, REPORT, GENERATOR)
 
     for name in named:
         is_finished(args.out / name)  # conflicts are reported before anything is fitted

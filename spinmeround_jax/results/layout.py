@@ -33,7 +33,8 @@ def is_finished(
     check_ours(folder, file, generator)
     if not folder.exists():
         return False
-    found = _restricted(read_settings(folder, file, generator) or {}, wanted)
+    recorded = read_settings(folder, file, generator) or {}
+    found = {name: value for name, value in recorded.items() if name in wanted}
     if changes := schema.differences(found, wanted):
         raise InputError(
             f"{folder}: is finished, with other settings or inputs (there -> here: "
@@ -41,17 +42,6 @@ def is_finished(
             "it, or choose another --out"
         )
     return True
-
-
-def _restricted(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of `found`, nested ones too, that `wanted` has."""
-    both = {name: found[name] for name in wanted if name in found}
-    return {
-        name: _restricted(value, wanted[name])
-        if isinstance(value, dict) and isinstance(wanted[name], dict)
-        else value
-        for name, value in both.items()
-    }
 
 
 def check_ours(folder: pathlib.Path, file: str = SETTINGS, generator: str = GENERATOR) -> None:

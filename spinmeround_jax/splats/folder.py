@@ -52,7 +52,7 @@ class Reconstruction:
         """
         folder = pathlib.Path(folder)
         if folder.exists() and not overwrite:
-            raise InputError(f"{folder}: is there; save elsewhere, or with overwrite=True")
+            raise InputError(f"{folder}: exists; save elsewhere, or with overwrite=True")
         write_folder(folder, self.gaussians, self.given, self.drawn, self.report, with_mesh)
 
 
