@@ -40,25 +40,6 @@ Frame = Literal["camera", "world"]
 # Poses
 
 
-def _rotation_x(degrees: np.ndarray) -> np.ndarray:
-    c, s, zero, one = _trig(degrees)
-    return _matrix([[one, zero, zero], [zero, c, -s], [zero, s, c]])
-
-
-def _rotation_y_transposed(degrees: np.ndarray) -> np.ndarray:
-    c, s, zero, one = _trig(degrees)
-    return _matrix([[c, zero, -s], [zero, one, zero], [s, zero, c]])
-
-
-def _trig(degrees: np.ndarray) -> tuple[np.ndarray, ...]:
-    radians = np.deg2rad(np.asarray(degrees, np.float64))
-    return np.cos(radians), np.sin(radians), np.zeros_like(radians), np.ones_like(radians)
-
-
-def _matrix(rows: list[list[np.ndarray]]) -> np.ndarray:
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-
-
 def _world_to_camera(rotation: np.ndarray) -> np.ndarray:
     pose = np.zeros((*rotation.shape[:-2], 4, 4), np.float32)
     pose[..., :3, :3] = rotation
@@ -76,8 +57,15 @@ def orbit(yaw: float | np.ndarray, pitch: float | np.ndarray = 0.0) -> np.ndarra
     Returns:
         (..., 4, 4) float32 world-to-camera matrices.
     """
-    yaw, pitch = np.broadcast_arrays(np.asarray(yaw, np.float64), np.asarray(pitch, np.float64))
-    return _world_to_camera(_rotation_x(pitch) @ _rotation_y_transposed(yaw))
+    yaw, pitch = np.deg2rad(np.broadcast_arrays(np.float64(yaw), np.float64(pitch)))
+    (cos_yaw, sin_yaw), (cos_pitch, sin_pitch) = ((np.cos(x), np.sin(x)) for x in (yaw, pitch))
+    rows = (
+        (cos_yaw, np.zeros_like(yaw), -sin_yaw),
+        (-sin_pitch * sin_yaw, cos_pitch, -sin_pitch * cos_yaw),
+        (cos_pitch * sin_yaw, sin_pitch, cos_pitch * cos_yaw),
+    )
+    rotation = np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+    return _world_to_camera(rotation + 0.0)  # + 0.0: no minus zero
 
 
 def yaw_pitch(world_to_camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -191,10 +191,10 @@ def build(studio: Studio) -> gr.Blocks:
             which = gr.Radio([], label="Photo", visible=False)
             face = gr.Radio([], label="Face, the largest first", visible=False)
             with gr.Row():
-                right = gr.Slider(-50, 50, 0, step=1, label="Move right, % of the square")
+                right = gr.Slider(-50, 50, 0, step=1, label="Move right, %")
                 down = gr.Slider(-50, 50, 0, step=1, label="Move down, %")
                 size = gr.Slider(50, 200, 100, step=1, label="Size, %")
-                roll = gr.Slider(-180, 180, 0, step=1, label="Rotate, degrees clockwise")
+                roll = gr.Slider(-180, 180, 0, step=1, label="Rotate, °")
             corrections = [right, down, size, roll]
         with gr.Accordion("Settings", open=False):
             with gr.Row():

@@ -425,7 +425,7 @@ def make_loader(
     batches = (
         grain.MapDataset.source(source)
         .seed(seed)
-        .shuffle()  # anew in each epoch
+        .shuffle()  # differently in each epoch
         .repeat()
         .map_with_index(_numbered)  # before slicing: n counts over all processes
         .slice(slice(0, stage_ends[-1]))

@@ -333,8 +333,8 @@ class ShardWriter:
         where = f"{self.path}: subject {record.subject!r} view {record.view}"
         if record.subject != first.subject or record.view != view:
             raise ValueError(f"{where}: expected view {view} of {first.subject!r}")
-        pictures = ((record.image, ("RGBA",)), (record.normals, ("RGB", "RGBA")))
-        for encoded, modes in pictures:
+        encoded_images = ((record.image, ("RGBA",)), (record.normals, ("RGB", "RGBA")))
+        for encoded, modes in encoded_images:
             size = records.image_size_of(encoded, modes, where)
             self._image_size = self._image_size or size
             if size != self._image_size:

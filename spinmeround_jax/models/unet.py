@@ -98,13 +98,10 @@ class Level(nnx.Module):
         rngs: Keys,
     ):
         width = config.widths[level]
-        self.blocks = nnx.List(
-            _residual_block(config, width_in, width, dtype=dtype, rngs=rngs)
-            for width_in in widths_in
-        )
-        joint = level in config.joint_levels
+        block, transformer = _parts(config, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(block(width_in, width) for width_in in widths_in)
         self.transformers = nnx.List(
-            _transformer(config, width, joint, dtype=dtype, rngs=rngs)
+            transformer(width, joint=level in config.joint_levels)
             for _ in widths_in
             if level in config.attention_levels
         )
@@ -149,9 +146,10 @@ class MultiViewUNet(nnx.Module):
                 self.downsamples.append(conv(width, width, 3, strides=2, **common))
                 skips.append(width)
 
-        self.middle_1 = _residual_block(config, width, width, **common)
-        self.middle_transformer = _transformer(config, width, True, **common)
-        self.middle_2 = _residual_block(config, width, width, **common)
+        block, transformer = _parts(config, **common)
+        self.middle_1 = block(width, width)
+        self.middle_transformer = transformer(width, joint=True)
+        self.middle_2 = block(width, width)
 
         # In order of execution: the coarsest level first.
         self.up, self.upsamples = nnx.List(), nnx.List()
@@ -220,30 +218,16 @@ class MultiViewUNet(nnx.Module):
         return rearrange(x, "(b v) h w c -> b v h w c", v=views).astype(jnp.float32)
 
 
-def _residual_block(
-    config: UNetConfig, width_in: int, width: int, *, dtype: jnp.dtype, rngs: Keys
-) -> ResidualBlock:
-    return ResidualBlock(
-        width_in,
-        width,
-        time_width=config.time_width,
-        norm_groups=config.norm_groups,
-        norm_epsilon=NORM_EPSILON,
-        dtype=dtype,
-        rngs=rngs,
+def _parts(
+    config: UNetConfig, *, dtype: jnp.dtype, rngs: Keys
+) -> tuple[Callable[..., ResidualBlock], Callable[..., ViewTransformer]]:
+    """Constructors of blocks (width in, width out) and of transformers (width, joint=...)."""
+    common = {"norm_groups": config.norm_groups, "dtype": dtype, "rngs": rngs}
+    block = functools.partial(
+        ResidualBlock, time_width=config.time_width, norm_epsilon=NORM_EPSILON, **common
     )
-
-
-def _transformer(
-    config: UNetConfig, width: int, joint: bool, *, dtype: jnp.dtype, rngs: Keys
-) -> ViewTransformer:
-    return ViewTransformer(
-        width,
-        config.context_dim,
-        config.heads,
-        config.transformer_depth,
-        joint=joint,
-        norm_groups=config.norm_groups,
-        dtype=dtype,
-        rngs=rngs,
+    shape = {"heads": config.heads, "depth": config.transformer_depth}
+    transformer = functools.partial(
+        ViewTransformer, context_dim=config.context_dim, **shape, **common
     )
+    return block, transformer

@@ -36,7 +36,7 @@ def is_finished(
     found = _restricted(read_settings(folder, file, generator) or {}, wanted)
     if changes := schema.differences(found, wanted):
         raise InputError(
-            f"{folder}: is finished, made with other settings or inputs (there -> here: "
+            f"{folder}: is finished, with other settings or inputs (there -> here: "
             f"{'; '.join(changes[:5])}{'; ...' if len(changes) > 5 else ''}); --overwrite replaces "
             "it, or choose another --out"
         )

@@ -190,7 +190,7 @@ def test_without_a_principal_point_it_is_in_the_middle(tmp_path):
     for path in tmp_path.glob("*.png"):  # half as large, and nobody says what the camera was for
         Image.open(path).resize((30, 40)).save(path)
     save(tmp_path, without(about, "w", "h"))
-    with pytest.raises(InputError, match="say of which with w and h"):
+    with pytest.raises(InputError, match="give their size as w and h"):
         transforms.read(tmp_path)
 
 
