@@ -18,7 +18,7 @@ from PIL import Image
 from data_prep.rendering import viewpoints
 from spinmeround_jax import cli
 from spinmeround_jax.cli import UsageError
-from spinmeround_jax.data.manifest import read_manifest, told_to_weights
+from spinmeround_jax.data.manifest import provenance_of, read_manifest
 from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.files import InputError, name_inside, write_atomically
 from spinmeround_jax.photo.images import to_uint8
@@ -67,7 +67,7 @@ def export(
 
 def run(args: argparse.Namespace) -> None:
     portraits = HeldOut(args.data, args.split)
-    recogniser = told_to_weights(read_manifest(args.data))["recogniser"]
+    recogniser = provenance_of(read_manifest(args.data))["recogniser"]
     for number in args.subjects:
         if number >= len(portraits):
             raise UsageError(

@@ -4,7 +4,7 @@
     heads = smr.Pipeline.load("weights/quickstart")("portrait.png")
     heads.save("out")
 
-Nothing is imported before it is used, so that `import spinmeround_jax` is fast and needs no extras.
+Names are imported on first use, so that `import spinmeround_jax` is fast and needs no extras.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-ID_EMBEDDING_SIZE = 512  # numbers of an identity, in records, files and models
+ID_EMBEDDING_SIZE = 512  # of identities in records, files and models
 
-_HOME = {  # name: the module that has it
+_HOME = {  # name: its module
     "Pipeline": "diffusion.pipeline",
     "Heads": "results.head_folder",
     "SamplingConfig": "config",

@@ -32,31 +32,12 @@ ANCHOR_YAWS = (45.0, 90.0, 135.0, 180.0, -135.0, -90.0, -45.0)
 Rays = Literal["true", "released"]
 
 Frame = Literal["camera", "world"]
-"""Where a model's normal maps live. "camera": each in its own view's camera, so that a map is a function
-of what the view shows, whichever view is the reference. "world": in the head's, as the release's."""
+"""Frame of a model's normal maps. "camera": each view's own camera, so that a map depends on its view only.
+"world": the head's, as in the release."""
 
 
 # ---------------------------------------------------------------------------------------------------
 # Poses
-
-
-def _rotation_x(degrees: np.ndarray) -> np.ndarray:
-    c, s, zero, one = _trig(degrees)
-    return _matrix([[one, zero, zero], [zero, c, -s], [zero, s, c]])
-
-
-def _rotation_y_transposed(degrees: np.ndarray) -> np.ndarray:
-    c, s, zero, one = _trig(degrees)
-    return _matrix([[c, zero, -s], [zero, one, zero], [s, zero, c]])
-
-
-def _trig(degrees: np.ndarray) -> tuple[np.ndarray, ...]:
-    radians = np.deg2rad(np.asarray(degrees, np.float64))
-    return np.cos(radians), np.sin(radians), np.zeros_like(radians), np.ones_like(radians)
-
-
-def _matrix(rows: list[list[np.ndarray]]) -> np.ndarray:
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def _world_to_camera(rotation: np.ndarray) -> np.ndarray:
@@ -70,19 +51,25 @@ def _world_to_camera(rotation: np.ndarray) -> np.ndarray:
 def orbit(yaw: float | np.ndarray, pitch: float | np.ndarray = 0.0) -> np.ndarray:
     """Upright cameras at azimuth `yaw` and elevation `pitch` (degrees, broadcast together).
 
-    The camera stands at RADIUS * (sin yaw cos pitch, sin pitch, cos yaw cos pitch). The release turns
-    its cameras alike at pitch 0, but writes t = (0, 0, +RADIUS); `raymap(rays="released")` accounts for
-    that sign, so poses have one meaning everywhere else.
+    The camera stands at RADIUS * (sin yaw cos pitch, sin pitch, cos yaw cos pitch). The release has the same
+    rotations at pitch 0, but t = (0, 0, +RADIUS); only `raymap(rays="released")` uses that sign.
 
     Returns:
         (..., 4, 4) float32 world-to-camera matrices.
     """
-    yaw, pitch = np.broadcast_arrays(np.asarray(yaw, np.float64), np.asarray(pitch, np.float64))
-    return _world_to_camera(_rotation_x(pitch) @ _rotation_y_transposed(yaw))
+    yaw, pitch = np.deg2rad(np.broadcast_arrays(np.float64(yaw), np.float64(pitch)))
+    (cos_yaw, sin_yaw), (cos_pitch, sin_pitch) = ((np.cos(x), np.sin(x)) for x in (yaw, pitch))
+    rows = (
+        (cos_yaw, np.zeros_like(yaw), -sin_yaw),
+        (-sin_pitch * sin_yaw, cos_pitch, -sin_pitch * cos_yaw),
+        (cos_pitch * sin_yaw, sin_pitch, cos_pitch * cos_yaw),
+    )
+    rotation = np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+    return _world_to_camera(rotation + 0.0)  # + 0.0: no minus zero
 
 
 def yaw_pitch(world_to_camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Azimuth and elevation in degrees of where each (..., 4, 4) camera stands, seen from the origin."""
+    """Azimuth and elevation in degrees of the position of each (..., 4, 4) camera."""
     towards_camera = np.asarray(world_to_camera, np.float64)[..., 2, :3]
     yaw = np.rad2deg(np.arctan2(towards_camera[..., 0], towards_camera[..., 2]))
     pitch = np.rad2deg(np.arcsin(np.clip(towards_camera[..., 1], -1.0, 1.0)))
@@ -108,8 +95,7 @@ def camera_to_world(world_to_camera: np.ndarray) -> np.ndarray:
 def normals_to_camera(normals: np.ndarray, world_to_camera: np.ndarray) -> np.ndarray:
     """(..., h, w, 3) normals from the frame of the (..., 4, 4) poses to each pose's own camera.
 
-    A linear map: lengths stay, so that 0 (the background, mid-grey) stays 0 and the shorter normals of
-    a soft silhouette stay as short.
+    Lengths are kept: 0 on the background (mid-grey), below 1 at a soft silhouette.
     """
     rotation = np.asarray(world_to_camera, np.float32)[..., None, :3, :3]
     return normals @ np.swapaxes(rotation, -1, -2)
@@ -146,7 +132,7 @@ def raymap(world_to_camera: jax.Array, size: int, rays: Rays = "true") -> jax.Ar
     Args:
         world_to_camera: (..., 4, 4).
         size: latent height and width.
-        rays: "true" geometry, or "released" with the quirks the released weights were trained on.
+        rays: "true" geometry, or "released" as in the training of the released weights.
 
     Returns:
         (..., size, size, 144) float32: origin encoding (93), then direction encoding (51).
@@ -207,7 +193,7 @@ def load_trajectory(path: str | pathlib.Path) -> np.ndarray:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: naming the file, when it is not such a list or holds a value out of range.
+        ValueError: naming the file, if it is not such a list or a value is out of range.
     """
     form = 'expected a JSON list such as [{"yaw": 30, "pitch": 10}]'
     try:

@@ -1,4 +1,4 @@
-"""The skeleton of all commands: argument types, one line for each error, exit codes."""
+"""Shared by all commands: argument types, one-line error messages, exit codes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from spinmeround_jax import files
 from spinmeround_jax.files import InputError
 from spinmeround_jax.startup import SIGNALS, end_on_signals
 
-EXIT_CODES = """exit code: 0 done, 1 something given cannot be used (the other inputs are done), 2 wrong usage,
-130 interrupted"""
+EXIT_CODES = (
+    "exit code: 0 done, 1 an input cannot be used (others are done), 2 wrong usage, 130 interrupted"
+)
 
 
 class UsageError(InputError):
@@ -32,7 +33,7 @@ class UsageError(InputError):
 def build_parser(
     module: str, description: str | None, examples: str | None = None
 ) -> argparse.ArgumentParser:
-    """The parser of `python -m module`; both texts are printed as they are."""
+    """The parser of `python -m module`; description and examples are printed without wrapping."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
@@ -53,13 +54,13 @@ def main(
     """Parse `argv` and run the command; returns the exit code.
 
     Args:
-        stopped: what remains when the command is interrupted.
+        stopped: message about the state that an interruption leaves.
     """
     return guarded(lambda: run(parse(argv)), stopped)
 
 
 def guarded(run: Callable[[], int | None], stopped: str) -> int:
-    """Call `run`; an error, Ctrl-C or SIGTERM becomes one line on the terminal and an exit code."""
+    """Call `run`; an error, Ctrl-C or SIGTERM is printed in one line and becomes the exit code."""
     try:
         with _interruptible():
             return run() or 0
@@ -78,16 +79,16 @@ def message(error: BaseException) -> str:
     """One line about `error`."""
     text = files.explain(error) if isinstance(error, OSError) else str(error)
     if isinstance(error, BrokenProcessPool):
-        text = "a worker process was killed, perhaps for want of memory; try fewer --workers"
+        text = "a worker process was killed, perhaps for lack of memory; try fewer --workers"
     elif isinstance(error, ModuleNotFoundError):
-        text += "; README lists the extras that bring such packages"
-    text = re.sub(r"\[Errno -?\d+\] ", "", text)  # of errors quoted within
+        text += "; README lists the extras that install such packages"
+    text = re.sub(r"\[Errno -?\d+\] ", "", text)  # of nested errors
     return " ".join(text.split()) or type(error).__name__
 
 
 def end(code: int, interrupted: bool = False) -> None:
-    """End the process; once interrupted without waiting for what still compiles in threads."""
-    end_on_signals(code)  # what Python does at its end would be interrupted with a traceback
+    """End the process; if interrupted, without waiting for threads that still compile."""
+    end_on_signals(code)  # else a signal during Python's own clean-up prints a traceback
     sys.stdout.flush()
     sys.stderr.flush()
     if interrupted or code == 130:
@@ -97,9 +98,9 @@ def end(code: int, interrupted: bool = False) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM is like Ctrl-C: a KeyboardInterrupt. What is ignored, or handled outside of Python, stays so."""
+    """Make SIGTERM a KeyboardInterrupt like Ctrl-C, unless ignored or handled outside of Python."""
     handlers = {}
-    if threading.current_thread() is threading.main_thread():  # no other may set them
+    if threading.current_thread() is threading.main_thread():  # others cannot set handlers
         found = {number: signal.getsignal(number) for number in SIGNALS}
         handlers = {n: h for n, h in found.items() if h not in (signal.SIG_IGN, None)}
     for number in handlers:
@@ -112,9 +113,9 @@ def _interruptible() -> Iterator[None]:
 
 
 def progress(**options: Any) -> tqdm:
-    """A progress bar; what is written to a file gets a state of it every minute instead of an animation."""
-    patience = 0.1 if sys.stderr.isatty() else 60.0
-    return tqdm(mininterval=patience, maxinterval=max(patience, 10.0), **options)
+    """A progress bar; in log files it prints a line per minute."""
+    interval = 0.1 if sys.stderr.isatty() else 60.0
+    return tqdm(mininterval=interval, maxinterval=max(interval, 10.0), **options)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ def integer(least: int = 0, most: int = 2**31 - 1) -> Callable[[str], int]:
     """A whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
-        # int() refuses, and takes long for, very many digits.
+        # int() is slow for, or refuses, very many digits.
         value = int(text) if re.fullmatch(r"[+-]?\d{1,20}", text.strip()) else None
         if value is None or not least <= value <= most:
             limits = f"at least {least}" if most == 2**31 - 1 else f"from {least} to {most}"
@@ -153,7 +154,7 @@ def real(least: float = -math.inf, most: float = math.inf) -> Callable[[str], fl
 
 
 def part(text: str) -> tuple[int, int]:
-    """'1/4' -> (1, 4): the part with index 1 of 4."""
+    """'1/4' -> (1, 4): part 1 of 4, counted from 0."""
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 0 to N - 1")

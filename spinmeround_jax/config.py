@@ -1,14 +1,13 @@
-"""The whole experiment as frozen dataclasses; a ConfigDict from `configs/` becomes one here, once.
+"""The whole experiment as frozen dataclasses; the only module that uses ml_collections.
 
-Below this boundary nobody sees ml_collections. A file of `configs/` builds a `Config` and states what is not
-a default; its ConfigDict holds all values, so that each can be overridden and runs record what they did.
+A file of `configs/` builds a `Config` from the values that differ from the defaults. Its ConfigDict holds all
+values: each can be overridden, and runs record all of them.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,31 +20,30 @@ from spinmeround_jax.sharding import ALL_ON_DATA, MeshConfig
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     directory: str  # holds manifest.json and the TFRecord shards
-    max_frontal_yaw: float = 45.0  # degrees; an observed view within counts as showing the face,
-    max_frontal_pitch: float = (
-        30.0  # "at least part of the frontal face": the angles are our choice
-    )
+    # Degrees; views within these limits show "at least part of the frontal face" (limits: our choice).
+    max_frontal_yaw: float = 45.0
+    max_frontal_pitch: float = 30.0
     random_background: float = 0.5  # probability of a random colour instead of white
     guidance_dropout: float = 0.15  # probability that identity and observed images are dropped
     identity_dropout: float = 0.1  # probability that the identity alone is dropped; our choice
     relative_cameras: bool = True  # cameras in the frame of the first observed view
     skip_corrupt: bool = False  # count and skip unreadable records instead of stopping
     workers: int = 0  # Grain worker processes; 0 decodes in the training process
-    prefetch: int = 2  # batches held ready
+    prefetch: int = 2  # batches prepared in advance
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentsConfig:
-    """Latents computed once instead of in every step, see `latent_cache`."""
+    """Latents computed once instead of in every step, see `latent_cache`; train writes missing ones."""
 
-    directory: str = ""  # "" encodes the images in every step; train writes what is missing here
-    backgrounds: int = 2  # random colours per subject that the cache holds
+    directory: str = ""  # "" encodes the images in every step
+    backgrounds: int = 2  # random colours per subject in the cache
     sample: bool = True  # draw from the autoencoder's posterior instead of taking its mean
 
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-    """A stretch of training with one way of drawing observed views; the paper has two."""
+    """A stage of training with its numbers of observed views; the paper has two stages."""
 
     steps: int
     observed: tuple[int, ...]  # number of observed views, drawn uniformly from these
@@ -53,7 +51,7 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW; open in the paper, the values for the full-size model are our choice."""
+    """AdamW; the paper gives no values, those for the full-size model are our choice."""
 
     learning_rate: float = 5e-5
     warmup_steps: int = 5000
@@ -68,7 +66,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NoiseConfig:
-    """ln sigma ~ N(mean + ln(targets) / 2, std^2); open in the paper, our choice.
+    """ln sigma ~ N(mean + ln(targets) / 2, std^2); the paper gives no values, these are our choice.
 
     With SVD's spread and 7 targets 98 % of the noise levels lie between 0.06 and 110.
     """
@@ -79,11 +77,11 @@ class NoiseConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderTrainingConfig:
-    """Training of the autoencoder itself; steps = 0 where pretrained weights are loaded."""
+    """Training of the autoencoder; steps = 0 if pretrained weights are loaded."""
 
     steps: int = 0
-    directory: str = ""  # data to train it on where that is not data.directory; "" where it is
-    crop: int = 512  # pixels of the random crops trained on; image_size takes whole images
+    directory: str = ""  # its training data; "" is data.directory
+    crop: int = 512  # pixels of random crops; image_size means whole images
     lpips_weight: float = 0.5
     kl_weight: float = 1e-6
     optimizer: OptimizerConfig = OptimizerConfig(
@@ -93,16 +91,16 @@ class AutoencoderTrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutConfig:
-    """What is measured on held-out heads while training, beside the same on as many training heads."""
+    """Evaluation during training, on held-out heads and on as many training heads."""
 
     every: int = 10_000  # steps
-    heads: int = 8  # 0 measures nothing
+    heads: int = 8  # 0 turns it off
     sigmas: tuple[float, ...] = (1.0, 10.0, 40.0)  # of the diffusion loss, see `held_out_loss`
 
 
 @dataclasses.dataclass(frozen=True)
 class AblationConfig:
-    """The paper's ablations: what the model is denied, in training and in sampling alike."""
+    """The paper's ablations: inputs that the model lacks, in training and in sampling."""
 
     no_identity: bool = False
     no_normals: bool = False
@@ -111,7 +109,7 @@ class AblationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Defaults of `sample` and of the grids drawn while training; the values are the paper's."""
+    """Defaults of `sample` and of previews during training; the values are the paper's."""
 
     steps: int = 50
     sampler: str = "euler"  # of `samplers.SAMPLERS`
@@ -122,17 +120,17 @@ class SamplingConfig:
     shared_noise: bool = True  # one noise map for all target views of a sample, as released
     normals_steps: int = 50
     normals_guidance: float = 6.1  # x0 <- x0 - normals_guidance (x0 - known) on visible channels
-    temperature: float = 1.0  # of the initial noise where a view is observed; 1 as released
+    temperature: float = 1.0  # of the initial noise if a view is observed; released: 1
 
 
-# The released code's guidance is stronger than the paper's.
+# The released code has stronger guidance than the paper.
 RELEASED = SamplingConfig(guidance_scale=3.5)
 NO_ABLATION = AblationConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """An experiment. Defaults are those of the paper's model, and our choices where it leaves them open."""
+    """An experiment. Defaults are the paper's, or our choice if the paper gives none."""
 
     name: str
     model: ModelConfig
@@ -143,10 +141,8 @@ class Config:
     train_identity_encoder: bool = False
     compute_dtype: str = "bfloat16"  # "float32" | "bfloat16"; master weights are float32
     mesh: MeshConfig = ALL_ON_DATA
-    remat: str = (
-        "nothing"  # what the backward pass computes again: "nothing" | "elementwise" | "blocks"
-    )
-    accumulation: int = 1  # parts of the batch whose gradients are added up, one after another
+    remat: str = "nothing"  # recomputed in the backward pass: "nothing" | "elementwise" | "blocks"
+    accumulation: int = 1  # parts of the batch whose gradients are accumulated
     latents: LatentsConfig = LatentsConfig()
     noise: NoiseConfig = NoiseConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -167,7 +163,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
         overrides: such as "--config.optimizer.batch_size=4", "--config.stages[0].steps=10".
 
     Raises:
-        InputError: there is no such file or value, or one of the wrong type.
+        InputError: no such file or value, or a value of the wrong type.
     """
     from absl import flags
     from ml_collections import config_flags
@@ -178,14 +174,14 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     try:
         values(words)
         return from_mapping(Config, holder.value)
-    except OSError as error:  # ml_collections wraps it into several lines
+    except OSError as error:  # ml_collections adds several lines
         reason = str(error.__cause__ or error).splitlines()[-1].strip()
         raise InputError(
             f"--config: {reason}; give a file such as configs/quickstart.py"
         ) from error
     except AttributeError as error:
         raise InputError(f"{path} has no such value: {_unquoted(error)}") from error
-    except Exception as error:  # what the file, or ml_collections' parser of overrides, raises
+    except Exception as error:  # from the file, or from ml_collections' parser of overrides
         raise InputError(
             f"{path}: {error}; values are overridden as --config.NAME=VALUE, elements of a tuple as "
             "--config.stages[0].steps=10"
@@ -196,7 +192,7 @@ def from_mapping(cls: type, values: Mapping[str, Any], where: str = "config") ->
     """Build the dataclass `cls` (nested) from a mapping such as a ConfigDict or parsed JSON.
 
     Raises:
-        ValueError: naming the field, when one is missing, unknown or of the wrong type.
+        ValueError: naming a field that is missing, unknown or of the wrong type.
     """
     if not isinstance(values, Mapping) and not hasattr(values, "items"):
         raise ValueError(f"{where}: expected a mapping of fields, got {values!r}")
@@ -218,8 +214,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where}: expected a sequence, got {value!r}")
         element = typing.get_args(hint)[0]
         return tuple(_convert(element, item, f"{where}[{i}]") for i, item in enumerate(value))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        raise TypeError(f"{where}: config fields have one type")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
@@ -228,8 +222,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _unquoted(error: AttributeError) -> str:
-    """ml_collections' message on one line; it names what may have been meant."""
-    words = str(error)
-    while words[:1] in ("'", '"') and words[-1] == words[0]:  # it quotes what is quoted
-        words = ast.literal_eval(words)
-    return ". ".join(words.splitlines())
+    """ml_collections' message on one line, with the names that it suggests."""
+    text = str(error)
+    while text[:1] in ("'", '"') and text[-1] == text[0]:  # quotes are nested
+        text = ast.literal_eval(text)
+    return ". ".join(text.splitlines())

@@ -12,7 +12,6 @@ import collections
 import contextlib
 import dataclasses
 import datetime
-import json
 import math
 import pathlib
 import shutil
@@ -28,13 +27,12 @@ from tqdm import tqdm
 import spinmeround_jax
 from spinmeround_jax import checkpoints, cli, files, models
 from spinmeround_jax.cli import UsageError
-from spinmeround_jax.data.manifest import read_manifest, told_to_weights
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import ModelConfig
 from spinmeround_jax.weights import diffusers, mapping, released, sources
 from spinmeround_jax.weights.sources import TensorFile
 
-DESCRIPTION = """Pretrained PyTorch weights -> a folder that sample opens and train starts from.
+DESCRIPTION = """Pretrained PyTorch weights -> a model folder for sample, or for train to start from.
 
 Either the released SpinMeRound checkpoint, or an initialisation for training at full size: the
 autoencoder of Stable Diffusion 1.5 with the UNet and the text encoder of Arc2Face. Every tensor of
@@ -49,17 +47,17 @@ EXAMPLES = """examples:
   # as above in half the space; weights are rounded
   ... --dtype float16
 
-  # a training that has not ended, or an earlier step of it; its weights' moving average, as at the end
+  # the newest checkpoint of an unfinished training, with averaged weights; or an earlier one, without
   python -m spinmeround_jax.convert --run runs/quickstart --out weights/so-far
   python -m spinmeround_jax.convert --run runs/quickstart --step 8000 --no-ema --out weights/step8000
 
-  # what configs/tpu_v4.py starts from; both folders as diffusers and Arc2Face publish them
+  # the initialisation of configs/tpu_v4.py; both folders as diffusers and Arc2Face publish them
   python -m spinmeround_jax.convert --sd15 stable-diffusion-v1-5/ --arc2face models/ \\
       --out weights/init
 
 .ckpt and .bin files need PyTorch: pip install 'spinmeround_jax[convert]'"""
 
-# Where to look in the folders, the first that is there; Arc2Face's own names come first.
+# Subfolders and files to look for, in this order; Arc2Face's own names come first.
 _UNET_FOLDERS = ("arc2face", "unet")
 _TEXT_FOLDERS = ("encoder", "text_encoder")
 _AUTOENCODER_FOLDERS = ("vae", ".")
@@ -78,12 +76,11 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Networks that come from one file.
+    """Networks that are read from one file.
 
     Attributes:
-        file: open.
-        targets: by network ("unet"), then by the tensor's name.
-        unused: pattern of names -> why no network needs them.
+        targets: by network ("unet"), then by the name of the tensor.
+        unused: pattern of names -> reason why no network needs these tensors.
     """
 
     file: TensorFile
@@ -139,7 +136,7 @@ def initial_parts(
     for name, file in files.items():
         targets, unused = diffusers.targets(networks[name], file.shapes), diffusers.UNUSED
         if any(tensor.startswith(released.AUTOENCODER_PREFIX) for tensor in file.shapes):
-            # All of Stable Diffusion in one file, as it was first published.
+            # All of Stable Diffusion in one file, as originally published.
             targets = released.targets(networks[name])
             unused = released.UNUSED_BESIDE_AUTOENCODER
         parts.append(Part(file, {name: targets}, unused))
@@ -147,11 +144,7 @@ def initial_parts(
 
 
 def find(folder: pathlib.Path, inside: tuple[str, ...], names: tuple[str, ...]) -> pathlib.Path:
-    """The first of the files `names` in the folders `inside` of `folder`.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The first existing file of `names` in the subfolders `inside` of `folder`; InputError if none."""
     for part in inside:
         for name in names:
             if (path := folder / part / name).is_file():
@@ -170,10 +163,10 @@ def convert(
     """Write the model folder `out`, which must not exist, from `parts`.
 
     Args:
-        parts: emptied once all is read, so that writing has the memory of the files.
-        dtype: "float32" or "float16"; None keeps float16 where all tensors are, and else takes
-            float32, so that nothing is rounded (float64 apart).
-        kind: what the weights are, for model.json.
+        parts: emptied after reading, to free the memory of the files.
+        dtype: "float32" or "float16"; None is float16 if all tensors are, else float32, so that nothing
+            but float64 is rounded.
+        kind: of weights, for model.json.
 
     Raises:
         InputError: a file does not fit or cannot be read.
@@ -206,22 +199,13 @@ def convert_run(
         InputError: no such checkpoint, or it cannot be read.
         ValueError: a weight is not finite in `dtype`.
     """
+    from spinmeround_jax.data.manifest import training_provenance  # needs the extra [train]
+
     step, config, history, model = checkpoints.load_trained(run, step, average)
-    try:
-        manifest = read_manifest(config.data.directory)
-    except (InputError, OSError):  # the data may be elsewhere by now
-        manifest = {}
+    steps = sum(stage.steps for stage in config.stages)
     provenance = {
-        "kind": f"training, {'average of the ' if average else ''}weights at step {step} of "
-        f"{sum(stage.steps for stage in config.stages)}",
-        "converted": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "seed": config.seed,
-        "steps": step,
-        "history": history,
-        **told_to_weights(manifest),
-        "sampling": dataclasses.asdict(config.sampling),
-        "ablation": dataclasses.asdict(config.ablation),
-        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+        "kind": f"training, {'average of the ' if average else ''}weights at step {step} of {steps}",
+        **training_provenance(config, step, history),
     }
     checkpoints.save_model(out, model, provenance, np.dtype(dtype))
 
@@ -241,16 +225,16 @@ def _check_space(out: pathlib.Path, parts: list[Part], dtype: np.dtype) -> None:
 
 
 def _describe(part: Part) -> dict[str, Any]:
-    """The file for model.json, and on the terminal what was left out of it."""
+    """The file for model.json; prints which tensors were left out."""
     file = part.file
     described = {path: _hashed(path) for path in (file.path, *file.shards)}
     unused = {pattern: len(names) for pattern, names in part.set_aside().items()}
     for pattern, count in unused.items():
         print(f"  left out: {count} x {pattern} ({part.unused[pattern]})")
     if file.bookkeeping:
-        print(f"  left out: {', '.join(file.bookkeeping)} (of training)")
+        print(f"  left out: {', '.join(file.bookkeeping)} (training state)")
     if file.objects:
-        print(f"  left out: {len(file.objects)} entries that are no tensors")
+        print(f"  left out: {len(file.objects)} entries that are not tensors")
     return {
         "networks": list(part.targets),
         **described.pop(file.path),
@@ -270,7 +254,7 @@ def _hashed(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read(parts: list[Part], dtype: np.dtype) -> dict[str, dict[str, jax.Array]]:
-    """Our parameters by network, each made from its tensor and checked before the next is read."""
+    """Parameters by network, converted and checked one tensor at a time."""
     weights: dict[str, dict[str, jax.Array]] = collections.defaultdict(dict)
     every = [
         (part.file, network, source, target)
@@ -299,23 +283,19 @@ def networks_of(config: ModelConfig) -> dict[str, nnx.Module]:
 
 
 # --------------------------------------------------------------------------------------------------
-# The folder written
+# The output folder
 
 
 @contextlib.contextmanager
 def new_folder(out: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
-    """Yield the name of a folder beside `out` to be written; it becomes `out` if all went well.
-
-    Raises:
-        UsageError: something is in the way.
-    """
+    """`files.new_folder` for `out`; UsageError if `out` cannot be written or must not be replaced."""
     out = out.absolute()
     files.recover(out)
     if out.exists() or out.is_symlink():
         check_replaceable(out, overwrite)
     try:
         files.check_writable(out.parent)
-    except InputError as error:  # as all else that is wrong with --out
+    except InputError as error:
         raise UsageError(f"--out {error}") from error
     with files.new_folder(out) as folder:
         yield folder
@@ -324,7 +304,7 @@ def new_folder(out: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
 def check_replaceable(out: pathlib.Path, overwrite: bool) -> None:
     """Raises UsageError unless `out` is an empty folder, or a model that may be overwritten."""
     if not out.is_dir() or out.is_symlink():
-        raise UsageError(f"--out {out}: there is a file or a link; choose another name")
+        raise UsageError(f"--out {out}: is a file or a link; choose another name")
     inside = {path.name for path in out.iterdir()}
     if inside - {"model.json", "weights", checkpoints.SUMS}:
         raise UsageError(f"--out {out}: the folder holds other things; choose another name")
@@ -357,49 +337,42 @@ def build_parser() -> argparse.ArgumentParser:
         "--run",
         type=path,
         metavar="DIR",
-        help="the --workdir of a training, also of an unfinished one",
+        help="the --workdir of a training, finished or not",
     )
     what.add_argument(
-        "--step", type=cli.integer(), help="of --run: of one of its checkpoints (the newest)"
+        "--step", type=cli.integer(), help="with --run: step of a checkpoint (the newest)"
     )
     what.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=True,
-        help="of --run: the moving average of the weights, or the weights themselves (average)",
+        help="with --run: the moving average of the weights, or the weights (average)",
     )  # fmt: skip
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--dtype", choices=("float32", "float16"),
-        help="of the weights on disk (float16 if all tensors are, else float32: nothing is rounded)",
+        help="of the stored weights (float16 if all tensors are, else float32: nothing is rounded)",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
     return parser
 
 
 def run(args: argparse.Namespace, config: ModelConfig) -> None:
-    """Carry out the command for weights of `config`.
-
-    Raises:
-        InputError: nothing was written.
-    """
+    """Carry out the command for weights of `config`; InputError if nothing was written."""
     given = [args.released, args.run, args.sd15]
     if sum(value is not None for value in given) != 1 or (args.sd15 is None) != (
         args.arc2face is None
     ):
         raise UsageError("give --released FILE, --run DIR, or --sd15 PATH with --arc2face DIR")
     if args.run is None and (args.step is not None or not args.ema):
-        raise UsageError("--step and --no-ema are of a training: give --run DIR")
+        raise UsageError("--step and --no-ema need --run DIR")
     with new_folder(args.out, args.overwrite) as folder:
         if args.run is not None:
             convert_run(args.run, args.step, args.ema, folder, args.dtype or "float16")
-            print(f"The model is in {args.out}")
-            return
-        networks = networks_of(config)
-        if args.released:
-            parts, kind = released_parts(networks, args.released), "released weights"
+        elif args.released is not None:
+            parts = released_parts(networks_of(config), args.released)
+            convert(parts, folder, config, args.dtype, "released weights")
         else:
-            parts = initial_parts(networks, args.sd15, args.arc2face)
-            kind = "initialisation for training"
-        convert(parts, folder, config, args.dtype, kind)
+            parts = initial_parts(networks_of(config), args.sd15, args.arc2face)
+            convert(parts, folder, config, args.dtype, "initialisation for training")
     print(f"The model is in {args.out}")
 
 

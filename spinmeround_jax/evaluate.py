@@ -23,19 +23,19 @@ from spinmeround_jax.evaluation import (
     results,
 )
 
-DESCRIPTION = """Judge models and other methods, beside baselines and the paper's published numbers.
+DESCRIPTION = """Evaluate models and other methods, and compare with baselines and the paper's figures.
 
 protocols:
   heads      held-out rendered heads: from each subject's frontal view the seven anchors and the 48
              views of the ring are sampled and compared with the true renders
   nersemble  the paper's 16 cameras, as data_prep.captures prepares them: models are sampled from the
-             central camera's picture and judged, like other methods' folders, at the other 15
-  folders    any methods' views on disk against true ones: a folder for each head, with
-             transforms.json (nerfstudio) or pictures of the same names
+             image of the central camera and evaluated, like other methods' folders, at the other 15
+  folders    views of any method on disk against true ones: a folder for each head, with
+             transforms.json (nerfstudio) or images of the same names
 
---out receives report.html (open it), table.md, scores.json, scores.csv, summary.csv, and pictures of
-the worst, the median and the best subject. What was sampled is kept in --out/parts: the same command
-goes on after a kill, and another one samples only what is new."""
+--out receives report.html, table.md, scores.json, scores.csv, summary.csv, and images of the worst, the
+median and the best subject. Samples are kept in --out/parts: the same command resumes after a kill, and
+another one samples only what is missing."""
 
 EXAMPLES = """examples:
   # the table of the README
@@ -45,12 +45,12 @@ EXAMPLES = """examples:
   python -m spinmeround_jax.evaluate --data data/heads64 --checkpoint full=runs/quickstart/model \\
       --checkpoint "no identity=runs/no_identity/model"
 
-  # other ways to sample one model: each value is a row, everything else as the checkpoint has it
+  # other sampling settings: a row for each value, the others as in the checkpoint
   python -m spinmeround_jax.evaluate --checkpoint weights/quickstart --data data/heads64 \\
       --sweep steps=12,48 --sweep guidance_scale=1,3 --sweep temperature=0,1 \\
       --sweep shared_noise=false --sweep anchors=false
 
-  # what other methods made of the same heads, but for the view that they were given
+  # views of other methods, without the view that was their input
   python -m spinmeround_jax.evaluate --protocol folders --truth truth/ --method ours=out/ \\
       --method theirs=theirs/ --leave-out front
 
@@ -59,7 +59,7 @@ EXAMPLES = """examples:
       --checkpoint weights/released --method theirs=theirs/ --recognition glintr100.onnx"""
 
 
-# What each needs to be given, and what it may be given, of the options that are not for all.
+# Required and allowed options of each protocol, of those that are not for all.
 PROTOCOLS = {
     "heads": (
         {"checkpoint", "data"},
@@ -67,18 +67,8 @@ PROTOCOLS = {
     ),
     "nersemble": (
         {"truth"},
-        {
-            "checkpoint",
-            "method",
-            "sweep",
-            "steps",
-            "guidance_scale",
-            "sampler",
-            "temperature",
-            "match",
-            "size",
-            "subject_list",
-        },
+        {"checkpoint", "method", "sweep", "steps", "guidance_scale", "sampler", "temperature"}
+        | {"match", "size", "subject_list"},
     ),
     "folders": ({"truth", "method"}, {"match", "size", "leave_out", "masked"}),
 }
@@ -90,18 +80,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     path = pathlib.Path
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), default="heads", help="(heads)")
     parser.add_argument("--out", type=path, default=path("out/evaluation"), help="folder to write")
-    parser.add_argument("--subjects", type=cli.integer(1), help="how many (heads: 32)")
+    parser.add_argument("--subjects", type=cli.integer(1), help="number of subjects (heads: 32)")
     parser.add_argument(
         "--skip", action="append", default=[], metavar="MEASURE", choices=measures.NAMES,
-        help=f"do not measure this; repeat for more: {', '.join(measures.NAMES)}",
+        help=f"leave out this measure; repeat for more: {', '.join(measures.NAMES)}",
     )  # fmt: skip
 
-    files = parser.add_argument_group(
-        "measures that need a model's file; without it they are left out"
-    )
+    files = parser.add_argument_group("measures that need a model file; left out without it")
     files.add_argument(
         "--recognition", type=path, metavar="MODEL",
-        help="ArcFace: glintr100.onnx, or the folder of photo.fetch; compares with the true view",
+        help="ArcFace: glintr100.onnx, or the folder of photo.fetch; similarity to the true view",
     )  # fmt: skip
     files.add_argument(
         "--second-recognition", type=path, metavar="MODEL", help="another model of aligned faces"
@@ -111,31 +99,27 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     files.add_argument(
         "--inception", type=path, metavar="MODEL",
-        help="FID's network as ONNX; asks for more than 2048 images in all",
+        help="FID's network as ONNX; needs more than 2048 images in total",
     )  # fmt: skip
 
     views = parser.add_argument_group("folders of views")
     views.add_argument("--truth", type=path, help="one head, or a folder of heads; local")
     views.add_argument(
         "--method", action="append", default=[], metavar="[NAME=]DIR",
-        help="what a method made of them; repeat for several rows",
+        help="views of a method; repeat for several rows",
     )  # fmt: skip
     views.add_argument(
-        "--match", choices=("camera", "name"), help="views belong together by (camera, if known)"
+        "--match", choices=("camera", "name"), help="how views are matched (camera, if known)"
     )
-    views.add_argument(
-        "--size", type=cli.integer(8), help="pixels that all pictures are brought to"
-    )
+    views.add_argument("--size", type=cli.integer(8), help="pixels that all images are resized to")
     views.add_argument(
         "--leave-out", action="append", default=[], metavar="VIEW",
-        help="a true view not to judge, by its file's name; `front` is the one at yaw 0, pitch 0",
+        help="file name of a true view to leave out; `front` is the one at yaw 0, pitch 0",
     )  # fmt: skip
     views.add_argument(
-        "--subject-list", type=path, metavar="FILE", help="nersemble: subjects, one a line (all)"
+        "--subject-list", type=path, metavar="FILE", help="nersemble: subjects, one per line (all)"
     )
-    views.add_argument(
-        "--masked", action="store_true", help="make all white outside of the true mask"
-    )
+    views.add_argument("--masked", action="store_true", help="white outside of the true mask")
 
     models = parser.add_argument_group("models")
     models.add_argument(
@@ -151,7 +135,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     models.add_argument("--temperature", type=cli.real(0, 1), help="default: the checkpoint's")
     models.add_argument(
         "--sweep", action="append", default=[], metavar="SETTING=VALUE,VALUE",
-        help="a row for each value; settings are those of the checkpoint's sampling, and anchors",
+        help="a row for each value of a sampling setting, or of anchors",
     )  # fmt: skip
     models.add_argument("--seed", type=cli.integer(), default=0, help="same seed, same result (0)")
     models.add_argument(
@@ -171,7 +155,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _check_rows(args: argparse.Namespace) -> None:
-    """Raises UsageError unless every row of the table will have a name of its own."""
+    """Raises UsageError unless all rows of the table have different names."""
     if args.protocol == "heads":
         heads.check_rows(args)
     rows = [folders.named(item)[0] for item in args.method]
@@ -198,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def as_json(args: argparse.Namespace) -> dict:
-    """The command line, for scores.json; what is neither a list nor of JSON's own is a path."""
+    """The command line, for scores.json; paths become strings."""
     plain = (str, int, float, list, type(None))
     return {k: v if isinstance(v, plain) else str(v) for k, v in vars(args).items()}
 

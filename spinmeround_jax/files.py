@@ -1,7 +1,7 @@
-"""Files that are whole or not there, in folders and in buckets (gs://...).
+"""Files and folders that are complete or absent, local and in buckets (gs://...).
 
-A path is a `pathlib.Path`, or for a URL the object of the same methods that `universal_pathlib` gives,
-which reads and writes through fsspec. Only what differs between the two is here.
+A path is a `pathlib.Path` or, for a URL, the object with the same methods of `universal_pathlib`, which
+reads and writes through fsspec. The differences between the two are handled here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import stat
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -39,10 +39,10 @@ def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
     if not (isinstance(path, str) and "://" in path):
         return path if not isinstance(path, (str, os.PathLike)) else pathlib.Path(path)
     try:
-        from upath import UPath  # only who reads from a bucket needs it
+        from upath import UPath  # an extra, for buckets only
 
         remote = UPath(path)
-        _ = remote.fs  # imports what speaks the protocol
+        _ = remote.fs  # imports the client of the protocol
     except ImportError as error:
         raise OSError(
             f"{path}: cannot be reached ({error}); pip install 'spinmeround_jax[gcs]', "
@@ -54,18 +54,20 @@ def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def existing(path: pathlib.Path) -> pathlib.Path:
-    """`path`, or the nearest folder above it that is there."""
+    """`path`, or the nearest folder above it that exists."""
     path = path.absolute()
     return next(found for found in (path, *path.parents) if found.exists())
 
 
 def check_writable(folder: pathlib.Path) -> None:
-    """Raises InputError unless `folder` can be made or written; found out before hours of work."""
+    """Raises InputError unless `folder` can be created or written."""
     found = existing(folder)
     if not found.is_dir():
         raise InputError(f"{found}: a file is in the way; choose another folder")
     if not os.access(found, os.W_OK | os.X_OK):
-        raise InputError(f"{found}: may not be written; choose another folder, or change its owner")
+        raise InputError(
+            f"{found}: no permission to write; choose another folder, or change its owner"
+        )
 
 
 def is_local(path: pathlib.Path) -> bool:
@@ -73,21 +75,22 @@ def is_local(path: pathlib.Path) -> bool:
 
 
 def version(path: pathlib.Path) -> int | str:
-    """What is another once the file was written anew: its time, or what its bucket tells of it."""
+    """A value that changes when the file is written: its time, or its bucket's version."""
     return path.stat().st_mtime_ns if is_local(path) else path.fs.ukey(path.path)
 
 
 def read_ranges(path: pathlib.Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Bytes from start to end of each range of a file; from a bucket all are fetched at once.
+    """Bytes from start to end of each range of a file; fetched concurrently from a bucket.
 
-    A range beyond the end gives what there is of it.
+    Ranges are cut at the end of the file.
 
     Raises:
-        OSError: whatever went wrong; the clients of object stores raise errors of their own.
+        OSError: for any failure; clients of object stores have their own exceptions.
     """
     if is_local(path):
         with path.open("rb", buffering=0) as file:
-            read_at_random(file)
+            if hasattr(os, "posix_fadvise"):  # else the system reads several times the bytes needed
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             return [os.pread(file.fileno(), end - start, start) for start, end in ranges]
     starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
     try:
@@ -98,18 +101,12 @@ def read_ranges(path: pathlib.Path, ranges: Sequence[tuple[int, int]]) -> list[b
         raise OSError(f"{path}: {error!r}") from error
 
 
-def read_at_random(file: IO[bytes]) -> None:
-    """Tell the system not to read ahead, which would bring in several times what is wanted."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-
-
 # --------------------------------------------------------------------------------------------------
-# Reading what others wrote
+# Reading untrusted files
 
 
 def open_regular(path: pathlib.Path, max_bytes: int | None = None) -> BinaryIO:
-    """Open a file for reading: not a folder, pipe or device, which may never end.
+    """Open a regular file for reading; pipes and devices may never end.
 
     Raises:
         OSError: naming the file, also where it is larger than `max_bytes`.
@@ -118,7 +115,7 @@ def open_regular(path: pathlib.Path, max_bytes: int | None = None) -> BinaryIO:
         size = path.stat().st_size
         file = path.open("rb")
     else:
-        # A pipe without a writer would block until somebody opens it.
+        # Opening a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -134,13 +131,13 @@ def open_regular(path: pathlib.Path, max_bytes: int | None = None) -> BinaryIO:
 
 
 def read_bytes(path: pathlib.Path, max_bytes: int) -> bytes:
-    """The content of a regular file of at most `max_bytes`; OSError as in `open_regular`."""
+    """The content of a regular file of at most `max_bytes`; OSError as of `open_regular`."""
     with open_regular(path, max_bytes) as file:
         return file.read(max_bytes)
 
 
 def sha256(path: pathlib.Path, progress: Callable[[int], Any] = lambda count: None) -> str:
-    """SHA-256 of a regular file in hexadecimal; `progress` is called with the bytes of each block."""
+    """SHA-256 of a regular file in hexadecimal; `progress` is called with the size of each block."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(1 << 20):
@@ -150,12 +147,12 @@ def sha256(path: pathlib.Path, progress: Callable[[int], Any] = lambda count: No
 
 
 def composed(name: str) -> str:
-    """`name` with composed letters: macOS writes é as e and an accent, others as one character."""
+    """`name` in Unicode's composed form (NFC); macOS decomposes é into e and an accent."""
     return unicodedata.normalize("NFC", name)
 
 
 def named(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """`folder / name`; a part that is not there is spelled as what is there and equal once `composed`."""
+    """`folder / name`; parts that do not exist are replaced by existing ones with equal `composed` names."""
     path = folder
     for part in pathlib.PurePath(name).parts:
         if not (path / part).exists() and not part.isascii() and path.is_dir():
@@ -166,24 +163,24 @@ def named(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def explain(error: OSError, folder: pathlib.Path | None = None) -> str:
-    """One line for a user: the file, what is wrong, and for a full disk what to do.
+    """One line for a user: the file, the reason, and for a full disk what to do.
 
     Args:
-        folder: written to, named where the error names no file.
+        folder: named if the error names no file.
     """
     if error.errno not in _FULL:
         place = error.filename or folder
         reason = error.strerror or str(error)
         return f"{place}: {reason}" if place and error.strerror else reason
     place = error.filename or folder
-    # Worker processes pass arrays through shared memory, whose errors name no file.
+    # Worker processes use shared memory, whose errors name no file.
     for other in () if error.filename else (pathlib.Path("/dev/shm"), tempfile.gettempdir()):
         with contextlib.suppress(OSError):
             if shutil.disk_usage(other).free < 16 << 20:
                 place = f"{other} (temporary memory of this machine)"
     return (
-        f"{place or 'disk'}: no space left. What was finished is kept; free some space and give the "
-        "same command again"
+        f"{place or 'disk'}: no space left. Finished results are kept; free some space and repeat the "
+        "command"
     )
 
 
@@ -191,25 +188,24 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 # --------------------------------------------------------------------------------------------------
-# Writing whole or not at all
+# Writing completely or not at all
 #
-# What is being written to NAME is .NAME.PID.unfinished, a folder about to be replaced .NAME.replaced,
-# the lock of its writer .NAME.lock, all beside it.
+# NAME is written as .NAME.PID.unfinished, moved to .NAME.replaced while a folder replaces it, and locked by
+# .NAME.lock, all in the same folder.
 
 
 @contextlib.contextmanager
 def lock(path: pathlib.Path, wait: bool = False, suffix: str = "lock") -> Iterator[None]:
-    """Be the only process that writes `path`, a local file or folder (in buckets: one of several).
+    """Be the only process that writes `path`, a local file or folder; buckets are not locked.
 
-    The lock belongs to the process: with its death, however it comes, the next one gets it. On file
-    systems that know no locks there is none.
+    The system releases the lock when the process dies. File systems without locks are not locked.
 
     Args:
-        wait: until the other is done, for what takes a moment.
-        suffix: of the lock's name; another one for work that ends with writing `path` under "lock".
+        wait: for the other process, if writing takes a moment only.
+        suffix: of the lock file; another one for work during which `path` is written under "lock".
 
     Raises:
-        BlockingIOError: another process, or another thread of this one, holds it; names which.
+        BlockingIOError: another process, or another thread of this one, holds the lock; it is named.
     """
     if not is_local(path):
         yield
@@ -236,9 +232,9 @@ def lock(path: pathlib.Path, wait: bool = False, suffix: str = "lock") -> Iterat
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(place)):
                 break
-        file.close()  # it was the last holder's, who has removed it
+        file.close()  # the last holder has removed this lock file
     try:
-        with contextlib.suppress(OSError):  # the name of the holder is for messages only
+        with contextlib.suppress(OSError):  # the holder's name is for messages only
             os.truncate(file.fileno(), 0)
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
@@ -248,9 +244,9 @@ def lock(path: pathlib.Path, wait: bool = False, suffix: str = "lock") -> Iterat
 
 
 def recover(path: pathlib.Path) -> None:
-    """After a kill: puts back a folder that was about to be replaced, removes what was unfinished.
+    """After a kill: restore a folder that was being replaced, remove unfinished files.
 
-    Leaves all as it is where another process is writing.
+    Does nothing while another process is writing.
     """
     if is_local(path) and _leftovers(path):
         with contextlib.suppress(BlockingIOError), lock(path):
@@ -286,12 +282,12 @@ def _unfinished(path: pathlib.Path) -> pathlib.Path:
 
 
 def seal(content: bytes) -> bytes:
-    """`content` with its SHA-256 at the end, for files that are made again when damaged."""
+    """`content` with its SHA-256 at the end, for caches that are recomputed if damaged."""
     return content + hashlib.sha256(content).digest()
 
 
 def unseal(content: bytes) -> bytes:
-    """The content of what was `seal`ed; ValueError where it is not as it was."""
+    """The inverse of `seal`; ValueError if the content was changed."""
     content, digest = content[:-32], content[-32:]
     if hashlib.sha256(content).digest() != digest:
         raise ValueError("wrong checksum")
@@ -299,9 +295,9 @@ def unseal(content: bytes) -> bytes:
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Write whole or not at all: a kill leaves the old file or the new one.
+    """Write a file so that a kill leaves the old one or the new one.
 
-    Local files are written under a hidden name and renamed; an upload is atomic by itself.
+    Local files are written under a hidden name and renamed; uploads are atomic.
     """
     with begun(path, wait=True) as unfinished, naming(path):
         unfinished.write_bytes(content)
@@ -310,7 +306,7 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def naming(path: pathlib.Path) -> Iterator[None]:
-    """Errors of writing, which name no file of themselves, name `path`."""
+    """Add `path` to errors of writing that name no file."""
     try:
         yield
     except OSError as error:
@@ -321,9 +317,9 @@ def naming(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def begun(path: pathlib.Path, wait: bool = False) -> Iterator[pathlib.Path]:
-    """A local path to write `path` at, removed at the end; `publish` gives it its name.
+    """A temporary local path for the content of `path`, removed at the end; `publish` renames it.
 
-    It is beside `path`, under a hidden name, or for a bucket in the folder for temporary files.
+    It is in the same folder, under a hidden name; for a bucket in the folder for temporary files.
 
     Raises:
         BlockingIOError: another process is writing `path`, unless `wait`; see `lock`.
@@ -342,10 +338,9 @@ def begun(path: pathlib.Path, wait: bool = False) -> Iterator[pathlib.Path]:
 
 
 def allocate(path: pathlib.Path) -> None:
-    """Take the room of a local sparse file now: a full disk kills who writes to it through memory.
+    """Reserve the disk space of a sparse local file; OSError if there is not enough.
 
-    Raises:
-        OSError: there is not enough.
+    Writing to it through a memory map would otherwise kill the process when the disk is full.
     """
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
@@ -353,7 +348,7 @@ def allocate(path: pathlib.Path) -> None:
 
 
 def publish(unfinished: pathlib.Path, path: pathlib.Path) -> None:
-    """Give what was `begun` its name, when it is on the disk."""
+    """Flush the file of `begun` to disk, then rename or upload it to `path`."""
     if is_local(path):
         _sync(unfinished)
         os.replace(unfinished, path)
@@ -364,10 +359,10 @@ def publish(unfinished: pathlib.Path, path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A local folder that appears whole, or not at all, in place of an earlier one.
+    """Write a local folder completely or not at all; it replaces an earlier one.
 
-    Yields a hidden sibling to write into; it takes the folder's name unless there was an error. Killed
-    between the two renames, the earlier folder is there again after `recover`.
+    Yields a hidden folder to write into, which is renamed unless an error is raised. After a kill between
+    the two renames `recover` restores the earlier folder.
 
     Raises:
         BlockingIOError: another process is writing it; see `lock`.
@@ -393,8 +388,8 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Make a file, or the renames in a folder, survive a power cut."""
-    # Some network file systems cannot for folders, and need not.
+    """Flush a file, or the renames in a folder, to disk."""
+    # Some network file systems refuse this for folders.
     with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -404,10 +399,10 @@ def _sync(path: pathlib.Path) -> None:
 
 
 def name_inside(name: str) -> str:
-    """`name`, if it can be that of a file or folder in a folder of results.
+    """`name`, if a file or folder of results can have it.
 
     Raises:
-        InputError: it is empty, begins with a dot (as "..", and our temporary names), or leads elsewhere.
+        InputError: it is empty, begins with a dot (as ".." and temporary names do), or holds a separator.
     """
     if not name or name.startswith(".") or set(name) & {"/", os.sep, "\0"}:
         raise InputError(f"{name!a} cannot be the name of a folder of results; rename the input")

@@ -1,6 +1,6 @@
 """Distances between images, and between normal maps. Images are (..., h, w, 3) in [-1, 1].
 
-Pictures that a model wrote may leave that range: callers clip, so that all methods are judged alike.
+Callers clip generated images to that range, so that all methods are measured alike.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ Array = np.ndarray | jax.Array
 
 
 def l2(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Mean squared error per image of pictures in [0, 1], (...,): 10^(-psnr / 10).
+    """Mean squared error per image, in units of images in [0, 1], (...,): 10^(-psnr / 10).
 
-    The paper's table calls it L2 and says no more. A root would put its own .033 beside 29.6 dB and
-    PanoHead's .012 beside 38 dB, which no picture at LPIPS .3 has; a mean square gives 14.8 and 19.2 dB.
-    Whether its pictures were in [0, 1], as here, or in [-1, 1], which is four times as much, is open.
+    The paper's table has L2 without a definition. Its values fit a mean square (.033 would be 14.8 dB), not a
+    root (29.6 dB), at its LPIPS of .3. Whether its images were in [0, 1], as here, or in [-1, 1], is open.
     """
     return np.mean((np.asarray(images, np.float64) - truth) ** 2, axis=(-3, -2, -1)) / 4.0
 
@@ -39,7 +38,7 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def colour_difference(images: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """CIEDE2000 between the mean colours of (..., h, w, 3) sRGB images in [-1, 1], (...,).
 
-    1 is about the least difference that is seen; NaN where the (..., h, w) bool mask is empty.
+    About 1 is just noticeable; NaN where the (..., h, w) bool mask is empty.
     """
     from skimage import color
 
@@ -59,7 +58,7 @@ def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
         raise ValueError(f"images are {images.shape}, the truth {truth.shape}")
     if images.ndim < 3 or min(images.shape[-3:-1]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs at least {SSIM_WINDOW} pixels, got images of {images.shape}")
-    # Luminance enters by its ratio: the scale's zero must be black.
+    # The luminance term is a ratio: black must be 0.
     return ssim_of(*(0.5 * np.asarray(x, np.float64) + 0.5 for x in (images, truth)))
 
 
@@ -92,7 +91,7 @@ _BLUR = "ih,...hwc,jw->...ijc"
 
 @functools.cache
 def _window_matrix(n: int) -> np.ndarray:
-    """(n - 10, n): the Gaussian window at each place where it lies inside."""
+    """(n - 10, n): the Gaussian window at each position inside the image."""
     window = np.exp(-0.5 * ((np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2) / 1.5) ** 2)
     matrix = np.zeros((n - SSIM_WINDOW + 1, n))
     for i, row in enumerate(matrix):
@@ -119,20 +118,19 @@ def lpips(
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """The learned perceptual distance of Zhang et al. (arXiv 1801.03924), lower is closer.
 
-    Version 0.1 with linear heads, as the authors' package: the published distances of its example
-    pictures are reproduced, and within 1e-4 its own values at any size (tests/test_metrics.py).
+    Version 0.1 with linear heads; agrees with the authors' package within 1e-4 (tests/test_metrics.py).
 
     Args:
         network: "alexnet" or "vgg16".
-        precision: of the convolutions, see `jax.default_matmul_precision`. "highest" measures alike
-            on every device; None is the device's default, faster in a training loss.
+        precision: of the convolutions, see `jax.default_matmul_precision`. "highest" gives the same on
+            every device; None is the device's default, faster in a training loss.
 
     Returns:
         A differentiable function of two (n, h, w, 3) image batches of at least 32 pixels, giving (n,).
         It raises ValueError for other shapes.
 
     Raises:
-        ValueError: another network is asked for.
+        ValueError: the network is unknown.
     """
     if network not in LPIPS_NETWORKS:
         raise ValueError(f"LPIPS network must be one of {LPIPS_NETWORKS}, got {network!r}")

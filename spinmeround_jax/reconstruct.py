@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 import spinmeround_jax
-from spinmeround_jax import cli, files, schema
+from spinmeround_jax import cli, files
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError
 from spinmeround_jax.results import layout
@@ -35,14 +35,13 @@ from spinmeround_jax.splats.folder import GENERATOR, REPORT, Reconstruction
 from spinmeround_jax.splats.gaussians import MAX_DEGREE
 from spinmeround_jax.splats.scene import Scene
 
-DESCRIPTION = """3D Gaussians of a head from views with cameras: what sample writes, or any transforms.json
+DESCRIPTION = """3D Gaussians of a head from views with cameras: those of sample, or any transforms.json
 in nerfstudio's convention with images of one size, 32 to 2048 pixels, and masks or transparency if they have a
 background (docs/transforms.md).
 
-Every input gets a folder: splats.ply (opens in the usual viewers of 3D Gaussian splatting), viewer.html (the
-same in one page, opens from disk), mesh.glb and mesh.ply, turntable.webp, report.json with the distances to
-the views that were held out, and views/, normals/ and transforms.json: the given views drawn from the
-Gaussians."""
+Every input gets a folder: splats.ply (for the usual viewers of 3D Gaussian splatting), viewer.html (a page
+that needs no network), mesh.glb and mesh.ply, turntable.webp, report.json with the distances to the views that
+were held out, and views/, normals/ and transforms.json: the given views rendered from the Gaussians."""
 
 EXAMPLES = """examples:
   # the heads of `make demo`
@@ -52,15 +51,15 @@ EXAMPLES = """examples:
   python -m spinmeround_jax.reconstruct out/demo/parametric-0-1000000 --hold-out 0
   ... --normals 0        ... --degree 0
 
-  # views by Blender or nerfstudio, where z is up: seen from the cameras, or stated
+  # views by Blender or nerfstudio, where z is up: estimated from the cameras, or given
   python -m spinmeround_jax.reconstruct scan --up z
 
   # views of something else, on black
   python -m spinmeround_jax.reconstruct scan/transforms.json --background 0,0,0
 
-A killed run goes on where it was: give the same command again."""
+The same command resumes a killed run."""
 
-COUNT_AT_64 = 3000  # Gaussians by default, growing with the pixels
+COUNT_AT_64 = 3000  # default number of Gaussians, proportional to the pixels
 MAX_DEFAULT_COUNT = 48_000
 DEFAULTS = FitSettings()
 
@@ -78,34 +77,38 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=path, default=path("out/splats"), help="local (out/splats)")
     parser.add_argument(
         "--hold-out", type=cli.integer(), default=8, metavar="N",
-        help="every Nth view is not fitted but compared with in the end; 0: none (8)",
+        help="every Nth view is held out, to measure distances; 0: none (8)",
     )  # fmt: skip
     parser.add_argument(
         "--background", default="white", help="white, black or R,G,B in [0, 1] (white)"
     )
     parser.add_argument(
         "--up", choices=scene.UPS, default="auto", metavar="AXIS",
-        help="of the views' world, which is turned to y: x, y, z, -x, -y or -z, as in --up=-y; auto: what "
-        "transforms.json says, else how the cameras are held (auto)",
+        help="up axis of the views' world: x, y, z, -x, -y or -z, as in --up=-y; auto: from transforms.json, "
+        "else estimated from the cameras; results have y up (auto)",
     )  # fmt: skip
     parser.add_argument(
-        "--one-sided", action="store_true", help="allow cameras on one side: the other is a guess"
+        "--one-sided",
+        action="store_true",
+        help="accept cameras on one side only: the other side is a guess",
     )
 
-    how = parser.add_argument_group("how")
+    how = parser.add_argument_group("fitting")
     how.add_argument(
         "--steps", type=cli.integer(1), default=DEFAULTS.steps, help=f"({DEFAULTS.steps})"
     )
     how.add_argument(
-        "--count", type=cli.integer(1), help="Gaussians (3000 at 64 pixels, by their number)"
+        "--count",
+        type=cli.integer(1),
+        help="Gaussians (3000 at 64 pixels, proportional to the pixels)",
     )
     how.add_argument(
         "--degree", type=int, choices=range(MAX_DEGREE + 1), default=DEFAULTS.degree,
-        help=f"of the spherical harmonics of the colour ({DEFAULTS.degree})",
+        help=f"degree of the spherical harmonics of colour ({DEFAULTS.degree})",
     )  # fmt: skip
     for name, what in (
         ("lpips", "perceptual distance, the paper's addition"),
-        ("normals", "difference of the drawn normals from the given ones"),
+        ("normals", "difference of the rendered normals from the given ones"),
         ("mask", "difference of alpha from the mask"),
     ):
         value = getattr(DEFAULTS, name)
@@ -115,24 +118,20 @@ def build_parser() -> argparse.ArgumentParser:
         )  # fmt: skip
     how.add_argument("--lpips-network", choices=("alexnet", "vgg16"), default="alexnet")
     how.add_argument(
-        "--rate", type=cli.real(0), default=DEFAULTS.rate, help=f"of learning ({DEFAULTS.rate:g})"
+        "--rate", type=cli.real(0), default=DEFAULTS.rate, help=f"learning rate ({DEFAULTS.rate:g})"
     )
     how.add_argument("--seed", type=cli.integer(), default=0, help="same seed, same result (0)")
     how.add_argument(
         "--rasteriser", choices=nvidia.RASTERISERS, default="auto",
-        help="auto: splax on an NVIDIA GPU where it is installed, else our own (auto)",
+        help="auto: splax on an NVIDIA GPU if it is installed, else the one in JAX (auto)",
     )  # fmt: skip
-    how.add_argument("--no-mesh", action="store_true", help="neither mesh.glb nor mesh.ply")
-    how.add_argument("--overwrite", action="store_true", help="make finished folders again")
+    how.add_argument("--no-mesh", action="store_true", help="write no mesh.glb and mesh.ply")
+    how.add_argument("--overwrite", action="store_true", help="reconstruct finished heads again")
     return parser
 
 
 def parse_background(text: str) -> np.ndarray:
-    """(3,) in [0, 1].
-
-    Raises:
-        UsageError: naming what was given.
-    """
+    """(3,) colour in [0, 1]; UsageError if it is not one."""
     named = {"white": "1,1,1", "black": "0,0,0"}
     try:
         colour = np.array([float(part) for part in named.get(text, text).split(",")])
@@ -149,15 +148,13 @@ def name_inputs(inputs: list[pathlib.Path]) -> dict[str, pathlib.Path]:
     """Folder in --out -> transforms.json.
 
     Raises:
-        UsageError: two inputs would share a folder, or an input is not there.
+        UsageError: two inputs would share a folder, or an input does not exist.
     """
     named: dict[str, pathlib.Path] = {}
     for given in inputs:
         file = given / "transforms.json" if given.is_dir() else given
         if not file.is_file():
-            raise UsageError(
-                f"{file}: not there; give folders that sample wrote, or transforms.json"
-            )
+            raise UsageError(f"{file}: no such file; give folders of sample, or transforms.json")
         name = file.resolve().parent.name or "root"
         files.name_inside(name)
         if name in named:
@@ -176,7 +173,7 @@ def default_count(size: tuple[int, int]) -> int:
 
 
 def split(given: Scene, every: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the views to fit and of those held out: each `every`th, none if 0."""
+    """Indices of the views to fit and of those held out: each `every`th, none if 0."""
     numbers = np.arange(len(given))
     held = (numbers % every == every // 2) if every else np.zeros(len(given), bool)
     return numbers[~held], numbers[held]
@@ -192,12 +189,12 @@ def fit_and_draw(
     checkpoint: pathlib.Path | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Reconstruction:
-    """Fit Gaussians to the views that are not held out, and draw and measure all views.
+    """Fit Gaussians to the views that are not held out, and render and measure all views.
 
     Args:
-        where: the views' file or name, for messages.
-        checkpoint: file to resume from if it is there.
-        on_step: called now and then with the number of steps done.
+        where: file or name of the views, for messages.
+        checkpoint: file to resume from, if it exists.
+        on_step: called from time to time with the number of finished steps.
 
     Raises:
         InputError: the views cannot be used, or the fit fails.
@@ -219,7 +216,7 @@ def fit_and_draw(
             bar.update(step - bar.n)
             on_step(step)
 
-        gaussians, told = fit(to_fit, settings, checkpoint, progress, draw)
+        gaussians, fit_report = fit(to_fit, settings, checkpoint, progress, draw)
     drawn = views.draw_views(gaussians, given, draw=draw)
     distances = views.measure(drawn, given)
     report = {
@@ -240,7 +237,7 @@ def fit_and_draw(
             for name, which in (("fitted", fitted), ("held_out", held))
             if len(which)
         },
-        "fit": {**told, "overflow_drawn": drawn.overflow},
+        "fit": {**fit_report, "overflow_drawn": drawn.overflow},
         "seconds": round(time.monotonic() - started, 1),
         "device": f"{jax.devices()[0].platform} ({jax.devices()[0].device_kind})",
         "rasteriser": "splax" if draw is nvidia.render else "jax",
@@ -257,10 +254,10 @@ def reconstruct(
     rasteriser: str = "auto",
     **settings: Any,
 ) -> list[Reconstruction]:
-    """3D Gaussians of each head that `Pipeline` made; `save` of a result writes splats, mesh and page.
+    """3D Gaussians of each head from `Pipeline`; `save` of a result writes splats, mesh and page.
 
     Args:
-        hold_out: every so many views are not fitted but compared with in the end; 0: none.
+        hold_out: every `hold_out`th view is held out, to measure distances; 0: none.
         one_sided: accept cameras on one side only.
         settings: fields of `FitSettings`, such as steps=500.
 
@@ -284,7 +281,7 @@ def reconstruct_file(
 
     Raises:
         InputError: the views cannot be used, or the fit fails; nothing is written.
-        BlockingIOError: another process makes this folder.
+        BlockingIOError: another process writes this folder.
     """
     names = ("steps", "degree", "lpips", "normals", "mask", "lpips_network", "rate", "seed")
     count = args.count or default_count(given.size)
@@ -294,47 +291,20 @@ def reconstruct_file(
     with files.lock(folder, suffix="fit.lock"):
         if args.overwrite:
             checkpoint.unlink(missing_ok=True)
-        made = fit_and_draw(
+        result = fit_and_draw(
             given, str(file), settings, args.hold_out, args.one_sided, args.rasteriser, checkpoint
         )
-        made.report.update(command=command, input=str(file), request=request(args, given))
-        made.save(folder, not args.no_mesh, overwrite=True)  # `run` has looked
+        request = {**settings_of(args), "views_sha256": views_sha256(given)}
+        result.report.update(command=command, input=str(file), request=request)
+        result.save(folder, not args.no_mesh, overwrite=True)  # `run` has checked it
         checkpoint.unlink(missing_ok=True)
-    return made.report
+    return result.report
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides the result beside the views, as given."""
+    """The options that decide the result, besides the views."""
     left_out = ("input", "out", "overwrite", "rasteriser")
     return {name: value for name, value in vars(args).items() if name not in left_out}
-
-
-def request(args: argparse.Namespace, given: Scene) -> dict[str, Any]:
-    """All that decides the result: settings, and what the views hold, whatever their path."""
-    return {**settings_of(args), "views_sha256": views_sha256(given)}
-
-
-def read_report(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The report of a finished folder of this program, None where there is none."""
-    try:
-        return schema.read(folder / REPORT, _REPORT)
-    except (OSError, ValueError):
-        return None
-
-
-_REPORT = schema.record(
-    {"generator": schema.one_of(GENERATOR)}, {"request": schema.mapping(schema.anything)}
-)
-
-
-def check_same(folder: pathlib.Path, report: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises InputError, naming what differs, where a finished folder is not of this request."""
-    found = report.get("request", {})
-    if changes := schema.differences({name: found.get(name) for name in wanted}, wanted):
-        raise InputError(
-            f"{folder}: is finished, made with other settings or views (there -> here: "
-            f"{'; '.join(changes)}); --overwrite replaces it, or choose another --out"
-        )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -342,33 +312,27 @@ def check_same(folder: pathlib.Path, report: dict[str, Any], wanted: dict[str, A
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Carry out the command; returns the exit code.
-
-    Raises:
-        InputError: before anything is done.
-    """
+    """Carry out the command; returns the exit code. InputError before anything is written."""
     files.check_writable(args.out)
     named = name_inputs(args.input)
     background = parse_background(args.background)
+    settings = settings_of(args)
+
+    def is_finished(folder: pathlib.Path, **views: str) -> bool:
+        request = {"request": {**settings, **views}}
+        if args.overwrite:
+            request = {}  # whatever was requested before
+        return layout.is_finished(folder, request, REPORT, GENERATOR) and not args.overwrite
+
     for name in named:
-        folder = args.out / name
-        files.recover(folder)
-        report = read_report(folder)
-        if report is None and (folder.exists() or folder.is_symlink()):
-            raise UsageError(
-                f"{folder}: in the way, not written by this program; move it, or choose another --out"
-            )
-        if report and not args.overwrite:
-            check_same(folder, report, settings_of(args))
+        is_finished(args.out / name)  # conflicts are reported before anything is fitted
     failed = 0
     for name, file in named.items():
         folder = args.out / name
         try:
             given = scene.load(file, background, args.up)
-            report = read_report(folder)
-            if report and not args.overwrite:
-                check_same(folder, report, request(args, given))
-                print(f"{folder}: done before")
+            if is_finished(folder, views_sha256=views_sha256(given)):
+                print(f"{folder}: already done")
                 continue
             report = reconstruct_file(given, file, folder, args, command)
         except (InputError, ImportError, OSError) as error:
@@ -376,14 +340,16 @@ def run(args: argparse.Namespace, command: str) -> int:
             print(f"error: {cli.message(error)}", file=sys.stderr)
             continue
         kind = "held_out" if "held_out" in report["distances"] else "fitted"
-        told = ", ".join(f"{key} {value:g}" for key, value in report["distances"][kind].items())
-        print(f"{folder}: {told} ({kind.replace('_', ' ')} views), {report['seconds']:g} s")
+        figures = (f"{key} {value:g}" for key, value in report["distances"][kind].items())
+        print(
+            f"{folder}: {', '.join(figures)} ({kind.replace('_', ' ')} views), {report['seconds']:g} s"
+        )
         if not report["up"].startswith("y"):
             print(f"  up was {report['up']}; everything written has y up")
         if guessed := report["masks_from"].get("background"):
             print(
                 f"  {guessed} of {report['views']} images have neither a mask nor alpha nor normals: "
-                "their masks are what is not background"
+                "everything that is not background is taken as the mask"
             )
         for what, why in report["left_out"].items():
             print(f"  no {what}: {why}")

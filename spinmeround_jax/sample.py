@@ -1,4 +1,4 @@
-"""Turn portraits into views all around the head: `python -m spinmeround_jax.sample --help`."""
+"""Sample views all around a head: `python -m spinmeround_jax.sample --help`."""
 
 from __future__ import annotations
 
@@ -23,28 +23,188 @@ import numpy as np
 from tqdm import tqdm
 
 from spinmeround_jax import cameras, checkpoints, cli, files, requests
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.diffusion.pipeline import Pipeline, default_batch, run_settings
-from spinmeround_jax.files import InputError, name_inside
+from spinmeround_jax.diffusion.samplers import SAMPLERS
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import assets, face_resnet, likeness
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.pose import FRAMINGS
 from spinmeround_jax.photo.prepare import Models, Options
-from spinmeround_jax.requests import Job
+from spinmeround_jax.requests import Job, Request
 from spinmeround_jax.results import head_folder, layout, page
 from spinmeround_jax.results.head_folder import Heads
-from spinmeround_jax.sample_options import build_parser, parse_observed, parse_trajectory
+
+DESCRIPTION = """Views all around a head, with normals, from one portrait and its identity.
+
+A portrait is a square image of an upright head on a plain (or transparent: white) background,
+with its identity beside it: alice.png and alice.npy (512 floats), or alice.json holding
+{"id_embedding": [512 numbers]}. Any other image is treated as a photo: it is aligned first.
+Several views of one person are a folder with one or three portraits and views.json:
+[{"file": "front.png", "yaw": 0, "pitch": 0}, ...]. Angles are in degrees; the portrait
+is yaw 0, pitch 0, positive yaw is towards the subject's left ear, positive pitch is up."""
+
+EXAMPLES = """examples:
+  # 48 views of every portrait in a folder, and a page that shows them
+  python -m spinmeround_jax.sample --checkpoint weights/quickstart --input portraits/ --out out/
+
+  # chosen views; normals in each camera's space
+  python -m spinmeround_jax.sample --checkpoint weights/quickstart --input alice.png \\
+      --yaw-pitch "30,10 -30,10" --normals camera
+
+  # 88 views; an ellipse in front of the face; your own path: [{"yaw": 30, "pitch": 10}, ...]
+  ... --views 88        ... --trajectory sweep        ... --trajectory path.json
+
+  # new people; people between two identities
+  python -m spinmeround_jax.sample --checkpoint weights/quickstart --unconditional 4
+  python -m spinmeround_jax.sample --checkpoint weights/quickstart --interpolate a.npy b.npy
+
+  # three photos of one person
+  python -m spinmeround_jax.sample --checkpoint weights/quickstart \\
+      --observed front.png:0:0 left.png:45:0 right.png:-45:0"""
+
+TURNTABLE_VIEWS, SWEEP_VIEWS = 48, 24
 
 # --------------------------------------------------------------------------------------------------
-# What to do
+# Command line
 
 
-def plan(args: argparse.Namespace, size: int, photos: requests.Photos) -> list[requests.Plan]:
-    """Every head that is wanted.
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.build_parser("spinmeround_jax.sample", DESCRIPTION, EXAMPLES)
+    path = pathlib.Path
+    parser.add_argument("--checkpoint", type=path, required=True, help="folder with model.json")
+    parser.add_argument("--out", type=path, default=path("out"), help="folder to write (out)")
+
+    what = parser.add_argument_group("what to sample (one of these)")
+    what = what.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--input", type=path, nargs="+", help="portraits, photos, sets of views, or folders of them"
+    )
+    what.add_argument(
+        "--observed", nargs="+", metavar="FILE:YAW:PITCH",
+        help="1 or 3 views of one person, the first at 0:0 with the identity beside it",
+    )  # fmt: skip
+    what.add_argument(
+        "--unconditional", type=cli.integer(1, 1_000_000), metavar="N", help="N new people"
+    )
+    what.add_argument(
+        "--interpolate", type=path, nargs=2, metavar=("A", "B"),
+        help="from one identity to another (.npy, .json, or portraits with one beside them)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--steps-between", type=cli.integer(), default=3, metavar="N",
+        help="with --interpolate: identities between A and B (3)",
+    )  # fmt: skip
+
+    views = parser.add_argument_group("which views")
+    views.add_argument("--views", type=cli.integer(1, 10_000), help="number of views (48)")
+    views.add_argument("--trajectory", metavar="turntable|sweep|FILE.json", help="(turntable)")
+    views.add_argument(
+        "--yaw-pitch", metavar='"YAW,PITCH ..."', help="these views only; --yaw-pitch=-30,0"
+    )
+    views.add_argument(
+        "--resample-observed", action="store_true",
+        help="sample the views at the angles of the inputs, too: a turntable without jumps",
+    )  # fmt: skip
+
+    photos = parser.add_argument_group("photos: images without an identity beside them")
+    photos.add_argument("--models", type=path, help="insightface's folder (see photo.fetch)")
+    photos.add_argument(
+        "--face", type=cli.integer(1), default=1, metavar="N",
+        help="which face, 1 being the largest (1)",
+    )  # fmt: skip
+    photos.add_argument(
+        "--no-identity", action="store_true", help="the empty identity, also for portraits with one"
+    )
+    photos.add_argument("--keep-background", action="store_true", help="do not make it white")
+
+    how = parser.add_argument_group("sampling (defaults: those of the checkpoint)")
+    how.add_argument("--steps", type=cli.integer(2), help="noise levels, at least 2")
+    how.add_argument("--sampler", choices=sorted(SAMPLERS))
+    how.add_argument("--guidance-scale", type=cli.real(), help="1: no guidance, twice as fast")
+    how.add_argument(
+        "--temperature", type=cli.real(0, 1), metavar="T",
+        help="scale of the initial noise if a view is observed, 0 to 1; lower: less variation",
+    )  # fmt: skip
+    how.add_argument("--seed", type=cli.integer(), default=0, help="same seed, same result (0)")
+    how.add_argument("--normals", choices=("world", "camera"), default="world", help="(world)")
+    how.add_argument(
+        "--max-batch", type=cli.integer(1), metavar="N",
+        help="joint samples at once; lower it if memory runs out (2 on a CPU, else 8)",
+    )  # fmt: skip
+    how.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32",
+        help="of the networks; bfloat16 for GPUs and TPUs (float32)",
+    )  # fmt: skip
+    how.add_argument("--overwrite", action="store_true", help="sample finished heads again")
+    how.add_argument(
+        "--no-compilation-cache", action="store_true", help="do not store compiled programs"
+    )
+    return parser
+
+
+def parse_trajectory(args: argparse.Namespace) -> np.ndarray:
+    """(n, 2) float32 angles, in degrees, of the requested views.
 
     Raises:
-        InputError: the command as a whole cannot be carried out.
+        UsageError: options that exclude each other, or angles that cannot be read.
     """
+    if args.yaw_pitch is not None:
+        if args.trajectory or args.views:
+            raise UsageError("--yaw-pitch lists all views; leave out --trajectory and --views")
+        try:
+            pairs = [pair.split(",") for pair in args.yaw_pitch.split()]
+            angles = np.array([(float(yaw), float(pitch)) for yaw, pitch in pairs], np.float32)
+            if not angles.size or not np.isfinite(angles).all() or abs(angles[:, 1]).max() > 90:
+                raise ValueError("angles out of range")
+        except ValueError as error:
+            raise UsageError(
+                f'--yaw-pitch {args.yaw_pitch!r}: expected "YAW,PITCH YAW,PITCH ..." in degrees, '
+                "pitch -90 to 90"
+            ) from error
+        return angles
+    if args.trajectory in (None, "turntable"):
+        return cameras.turntable(args.views or TURNTABLE_VIEWS)
+    if args.trajectory == "sweep":
+        return cameras.sweep(args.views or SWEEP_VIEWS)
+    if not args.trajectory.endswith(".json"):
+        raise UsageError(
+            f"--trajectory {args.trajectory}: expected turntable, sweep or a .json file"
+        )
+    if args.views:
+        raise UsageError("--views: a trajectory file has its own number of views; leave it out")
+    try:
+        return cameras.load_trajectory(args.trajectory)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--trajectory {error}") from error
+
+
+def parse_observed(items: list[str]) -> tuple[list[pathlib.Path], requests.Angles]:
+    """Files and their angles from FILE:YAW:PITCH; UsageError naming the item otherwise."""
+    paths, angles = [], []
+    for item in items:
+        try:
+            file, yaw, pitch = item.rsplit(":", 2)
+            angles.append((float(yaw), float(pitch)))
+        except ValueError as error:
+            raise UsageError(
+                f"--observed {item}: expected FILE:YAW:PITCH in degrees, such as left.png:45:0"
+            ) from error
+        paths.append(pathlib.Path(file))
+    try:
+        requests.check_angles(tuple(angles))
+    except ValueError as error:
+        raise UsageError(f"--observed {' '.join(items)}: {error}") from error
+    return paths, tuple(angles)
+
+
+# --------------------------------------------------------------------------------------------------
+# What to sample
+
+
+def requested(args: argparse.Namespace, size: int, photos: requests.Photos) -> list[Request]:
+    """Every requested head; InputError if the whole command cannot be carried out."""
     if args.unconditional:
         return requests.new_people(args.unconditional, args.seed, size)
     if args.interpolate:
@@ -61,32 +221,45 @@ def photo_settings(
     no_identity: bool = False,
     models: pathlib.Path | None = None,
 ) -> requests.Photos:
-    """How photos become portraits for weights of this provenance; models are loaded when first needed.
+    """How photos become portraits for weights of this provenance; models are loaded when first used.
 
     Args:
-        models: insightface's folder, for weights that know ArcFace.
+        models: insightface's folder, for weights that were trained with ArcFace.
 
     Raises:
-        InputError: the weights know heads in an unknown framing.
+        InputError: the weights were trained on heads framed in an unknown way.
     """
-    # The released weights know ArcFace, and heads as PanoHead crops them; others record what they know.
-    released = provenance.get("kind") == "released weights"
-    framing = "panohead" if released else provenance.get("framing", "canonical")
+    if provenance.get("kind") == "released weights":
+        framing = "panohead"
+        known = {"name": "ArcFace", "sha256": assets.RECOGNITION.sha256}
+    else:
+        framing, known = provenance.get("framing", "canonical"), provenance.get("recogniser")
+        known = known if isinstance(known, dict) else {}
     if framing not in FRAMINGS:
         raise InputError(
-            f"the weights know heads framed as {framing!r}, of which nothing is known here"
+            f"the weights were trained on heads framed as {framing!r}, which this code does not know"
         )
-    known = _recogniser_of(provenance)
+    front_end, why_not = Models(), None
     if no_identity:
-        loaded, why_not = Models(), "none was asked for"
-    else:
-        loaded, why_not = _front_end(models, known)
-    options = Options(face, framing, "keep" if keep_background else "auto", why_not is None)
-    return requests.Photos(loaded, options, known.get("sha256"), no_identity, why_not)
+        why_not = "none was requested"
+    elif known.get("name") == "ArcFace":
+        arcface = Models(models, front_end="insightface")
+        try:
+            arcface.check()
+            front_end = arcface
+        except AssetError as error:
+            why_not = f"the weights were trained with ArcFace, and {error}"
+    elif not known:
+        why_not = "the weights do not record the recogniser that they were trained with"
+    elif known.get("sha256") != face_resnet.sha256():
+        why_not = f"the weights were trained with another recogniser, {known.get('name')}"
+    background = "keep" if keep_background else "auto"
+    options = Options(face, framing, background, identity=why_not is None)
+    return requests.Photos(front_end, options, known.get("sha256"), no_identity, why_not)
 
 
-def little_of_photos(description: checkpoints.Description) -> str | None:
-    """What to know before a photo is given to these weights, if all they have seen are rendered heads."""
+def photo_warning(description: checkpoints.Description) -> str | None:
+    """A warning for photos, if the weights were trained on rendered heads only."""
     data = description.provenance.get("data")
     source = str(data.get("source")) if isinstance(data, dict) else ""
     if not source.startswith("data_prep.render_heads"):
@@ -95,32 +268,8 @@ def little_of_photos(description: checkpoints.Description) -> str | None:
     return f"the weights know rendered heads of {size} pixels only; expect little of photographs"
 
 
-def _recogniser_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Name and SHA-256 of what made the identities that these weights were trained with, {} if unknown."""
-    if provenance.get("kind") == "released weights":
-        return {"name": "ArcFace", "sha256": assets.RECOGNITION.sha256}
-    recogniser = provenance.get("recogniser")
-    return recogniser if isinstance(recogniser, dict) else {}
-
-
-def _front_end(folder: pathlib.Path | None, known: dict[str, Any]) -> tuple[Models, str | None]:
-    """What looks at photos for weights that know this recogniser, and why it makes no identities."""
-    if known.get("name") == "ArcFace":
-        arcface = Models(folder, front_end="insightface")
-        try:
-            arcface.check()
-        except AssetError as error:
-            return Models(), f"the weights know ArcFace's, and {error}"
-        return arcface, None
-    if not known:
-        return Models(), "the weights do not say whose they know"
-    if known.get("sha256") != face_resnet.sha256():
-        return Models(), f"the weights know those of {known.get('name')}, another recogniser"
-    return Models(), None
-
-
 def use_compilation_cache() -> None:
-    """Keep compiled programs between starts, in the user's cache folder."""
+    """Store compiled programs in the user's cache folder, for the next start."""
     try:
         root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     except RuntimeError:  # no home folder, as of an unknown user in a container
@@ -134,11 +283,7 @@ def use_compilation_cache() -> None:
 
 
 def run(args: argparse.Namespace, argv: list[str]) -> int:
-    """Carry out the command; returns the exit code.
-
-    Raises:
-        InputError: before anything is done.
-    """
+    """Carry out the command; returns the exit code. InputError before anything is written."""
     if not args.no_compilation_cache:
         use_compilation_cache()
     trajectory = parse_trajectory(args)
@@ -156,32 +301,28 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     photos = photo_settings(
         description.provenance, args.face, args.keep_background, args.no_identity, args.models
     )
-    plans = plan(args, description.config.image_size, photos)
+    wanted = requested(args, description.config.image_size, photos)
     if args.resample_observed:
-        plans = [
-            dataclasses.replace(p, options={**p.options, "resample_observed": True}) for p in plans
-        ]
-    # What decides the pictures: a head that was made with the same is left alone.
-    same = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
-    same |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
+        resampled = {"resample_observed": True}
+        wanted = [dataclasses.replace(r, options={**r.options, **resampled}) for r in wanted]
+    # The settings that decide the images: a finished head with the same ones is skipped.
+    deciding = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
+    deciding |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
 
-    def is_wanted(p: requests.Plan) -> bool:
-        settings = {**same, "request": p.request()}
-        return args.overwrite or not layout.is_finished(args.out / p.name, settings)
+    def is_missing(request: Request) -> bool:
+        settings = {**deciding, "request": request.description}
+        return args.overwrite or not layout.is_finished(args.out / request.name, settings)
 
-    wanted = []
-    for p in plans:
-        name_inside(p.name)
-        layout.check_ours(args.out / p.name)
-        if is_wanted(p):
-            wanted.append(p)
+    for request in wanted:
+        layout.check_ours(args.out / files.name_inside(request.name))
+    missing = [request for request in wanted if is_missing(request)]
+    if any(r.of_photo for r in missing) and (warning := photo_warning(description)):
+        print(f"note: {args.checkpoint}: {warning}", file=sys.stderr)
 
-    if any(p.of_photo for p in wanted) and (note := little_of_photos(description)):
-        print(f"note: {args.checkpoint}: {note}", file=sys.stderr)
-    failed, unread = 0, []
+    errors: list[str] = []
     for origin in checkpoints.origins(args.checkpoint):
         print(f"weights converted from {origin}")
-    if wanted:
+    if missing:
         with tqdm(desc="loading", unit="example", dynamic_ncols=True) as bar:
 
             def progress(step: str, done: int, examples: int) -> None:
@@ -191,137 +332,101 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
                 bar.update(done - bar.n)
 
             pipeline = Pipeline.load(
-                args.checkpoint,
-                dtype=args.dtype,
-                max_batch=args.max_batch,
-                progress=progress,
+                args.checkpoint, dtype=args.dtype, max_batch=args.max_batch, progress=progress,
                 **changed,
-            )
-            failed, unread = make_all(
-                pipeline, wanted, is_wanted, trajectory, common, args, photos.models
-            )
+            )  # fmt: skip
+            args.out.mkdir(parents=True, exist_ok=True)
+            for batch in batches(missing, args.max_batch):
+                errors += sample_batch(
+                    pipeline, batch, is_missing, trajectory, common, args, photos.models
+                )
 
-    skipped = len(plans) - len(wanted)
-    print(f"{len(wanted) - failed} written, {skipped} skipped, {failed} failed")
-    for error in unread:  # again, as the first may have scrolled away
+    skipped = len(wanted) - len(missing)
+    print(f"{len(missing) - len(errors)} written, {skipped} skipped, {len(errors)} failed")
+    for error in errors:  # again: the first may have scrolled away
         print(f"failed: {error}")
     if skipped:
-        print(f"skipped: in {args.out}, made with the same; --overwrite makes them again")
+        print(f"skipped: already in {args.out} with these settings; --overwrite samples them again")
     if args.out.is_dir():
         print(f"Open {page.write_page(args.out).resolve()}")
-    return 1 if failed else 0
+    return 1 if errors else 0
 
 
-def make_all(
-    pipeline: Pipeline,
-    plans: list[requests.Plan],
-    is_wanted: Callable[[requests.Plan], bool],
-    trajectory: np.ndarray,
-    common: dict[str, Any],
-    args: argparse.Namespace,
-    models: Models,
-) -> tuple[int, list[str]]:
-    """Batch by batch; returns how many failed, and what is wrong with those that cannot be begun."""
-    failed, unread = 0, []
-    args.out.mkdir(parents=True, exist_ok=True)
-    for batch in group(plans, args.max_batch):
-        with contextlib.ExitStack() as locks:
-            mine, taken = claim(batch, is_wanted, args.out, locks)
-            loaded, errors = load(mine)
-            errors += taken
-            for error in errors:
-                tqdm.write(f"error: {error}", file=sys.stderr)
-            for note in (note for job in loaded for note in job.notes):
-                tqdm.write(f"note: {note}", file=sys.stderr)
-            unread += errors
-            angles = batch[0].observed_angles
-            for known in (True, False):
-                same = [job for job in loaded if (job.id_embedding is not None) == known]
-                if same:
-                    failed += make(pipeline, same, trajectory, angles, common, args, models)
-    return failed + len(unread), unread
-
-
-def claim(
-    batch: list[requests.Plan],
-    is_wanted: Callable[[requests.Plan], bool],
-    out: pathlib.Path,
-    locks: contextlib.ExitStack,
-) -> tuple[list[requests.Plan], list[str]]:
-    """Those that no other process is making, or has made since, locked; why not the others."""
-    mine, errors = [], []
-    for p in batch:
-        try:
-            locks.enter_context(files.lock(out / p.name, suffix="sample.lock"))
-            if is_wanted(p):
-                mine.append(p)
-        except (InputError, OSError) as error:
-            errors.append(cli.message(error))
-    return mine, errors
-
-
-def group(plans: list[requests.Plan], size: int) -> list[list[requests.Plan]]:
-    """At most `size` heads each, observed from the same angles: what one program can make."""
-    alike: dict[requests.Angles, list[requests.Plan]] = {}
-    for p in plans:
-        alike.setdefault(p.observed_angles, []).append(p)
+def batches(wanted: list[Request], size: int) -> list[list[Request]]:
+    """Batches of at most `size` heads with the same observed angles: one program samples them."""
+    alike: dict[requests.Angles, list[Request]] = {}
+    for request in wanted:
+        alike.setdefault(request.observed_angles, []).append(request)
     return [same[i : i + size] for same in alike.values() for i in range(0, len(same), size)]
 
 
-def load(batch: list[requests.Plan]) -> tuple[list[Job], list[str]]:
-    """Those that can be read, and what is wrong with the others."""
-    loaded, errors = [], []
-    for p in batch:
-        try:
-            loaded.append(dataclasses.replace(p.load(), request=p.request()))
-        except InputError as error:
-            errors.append(cli.message(error))
-        except OSError as error:
-            errors.append(f"{p.name}: cannot be read ({cli.message(error)})")
-    return loaded, errors
-
-
-def make(
+def sample_batch(
     pipeline: Pipeline,
-    batch: list[Job],
+    batch: list[Request],
+    is_missing: Callable[[Request], bool],
     trajectory: np.ndarray,
-    observed_angles: requests.Angles,
     common: dict[str, Any],
     args: argparse.Namespace,
     models: Models,
-) -> int:
-    """Sample a batch of heads and write each; returns how many could not be written."""
-    identities = [job.id_embedding for job in batch]
-    began = time.monotonic()
-    heads = pipeline.spin(
-        np.stack([job.images for job in batch]) if len(observed_angles) else None,
-        None if identities[0] is None else np.stack(identities),
-        trajectory,
-        np.array([job.seed for job in batch]),
-        observed_angles,
-        args.resample_observed,
-    )
-    seconds = round((time.monotonic() - began) / len(batch), 1)
-    failed = 0
-    for i, job in enumerate(batch):
-        about = {"source": job.source, "request": job.request, "seed": job.seed, "seconds": seconds}
-        about["identity"] = job.identity
-        settings = {**about, **common}
-        folder = args.out / job.name
-        try:
-            head = heads.head(i)
-            measured = measure_likeness(head, job, models)
-            head_folder.write_head(
-                folder, head, settings, args.normals, job.truth, measured, job.shown
+) -> list[str]:
+    """Read, sample and write a batch of heads; returns an error message for each that failed.
+
+    Heads are locked. Those that another process writes, or has written in the meantime, are left out.
+    """
+    errors: list[str] = []
+
+    def failed(error: Exception) -> None:
+        errors.append(cli.message(error))
+        tqdm.write(f"error: {errors[-1]}", file=sys.stderr)
+
+    with contextlib.ExitStack() as locks:
+        loaded: list[tuple[Request, Job]] = []
+        for request in batch:
+            try:
+                locks.enter_context(files.lock(args.out / request.name, suffix="sample.lock"))
+                if is_missing(request):
+                    loaded.append((request, request.load()))
+            except (InputError, OSError) as error:
+                failed(error)
+        for note in (note for _, job in loaded for note in job.notes):
+            tqdm.write(f"note: {note}", file=sys.stderr)
+        angles = batch[0].observed_angles
+        for known in (True, False):
+            same = [pair for pair in loaded if (pair[1].id_embedding is not None) == known]
+            if not same:
+                continue
+            started = time.monotonic()
+            heads = pipeline.spin(
+                np.stack([job.images for _, job in same]) if angles else None,
+                np.stack([job.id_embedding for _, job in same]) if known else None,
+                trajectory,
+                np.array([job.seed for _, job in same]),
+                angles,
+                args.resample_observed,
             )
-        except (InputError, OSError) as error:
-            failed += 1
-            tqdm.write(f"error: {cli.message(error)}", file=sys.stderr)
-    return failed
+            seconds = round((time.monotonic() - started) / len(same), 1)
+            for i, (request, job) in enumerate(same):
+                settings = {
+                    "source": job.source,
+                    "request": request.description,
+                    "seed": job.seed,
+                    "seconds": seconds,
+                    "identity": job.identity,
+                    **common,
+                }
+                try:
+                    head = heads.head(i)
+                    head_folder.write_head(
+                        args.out / job.name, head, settings, args.normals, job.truth,
+                        measure_likeness(head, job, models), job.preview,
+                    )  # fmt: skip
+                except (InputError, OSError) as error:
+                    failed(error)
+    return errors
 
 
 def measure_likeness(head: Heads, job: Job, models: Models) -> Likeness | None:
-    """Where the recogniser that made the identity is at hand."""
+    """Similarity of the views' faces to the identity; None without its recogniser."""
     if job.recognition is None or job.id_embedding is None:
         return None
     try:
@@ -329,13 +434,13 @@ def measure_likeness(head: Heads, job: Job, models: Models) -> Likeness | None:
             return None
         measured = likeness.measure(head.images, job.id_embedding, models)
     except AssetError:
-        return None  # portraits prepared elsewhere need no models here
-    # A view that was given is shown as it is, and would only flatter the mean.
-    given = [
+        return None  # portraits that were prepared elsewhere need no models here
+    # Observed views are shown as given, and would only raise the mean.
+    observed = [
         bool((cameras.angular_distance(head.observed_angles, pair) < cameras.SAME_VIEW).any())
         for pair in head.trajectory
     ]
-    return dataclasses.replace(measured, similarity=np.where(given, np.nan, measured.similarity))
+    return dataclasses.replace(measured, similarity=np.where(observed, np.nan, measured.similarity))
 
 
 def main(argv: list[str] | None = None) -> int:

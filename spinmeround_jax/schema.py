@@ -1,7 +1,7 @@
-"""JSON from strangers, read against a schema: `read(path, record({"yaw": number(-360, 360)}))`.
+"""Untrusted JSON, checked against a schema: `read(path, record({"yaw": number(-360, 360)}))`.
 
 Files must be regular and small, numbers finite, nesting shallow. A kind is a function (value, where) -> value
-that raises ValueError naming what is wrong and where.
+that raises ValueError naming the place and the reason.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from spinmeround_jax import files
@@ -79,7 +79,7 @@ def _check_depth(value: Any) -> None:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What JSON objects differ in, as "name.of.entry: there -> here"."""
+    """The entries in which JSON objects differ, as "name.of.entry: there -> here"."""
     before, after = _flat(there), _flat(json.loads(json.dumps(here)))
     missing = object()
     return [
@@ -130,7 +130,7 @@ def integer(low: float = -(2**63), high: float = 2**63 - 1) -> Kind:
 
 
 def text(pattern: str = "[^\0]*", longest: int = 4096) -> Kind:
-    """A string that `pattern` matches as a whole; line ends match, NUL and lone surrogates never do."""
+    """A string that `pattern` matches completely; NUL and lone surrogates are refused."""
     compiled = re.compile(pattern, re.DOTALL)
 
     def check(value: Any, where: str) -> str:
@@ -178,12 +178,12 @@ def array(kind: Kind, shortest: int = 0, longest: int = 1_000_000) -> Kind:
 
 
 def matrix(rows: int, columns: int) -> Kind:
-    """Lists of finite numbers, row by row."""
+    """A list of rows of finite numbers."""
     return array(array(number(), columns, columns), rows, rows)
 
 
 def mapping(kind: Kind, longest: int = 100_000) -> Kind:
-    """An object of any names with values of one kind."""
+    """An object with any names and values of one kind."""
 
     def check(value: Any, where: str) -> dict[str, Any]:
         if not isinstance(value, dict) or len(value) > longest:
@@ -196,7 +196,7 @@ def mapping(kind: Kind, longest: int = 100_000) -> Kind:
 def record(
     required: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None, closed: bool = False
 ) -> Kind:
-    """An object with named entries. Others are kept as they are, or refused if `closed`."""
+    """An object with named entries. Other entries are kept unchecked, or refused if `closed`."""
     kinds = {**required, **(optional or {})}
 
     def check(value: Any, where: str) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def record(
             raise _wrong(where, "an object", value)
         if missing := [name for name in required if name not in value]:
             raise ValueError(f"{_prefix(where)}{', '.join(map(repr, missing))} missing")
-        if closed and (unknown := _others(value, kinds)):
+        if closed and (unknown := [name for name in value if name not in kinds]):
             raise ValueError(f"{_prefix(where)}unknown {', '.join(map(_shown, unknown[:5]))}")
         return {
             name: kinds[name](item, _inside(where, name)) if name in kinds else item
@@ -212,10 +212,6 @@ def record(
         }
 
     return check
-
-
-def _others(value: Mapping[str, Any], known: Collection[str]) -> list[str]:
-    return [name for name in value if name not in known]
 
 
 def _inside(where: str, name: str) -> str:
@@ -232,11 +228,9 @@ def _range(low: float, high: float) -> str:
 
 
 def _shown(value: Any) -> str:
-    words = (
-        ascii(value) if isinstance(value, str) else reprlib.repr(value)
-    )  # of large values a part
-    words = words.encode("ascii", "backslashreplace").decode()
-    return words if len(words) <= _SHOWN else f"{words[:_SHOWN]}..."
+    text = ascii(value) if isinstance(value, str) else reprlib.repr(value)  # shortens large values
+    text = text.encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _wrong(where: str, expected: str, value: Any) -> ValueError:

@@ -1,8 +1,8 @@
-"""Where arrays live: one mesh over all devices, batches split over it, parameters copied or split.
+"""Sharding: one mesh over all devices, batches split over it, parameters replicated or split.
 
-The mesh has three axes. Examples are split over "data" and "fsdp"; parameters, their moving average and
-their optimizer state over "fsdp" (fully sharded data parallelism); the views of an example over "views".
-One device is the same code with a mesh of 1 x 1 x 1. `diffusion_step` holds the collectives.
+The mesh has three axes. Examples are split over "data" and "fsdp"; parameters, their moving average and their
+optimizer state over "fsdp" (fully sharded data parallelism); the views of an example over "views". One device
+is a mesh of 1 x 1 x 1. `training.step` holds the collectives.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from jax.sharding import PartitionSpec as P
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices share what; the rest of the devices share the examples (`sharding`)."""
+    """Devices along two axes of the mesh; "data" has the others (see `sharding`)."""
 
-    fsdp: int = 1  # parameters and optimizer state, beside examples; 1 copies them to every device
+    fsdp: int = 1  # parameters, optimizer state and examples; 1 replicates parameters
     views: int = 1  # the views of one example
 
 
@@ -32,26 +32,22 @@ AXES = ("data", "fsdp", "views")
 EXAMPLES = ("data", "fsdp")
 FSDP_MIN_SIZE = 2**18  # elements; below it, gathering costs more than the memory saved
 ALL_ON_DATA = MeshConfig()
-_PER_EXAMPLE = {
-    "dropped",
-    "identity_dropped",
-    "id_embedding",
-}  # of data.Batch; its other fields have an axis of views
+_PER_EXAMPLE = {"dropped", "identity_dropped", "id_embedding"}  # fields of Batch without views
 
 
 def make_mesh(
     config: MeshConfig = ALL_ON_DATA, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """All devices (of all processes) as "data" x "fsdp" x "views"; "data" takes what the others leave.
+    """All devices (of all processes) as "data" x "fsdp" x "views".
 
-    Neighbours on a chip's network are neighbours on the last axes, which talk most. Of several TPU
-    slices each holds whole groups of "fsdp" x "views": only gradients pass between slices.
+    Devices close in the network are neighbours on the last axes, which communicate most. Each of several TPU
+    slices holds whole groups of "fsdp" x "views": only gradients pass between slices.
 
     Raises:
-        ValueError: the devices do not divide so.
+        ValueError: the number of devices is not divisible.
     """
     devices = jax.devices() if devices is None else devices
-    # JAX calls a node with GPUs a slice, too, but their network takes any group, slower.
+    # JAX calls a node with GPUs a slice, too, but groups may span nodes there.
     apart = devices[0].platform not in ("gpu", "cuda", "rocm")
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if apart else 1
     group = config.fsdp * config.views
@@ -71,7 +67,7 @@ def make_mesh(
     processes = len({device.process_index for device in devices})
     here, left_over = divmod(len(devices) // processes, config.views)
     if _views_leave_their_process(array) and not left_over:
-        # Each process loads whole examples, so that their views must lie in it, on whichever links.
+        # Each process loads whole examples: their views must be on its devices, whatever the links.
         of_fsdp = math.gcd(config.fsdp, here)
         inside = (here // of_fsdp, of_fsdp, config.views)
         across = tuple(whole // part for whole, part in zip(shape, inside, strict=True))
@@ -92,17 +88,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def gathered(tree: Tree, mesh: Mesh) -> Tree:
-    """Whole arrays on the first device of each process; all processes call this together."""
+    """Complete arrays on the first device of each process; collective."""
     return jax.tree.map(lambda x: x.addressable_data(0), jax.device_put(tree, replicated(mesh)))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split along the first axis, the examples; every one of them whole."""
+    """Split along the first axis, the examples."""
     return NamedSharding(mesh, P(EXAMPLES))
 
 
 def batch_specs(batch: Any) -> Any:
-    """How the fields of a `data.Batch` are split: by example, and by view where they have views."""
+    """PartitionSpecs of the fields of a `data.Batch`: by example, and by view if they have views."""
 
     def spec(field: dataclasses.Field) -> P | None:
         if getattr(batch, field.name) is None:
@@ -116,8 +112,8 @@ def state_shardings(mesh: Mesh, tree: Tree) -> Tree:
     """A sharding for every array of `tree` (arrays or ShapeDtypeStructs).
 
     Each array of at least FSDP_MIN_SIZE elements is split over "fsdp" along its largest axis that
-    divides (big_vision's rule: by shape, so that the networks know no axis names). Optimizer state
-    and moving average have the shapes of their parameters, so they are split alike.
+    is divisible (big_vision's rule: by shape, so that networks need no axis names). Optimizer state and moving
+    average have the shapes of their parameters and are split alike.
     """
     devices = mesh.shape["fsdp"]
 
@@ -132,7 +128,7 @@ def state_shardings(mesh: Mesh, tree: Tree) -> Tree:
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
-    """Raises ValueError unless the global batch divides over devices and accumulated parts."""
+    """Raises ValueError unless devices and accumulated parts divide the global batch."""
     groups = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (groups * accumulation):
         parts = f" in {accumulation} parts each" if accumulation > 1 else ""
@@ -143,19 +139,19 @@ def check_batch_size(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None
 
 
 def check_views(mesh: Mesh, views: int) -> None:
-    """Raises ValueError unless the views of an example divide over the devices of one process."""
+    """Raises ValueError unless the views of an example are divisible, within one process."""
     devices = mesh.shape["views"]
     if views % devices:
         raise ValueError(f"config.mesh.views {devices} does not divide the model's {views} views")
     if _views_leave_their_process(mesh.devices):
         raise ValueError(
-            f"config.mesh.views {devices}: the views of an example would lie in several processes, "
+            f"config.mesh.views {devices}: the views of an example would be in several processes, "
             "each of which loads whole examples; choose at most the devices of one process"
         )
 
 
 def global_batch(mesh: Mesh, batch: Tree) -> Tree:
-    """Global arrays, split as `batch_specs` tells, from the examples this process loaded."""
+    """Global arrays, split by `batch_specs`, from the examples that this process loaded."""
     return jax.tree.map(
         lambda spec, x: jax.make_array_from_process_local_data(NamedSharding(mesh, spec), x),
         batch_specs(batch),
@@ -164,7 +160,7 @@ def global_batch(mesh: Mesh, batch: Tree) -> Tree:
 
 
 def abstract(tree: Tree, shardings: Tree | NamedSharding) -> Tree:
-    """ShapeDtypeStructs of `tree` that say where each array shall live: what to restore into."""
+    """ShapeDtypeStructs of `tree` with shardings, to restore into."""
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM while a command imports what it needs, which takes seconds, and at its very end.
+"""Ctrl-C and SIGTERM while a command imports its packages, which takes seconds, and at its very end.
 
-Imports next to nothing: what comes before it is where a signal still ends in a traceback.
+Imports almost nothing: a signal before it runs still prints a traceback.
 """
 
 import os
@@ -11,12 +11,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def end_on_signals(code: int = 130, exit_code_option: str = "") -> None:
-    """From now on a signal ends the process at once, with one line.
+    """End the process at once on a signal, printing one line.
 
-    Signals that are ignored, as in the background of a script, stay so.
+    Ignored signals, as in the background of a script, stay ignored.
 
     Args:
-        exit_code_option: of the command line, which holds another code.
+        exit_code_option: command-line option that sets another code.
     """
     for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
         name, equals, value = word.partition("=")

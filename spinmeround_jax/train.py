@@ -10,8 +10,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import argparse
 import contextlib
 import dataclasses
-import datetime
-import json
 import logging
 import pathlib
 import platform
@@ -26,39 +24,39 @@ from flax import nnx
 from jax.sharding import Mesh
 from tensorboardX import SummaryWriter
 
-from spinmeround_jax import checkpoints, cli, distributed, files, models, sharding
+from spinmeround_jax import checkpoints, cli, files, models, sharding
 from spinmeround_jax.config import Config, load_config
 from spinmeround_jax.data import latent_cache
 from spinmeround_jax.data import loader as data_loader
-from spinmeround_jax.data.manifest import read_manifest, told_to_weights
+from spinmeround_jax.data.manifest import training_provenance
 from spinmeround_jax.diffusion.denoiser import deny_normals, standardise
 from spinmeround_jax.diffusion.samplers import SAMPLERS
 from spinmeround_jax.models import Autoencoder, Model, parameters
 from spinmeround_jax.models.unet import REMAT
-from spinmeround_jax.training import held_out_loss, loop, optim, previews
+from spinmeround_jax.training import distributed, held_out_loss, loop, optim, previews
 from spinmeround_jax.training.autoencoder import train_autoencoder
 from spinmeround_jax.training.step import make_step
 
 DESCRIPTION = """Train SpinMeRound, or resume training.
 
-SIGTERM or Ctrl-C, to any of the processes, finishes the step, writes a checkpoint and exits with 0; the
-same command resumes. The finished model is in <workdir>/model, pictures in <workdir>/samples, curves for
-`tensorboard --logdir <workdir>/tensorboard`."""
+SIGTERM or Ctrl-C, to any process, finishes the step, writes a checkpoint and exits with 0; the same command
+resumes. The finished model is in <workdir>/model, images in <workdir>/samples, curves in
+<workdir>/tensorboard (`tensorboard --logdir`)."""
 
 EXAMPLES = """examples:
   # the small model, on one CPU or GPU, into runs/quickstart:
   python -m spinmeround_jax.train --config=configs/quickstart.py
 
-  # any value of the config can be overridden; the elements of a tuple by their number
+  # any value of the config can be overridden; elements of a tuple by index
   python -m spinmeround_jax.train --config=configs/quickstart.py --workdir=/tmp/run \\
       --config.optimizer.batch_size=4 --config.ablation.no_normals=True --config.stages[0].steps=1000
 
-  # on every host of a TPU pod or SLURM job the same command; elsewhere, on each host n of N:
+  # the same command on every host of a TPU pod or SLURM job; elsewhere, on each host n of N:
   python -m spinmeround_jax.train --config=configs/h100.py --workdir=/shared/run \\
       --coordinator=HOST:PORT --process_count=N --process_id=n        (docs/launching.md)
 
-  # after a loss that is not finite: with a lower rate, from an earlier checkpoint, without that batch;
-  # the checkpoints and the model keep the history
+  # after a loss that is not finite: a lower learning rate, from an earlier checkpoint, without that batch;
+  # checkpoints and model record the changes
   python -m spinmeround_jax.train --config=configs/quickstart.py --config.optimizer.learning_rate=5e-4 \\
       --from_step=8000 --skip_steps 8123"""
 
@@ -74,15 +72,15 @@ def train(
     from_step: int | None = None,
     skip_steps: Collection[int] = (),
 ) -> pathlib.Path:
-    """Train, or resume training, as `config` says.
+    """Train, or resume training.
 
-    A run may be resumed with other settings of the optimizer and other stages from its step on, so also
-    with more of them after its end; what changed is kept in its checkpoints and its model.
+    A run may be resumed with other settings of the optimizer and other stages after its step, also with more
+    steps after its end; its checkpoints and its model record the changes.
 
     Args:
-        from_step: of a kept checkpoint of the diffusion model to go back to; done once, however often
-            the run is resumed with it.
-        skip_steps: of the diffusion model, counted from 0, whose batches are passed over.
+        from_step: step of a kept checkpoint of the diffusion model to go back to; only done once, however
+            often the run is resumed with it.
+        skip_steps: steps of the diffusion model, counted from 0, whose batches are skipped.
 
     Returns:
         The folder of the finished model, for `checkpoints.load_model`.
@@ -90,7 +88,7 @@ def train(
     Raises:
         loop.Preempted: after SIGTERM or SIGINT; call again to resume.
         loop.NotFiniteError: the loss is NaN or infinite.
-        ValueError: the config contradicts itself, the data or the run in `workdir`.
+        ValueError: the config does not fit itself, the data or the run in `workdir`.
     """
     # -- Devices
     mesh = sharding.make_mesh(config.mesh)
@@ -99,7 +97,7 @@ def train(
 
     # -- Data
     steps = sum(stage.steps for stage in config.stages)
-    loader = open_loader(config, latents="")  # now: faults must not wait for the autoencoder
+    loader = open_loader(config, latents="")  # now, so that faults appear before the autoencoder
     if loader.image_size != config.model.image_size:
         raise ValueError(
             f"config.model.image_size is {config.model.image_size}, the images in "
@@ -119,17 +117,14 @@ def train(
         model = dataclasses.replace(config.model, latent_mean=mean, latent_std=std)
         config = dataclasses.replace(config, model=model)
     if config.latents.directory:
-        # Many hosts would race for the same files: there the cache is written before, by its command.
+        # Many hosts would write the same files: for them data_prep.cache_latents does it before.
         cache = latent_cache.cache_latents if jax.process_count() == 1 else latent_cache.check_cache
         frame = config.model.normals_frame
         cached = latent_cache.folder(config.latents.directory, autoencoder, frame)
         cache(
-            autoencoder,
-            cached,
-            config.data.directory,
-            backgrounds=config.latents.backgrounds,
-            normals_frame=frame,
-        )
+            autoencoder, cached, config.data.directory,
+            backgrounds=config.latents.backgrounds, normals_frame=frame,
+        )  # fmt: skip
         loader.close()
         loader = open_loader(config, str(cached))
     graphdefs, frozen = freeze(config, autoencoder, pretrained, mesh)
@@ -138,7 +133,7 @@ def train(
     transform = optim.optimizer(config.optimizer, steps)
 
     def init(params: Tree = None) -> optim.TrainState:
-        return optim.init(new_parameters(config) if params is None else params, transform)
+        return optim.init(params or trained_part(config, new_model(config)), transform)
 
     abstract = jax.eval_shape(init)
     placement = sharding.state_shardings(mesh, abstract)
@@ -150,14 +145,14 @@ def train(
     if (latest := saved.latest()) is not None:
         if latest > steps:
             raise ValueError(
-                f"{workdir}: is at step {latest}, and config.stages end at {steps}; give them more "
+                f"{workdir}: is at step {latest}, and config.stages end at {steps}; add "
                 "steps, or go back with --from_step"
             )
         state = saved.restore(sharding.abstract(abstract, placement), loader)
         for entry in saved.history if main_process else ():
             print(f"from step {entry['step']}: {entry['change']}")
     elif pretrained:
-        # Through the host: the loaded arrays are bound to one device, the state lives on all.
+        # Through the host: the loaded arrays are on one device, the state is on all.
         pretrained_params = jax.device_get(trained_part(config, pretrained))
         state = jax.jit(init, out_shardings=placement)(pretrained_params)
     else:
@@ -176,7 +171,7 @@ def train(
         out_shardings=(placement, None),
     )
 
-    # -- Pictures
+    # -- Previews
     subjects = previews.held_out(config, count=4)
 
     def on_sample(state: optim.TrainState, step: int) -> None:
@@ -213,9 +208,12 @@ def train(
     # -- The model, with averaged weights
     params = {**frozen["networks"], **state.ema}
     networks = {name: parameters.merge(graphdefs[name], params[name]) for name in graphdefs}
-    checkpoints.save_model(
-        workdir / "model", Model(config.model, **networks), provenance(config, steps, saved.history)
-    )
+    provenance = {
+        "command": shlex.join(["python", "-m", "spinmeround_jax.train", *sys.argv[1:]]),
+        "hardware": hardware(),
+        **training_provenance(config, steps, saved.history),
+    }
+    checkpoints.save_model(workdir / "model", Model(config.model, **networks), provenance)
     if writer:
         writer.close()
         print(f"The model is in {workdir / 'model'}")
@@ -241,7 +239,7 @@ def open_loader(config: Config, latents: str) -> data_loader.Loader:
 
 
 def check(config: Config, mesh: Mesh) -> None:
-    """Raises ValueError where the config contradicts itself or names what there is not."""
+    """Raises ValueError if values of the config are invalid or do not fit together."""
     for name, value, choices in (
         ("compute_dtype", config.compute_dtype, ("float32", "bfloat16")),
         ("sampling.sampler", config.sampling.sampler, tuple(SAMPLERS)),
@@ -252,8 +250,12 @@ def check(config: Config, mesh: Mesh) -> None:
         if value not in choices:
             raise ValueError(f"config.{name} must be one of {', '.join(choices)}, got {value!r}")
     for name in (
-        "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "accumulation",
-    ):  # fmt: skip
+        "log_every",
+        "sample_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "accumulation",
+    ):
         if getattr(config, name) < 1:
             raise ValueError(f"config.{name} must be at least 1, got {getattr(config, name)}")
     measured = config.held_out
@@ -284,11 +286,13 @@ def check(config: Config, mesh: Mesh) -> None:
     if not config.init_from and not config.train_identity_encoder:
         raise ValueError("train_identity_encoder = False needs pretrained weights in init_from")
     if config.ablation.no_image and config.ablation.no_identity:
-        raise ValueError("ablation: no_image and no_identity together leave nothing to be given")
+        raise ValueError(
+            "ablation: no_image and no_identity together leave nothing to condition on"
+        )
 
 
 def load_pretrained(config: Config) -> Model:
-    """The model of `config.init_from`; ValueError where its networks are not the config's."""
+    """The model of `config.init_from`; ValueError if its networks are not the config's."""
     model = checkpoints.load_model(config.init_from, jnp.dtype(config.compute_dtype))
     for part in ("unet", "autoencoder", "identity"):
         found, expected = getattr(model.config, part), getattr(config.model, part)
@@ -298,16 +302,16 @@ def load_pretrained(config: Config) -> Model:
         found, given = getattr(model.config, name), getattr(config.model, name)
         if given and given != found:
             raise ValueError(
-                f"{config.init_from}: learnt with {name} {found}, the config says {given}; leave it "
-                "empty to take that of the weights"
+                f"{config.init_from}: was trained with {name} {found}, the config says {given}; leave "
+                "it empty to use that of the weights"
             )
     kind = checkpoints.read_provenance(config.init_from).get("kind")
     for name in ("rays", "normals_frame"):
         found, expected = getattr(model.config, name), getattr(config.model, name)
         if kind != "initialisation for training" and found != expected:
             raise ValueError(
-                f"{config.init_from}: learnt with {name} {found!r}, the config says model.{name} = "
-                f"{expected!r}, which means something else in every channel"
+                f"{config.init_from}: was trained with {name} {found!r}, the config says model.{name} = "
+                f"{expected!r}: inputs would have another meaning"
             )
     return model
 
@@ -317,12 +321,8 @@ def new_model(config: Config) -> Model:
     return models.build(config.model, dtype=dtype, rngs=nnx.Rngs(config.seed))
 
 
-def new_parameters(config: Config) -> dict[str, parameters.Parameters]:
-    """Random values of the networks that are trained."""
-    return trained_part(config, new_model(config))
-
-
 def trained_part(config: Config, model: Model) -> dict[str, parameters.Parameters]:
+    """Parameters of the trained networks, by network."""
     names = ("unet", "identity") if config.train_identity_encoder else ("unet",)
     return {name: parameters.split(model.networks[name])[1] for name in names}
 
@@ -330,9 +330,9 @@ def trained_part(config: Config, model: Model) -> dict[str, parameters.Parameter
 def freeze(
     config: Config, autoencoder: Autoencoder, pretrained: Model | None, mesh: Mesh
 ) -> tuple[dict[str, nnx.GraphDef], Tree]:
-    """The structure of all networks, and what the step reads but does not train.
+    """The structure of all networks, and the arrays that the step reads but does not train.
 
-    The latter is {"networks": parameters by network, "empty_latent": (h, w, 2 z) of a zero image}.
+    The latter are {"networks": parameters by network, "empty_latent": (h, w, 2 z) of a zero image}.
     """
     graphdefs = nnx.eval_shape(lambda: new_model(config).networks)
     graphdefs = {name: parameters.split(module)[0] for name, module in graphdefs.items()}
@@ -350,12 +350,12 @@ def freeze(
         "networks": {name: parameters.split(module)[1] for name, module in fixed.items()},
         "empty_latent": deny_normals(empty_latent) if config.ablation.no_normals else empty_latent,
     }
-    # Through the host: arrays of one device cannot go to those of other processes.
+    # Through the host: arrays of one device cannot be copied to other processes.
     return graphdefs, jax.device_put(jax.device_get(frozen), sharding.replicated(mesh))
 
 
 # --------------------------------------------------------------------------------------------------
-# Words
+# Reports
 
 
 def describe(config: Config, state: optim.TrainState, mesh: Mesh) -> str:
@@ -371,29 +371,9 @@ def describe(config: Config, state: optim.TrainState, mesh: Mesh) -> str:
 
 def hardware() -> str:
     device = jax.devices()[0]
-    kind = (
-        platform.processor() or platform.machine()
-        if device.platform == "cpu"
-        else device.device_kind
-    )
+    cpu = platform.processor() or platform.machine()
+    kind = cpu if device.platform == "cpu" else device.device_kind
     return f"{jax.device_count()} x {device.platform} ({kind})"
-
-
-def provenance(config: Config, steps: int, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where the weights come from; saved beside them."""
-    manifest = read_manifest(config.data.directory)
-    return {
-        "command": shlex.join(["python", "-m", "spinmeround_jax.train", *sys.argv[1:]]),
-        "seed": config.seed,
-        "steps": steps,
-        "history": history,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": hardware(),
-        **told_to_weights(manifest),
-        "sampling": dataclasses.asdict(config.sampling),
-        "ablation": dataclasses.asdict(config.ablation),
-        "config": json.loads(json.dumps(dataclasses.asdict(config))),
-    }
 
 
 # --------------------------------------------------------------------------------------------------
@@ -412,18 +392,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--coordinator", metavar="HOST:PORT",
-        help="of process 0, where nothing else tells (TPU pods and SLURM do)",
+        help="address of process 0; not needed on TPU pods and SLURM",
     )  # fmt: skip
     parser.add_argument(
         "--process_count", type=cli.integer(1), metavar="N",
-        help="processes of this run, with --coordinator; 1 looks for no others",
+        help="number of processes, with --coordinator; 1 runs alone",
     )  # fmt: skip
     parser.add_argument(
-        "--process_id", type=cli.integer(), metavar="N", help="which of them this is, from 0"
+        "--process_id", type=cli.integer(), metavar="N", help="index of this process, from 0"
     )
     parser.add_argument(
         "--stopped_exit_code", type=cli.integer(0, 255), default=0, metavar="CODE",
-        help="after SIGTERM or Ctrl-C, for what restarts processes by it (0)",
+        help="exit code after SIGTERM or Ctrl-C, for restarting schedulers (0)",
     )  # fmt: skip
     parser.add_argument(
         "--from_step", type=cli.integer(), metavar="N",
@@ -431,7 +411,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--skip_steps", type=cli.integer(), nargs="+", default=[], metavar="N",
-        help="steps of the diffusion model, counted from 0, whose batches are passed over",
+        help="steps of the diffusion model, counted from 0, whose batches are skipped",
     )  # fmt: skip
     args, args.overrides = parser.parse_known_args(argv)
     if wrong := [word for word in args.overrides if not word.startswith("--config.")]:
@@ -441,13 +421,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def only_trainer(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other runs out of `workdir`, and removes it again where nothing came to be in it.
+    """Lock `workdir`, and remove it afterwards if it is empty.
 
     Raises:
         InputError: it cannot be written.
-        BlockingIOError: another process trains there, naming it.
+        BlockingIOError: another process trains there; it is named.
     """
-    if jax.process_index():  # the first process stands for all of them
+    if jax.process_index():  # the first process holds the lock
         yield
         return
     files.check_writable(workdir)
@@ -462,7 +442,7 @@ def only_trainer(workdir: pathlib.Path) -> Iterator[None]:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit code."""
-    # Orbax tells every step of its work, and errors once for each of its threads: they are raised, too.
+    # Orbax logs every step of its work, and errors once per thread; they are raised, too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         config = load_config(args.config, args.overrides)

@@ -272,21 +272,20 @@ def test_newest_checkpoint_survives_buffers_given_away(tmp_path):
 
     saved = checkpoints.Checkpoints(tmp_path, keep=2, config=dataclasses.replace(RUN, log_every=1))
     assert saved.latest() == 6
-    loader = Position(b"")
+    loader = Position(None)
     restored = saved.restore(abstract_state(), loader)
     jax.tree.map(np.testing.assert_array_equal, restored, state_at(6))
     assert loader.state == {"step": 6}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "6"]
 
 
-@pytest.mark.parametrize("position", [b"\x00\xff", {"step": 1, "of": [1, 2]}])
-def test_loader_states_come_back(tmp_path, position):
+def test_loader_states_come_back(tmp_path):
     saved = checkpoints.Checkpoints(tmp_path, keep=1, config=RUN)
-    saved.save(1, state_at(1), Position(position))
+    saved.save(1, state_at(1), Position({"step": 1, "of": [1, 2]}))
     saved.wait()
     loader = Position(None)
     saved.restore(abstract_state(), loader)
-    assert loader.state == position
+    assert loader.state == {"step": 1, "of": [1, 2]}
 
 
 def test_loader_of_another_step_is_refused(tmp_path):

@@ -61,7 +61,7 @@ def test_done_before(done, capsys):
     stamp = (folder / "report.json").stat().st_mtime_ns
     arguments = [str(given), "--out", str(folder.parent), *FAST]
     assert reconstruct.main(arguments) == 0
-    assert "done before" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
     assert (folder / "report.json").stat().st_mtime_ns == stamp
     assert reconstruct.main([*arguments, "--seed", "1"]) == 1
     told = capsys.readouterr().err
@@ -76,7 +76,7 @@ def test_views_are_known_by_what_they_hold(done, tmp_path, capsys):
     moved = tmp_path / "alice"
     shutil.copytree(given, moved)
     assert reconstruct.main([str(moved), *arguments]) == 0
-    assert "done before" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
     picture = sorted((moved / "views").iterdir())[0]
     with Image.open(picture) as image:
         image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(picture)
@@ -95,7 +95,7 @@ def test_after_a_kill_while_it_was_replaced(done, tmp_path, capsys, kept):
     if kept == "unfinished":
         shutil.copytree(folder, out / "alice")
     assert reconstruct.main([str(given), "--out", str(out), *FAST]) == 0
-    assert "done before" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
     assert [path.name for path in out.iterdir()] == ["alice"]
 
 
@@ -115,7 +115,7 @@ def test_one_bad_input_does_not_stop_the_others(tmp_path, capsys):
     assert reconstruct.main(arguments) == 1
     told = capsys.readouterr()
     assert "few/transforms.json: 6 views; reconstruction needs at least 8" in told.err
-    assert "9 of 9 images" in told.out and "what is not background" in told.out
+    assert "9 of 9 images" in told.out and "that is not background" in told.out
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["good"]
     report = json.loads((tmp_path / "out" / "good" / "report.json").read_text())
     assert set(report["distances"]) == {"fitted"} and "normals" not in report["distances"]["fitted"]
@@ -133,7 +133,7 @@ def test_wrong_usage(tmp_path, capsys):
     mine.mkdir(parents=True)
     (mine / "keep.txt").write_text("not ours")
     for arguments, told in [
-        ([str(tmp_path / "nowhere")], "not there"),
+        ([str(tmp_path / "nowhere")], "no such file"),
         ([str(tmp_path / "a"), str(tmp_path / "a")], "the same folder"),
         ([str(tmp_path / "a"), "--background", "pink"], "--background pink"),
         ([str(tmp_path / "a"), "--background", "2,0,0"], "--background 2,0,0"),

@@ -449,7 +449,7 @@ def test_what_is_not_ours_stays(command, tmp_path):
     (tmp_path / "out" / "a" / "letter.txt").write_text("dear")
     path = portrait(tmp_path / "a.png")
     code, _, error = command("--input", path, "--yaw-pitch", "0,0", "--overwrite")
-    assert code == 1
+    assert code == 2
     assert "not written by this program" in error
     assert (tmp_path / "out" / "a" / "letter.txt").read_text() == "dear"
     (tmp_path / "out" / "index.html").write_text("my home page")

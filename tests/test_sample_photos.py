@@ -129,7 +129,7 @@ OURS = {"name": face_resnet.NAME, "sha256": face_resnet.sha256()}
     [
         (OURS, (), f"vector of recogniser {OURS['sha256'][:12]}", ""),
         (OURS, ("--no-identity",), "none: the empty identity", ""),
-        (None, (), "none: the empty identity", "do not say whose they know"),
+        (None, (), "none: the empty identity", "do not record the recogniser"),
         ({**OURS, "sha256": "0" * 64}, (), "none: the empty identity", "another recogniser"),
     ],
 )
@@ -162,7 +162,7 @@ def test_identities_of_others_are_refused(sampled, tmp_path):
     assert code == 1 and found.keys() == {"ours", "none", "plain"}
     assert "arcface.png: its identity is by another recogniser" in error
     assert "random.png: its identity is not a vector of" in error
-    assert "none.png: goes on without an identity: nobody is seen" in error
+    assert "none.png: sampled without an identity: nobody is seen" in error
     assert "plain.png: no face found" in error and "wall.png: no face found" in error
     assert found["plain"]["identity"] == found["none"]["identity"] == "none: the empty identity"
     code, error, found = sampled(OURS, tmp_path / "arcface.png", "--no-identity")

@@ -72,7 +72,7 @@ def test_batches_and_views_must_divide():
     with pytest.raises(ValueError, match="does not divide the model's 7 views"):
         sharding.check_views(mesh, 7)
     devices = [FakeDevice(i, process_index=i) for i in range(8)]
-    with pytest.raises(ValueError, match="would lie in several processes"):
+    with pytest.raises(ValueError, match="would be in several processes"):
         sharding.check_views(sharding.make_mesh(MeshConfig(fsdp=1, views=2), devices), 8)
 
 

@@ -42,7 +42,9 @@ def directory(tmp_path_factory):
 def final_state(workdir, config):
     """Arrays and loader state of the newest checkpoint of the diffusion model."""
     transform = optim.optimizer(config.optimizer, 6)
-    abstract = jax.eval_shape(lambda: optim.init(train.new_parameters(config), transform))
+    abstract = jax.eval_shape(
+        lambda: optim.init(train.trained_part(config, train.new_model(config)), transform)
+    )
     placement = sharding.replicated(sharding.make_mesh())
     model = checkpoints.load_model(workdir / "model").config  # with the latents' statistics
     config = dataclasses.replace(config, model=model)
@@ -329,6 +331,7 @@ def test_a_config_that_cannot_be_read_is_told_in_one_line(tmp_path):
 
 def test_one_process_trains_in_a_folder(directory, tmp_path, capsys):
     command = ["--config=configs/quickstart.py", f"--config.data.directory={directory}"]
+    command += ["--process_count=1"]
     with files.lock(tmp_path / "checkpoints"):
         assert train.main([*command, f"--workdir={tmp_path}"]) == 1
     told = capsys.readouterr().err
@@ -339,6 +342,7 @@ def test_one_process_trains_in_a_folder(directory, tmp_path, capsys):
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, capsys):
     nowhere = tmp_path / "nowhere"
     command = ["--config=configs/quickstart.py", f"--config.data.directory={nowhere}"]
+    command += ["--process_count=1"]
     assert train.main([*command, f"--workdir={tmp_path / 'run'}"]) == 1
     assert "nowhere/manifest.json: no such file" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

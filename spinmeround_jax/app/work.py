@@ -170,8 +170,8 @@ class Studio:
             report("Preparing", 0.0)
             job, angles = requests.joined(self.look(name, shots, wishes))
         else:
-            (plan,) = requests.new_people(1, wishes.seed, weights.size)
-            job, angles = plan.load(), plan.observed_angles
+            (request,) = requests.new_people(1, wishes.seed, weights.size)
+            job, angles = request.load(), request.observed_angles
         trajectory = ANGLES[wishes.angles]
         changed = {"steps": wishes.steps, "guidance_scale": wishes.guidance_scale}
         pipeline = weights.pipeline.replace(**changed)
@@ -211,7 +211,7 @@ class Studio:
         folder = out / "heads" / (re.sub(r"[^\w.-]", "_", job.name).lstrip(".")[:80] or "head")
         try:
             head_folder.write_head(
-                folder, head, settings, truth=job.truth, likeness=likeness, photo=job.shown
+                folder, head, settings, truth=job.truth, likeness=likeness, photo=job.preview
             )
             document = page.head_page(folder)
             archive = shutil.make_archive(str(out / folder.name), "zip", folder.parent, folder.name)

@@ -1,4 +1,4 @@
-"""What one step of training reads."""
+"""The input of one training step; without Grain, so that compiling a step needs no loader."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 class Batch:
     """b examples of v views of one subject each, numpy arrays, channels last.
 
-    Either images and normals, or the moments of both where latents were computed ahead.
+    Holds images and normals, or the moments of both if latents were computed before training.
 
     observed: (b, v) bool, True first; if any view is observed, view 0 is and shows the face.
     dropped: (b,) bool, guidance dropout: train without identity and observed images.
     identity_dropped: (b,) bool, train without identity.
-    id_embedding: (b, 512) float32, unit length, or 0 where none is known.
-    world_to_camera: (b, v, 4, 4) float32; relative to view 0 where configured and it is observed.
+    id_embedding: (b, 512) float32, unit length, or 0 if unknown.
+    world_to_camera: (b, v, 4, 4) float32; relative to view 0 if configured and view 0 is observed.
     images: (b, v, h, w, 3) float32 in [-1, 1], composited on the example's background.
-    normals: (b, v, h, w, 3) float32 in [-1, 1], in the frame asked for; 0 on the background.
+    normals: (b, v, h, w, 3) float32 in [-1, 1], in the configured frame; 0 on the background.
     moments: (b, v, 2, h, w, 2z) float32 posterior of images, then normals: scaled mean and deviation.
     """
 

@@ -1,4 +1,4 @@
-"""Encodes a data set once, so that training skips the autoencoder: see `latent_files` for the files."""
+"""Encoding a data set once, so that training skips the autoencoder; `latent_files` describes the files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spinmeround_jax.models import Autoencoder, parameters
 
 
 def fingerprint(autoencoder: Autoencoder) -> str:
-    """SHA-256 over config and float32 weights, in hexadecimal."""
+    """SHA-256 of the config and the float32 weights, in hexadecimal."""
     digest = hashlib.sha256(repr(autoencoder.config).encode())
     for name, value in sorted(parameters.split(autoencoder)[1].items()):
         digest.update(name.encode())
@@ -32,7 +32,7 @@ def fingerprint(autoencoder: Autoencoder) -> str:
 def folder(
     directory: str | pathlib.Path, autoencoder: Autoencoder, normals_frame: Frame
 ) -> pathlib.Path:
-    """Where in `directory` training keeps what this autoencoder made: runs that differ do not meet."""
+    """The folder in `directory` for latents of this autoencoder, so that runs can share `directory`."""
     name = fingerprint(autoencoder)[:12]
     return as_path(directory) / (name if normals_frame == "world" else f"{name}_{normals_frame}")
 
@@ -48,18 +48,18 @@ def cache_latents(
     part: tuple[int, int] = (0, 1),
     batch_size: int = 32,
 ) -> None:
-    """Writes the latents that `directory` lacks of one split, with a progress bar.
+    """Write the missing latents of one split into `directory`, with a progress bar.
 
-    A shard appears whole or not at all, so a killed run is continued by the same call.
+    Every shard is written completely or not at all: after a kill the same call continues.
 
     Args:
-        backgrounds: random colours per subject, each the same in all its views; beside white.
+        backgrounds: random colours per subject, each the same in all its views, besides white.
         normals_frame: of the model that will be trained on them.
-        part: (i, n) takes every n-th shard from the i-th on, so that n machines share the work.
-        batch_size: pictures encoded at once, rounded up to the number of devices.
+        part: (i, n) writes every n-th shard from the i-th on, so that n machines share the work.
+        batch_size: images encoded at once, rounded up to the number of devices.
 
     Raises:
-        InputError: damaged data, or `directory` holds latents of something else.
+        InputError: damaged data, or `directory` holds latents of another description.
     """
     directory, (first, step) = as_path(directory), part
     if not 0 <= first < step or backgrounds < 0:
@@ -87,7 +87,7 @@ def check_cache(
     backgrounds: int,
     normals_frame: Frame,
 ) -> None:
-    """Raises InputError unless `directory` was written by `cache_latents` of the same."""
+    """Raises InputError unless `cache_latents` wrote `directory` with the same arguments."""
     directory = as_path(directory)
     wanted = describe(autoencoder, data_directory, backgrounds, normals_frame)
     latent_files.check_same(directory, latent_files.read_description(directory), wanted)
@@ -99,7 +99,7 @@ def describe(
     backgrounds: int,
     normals_frame: Frame,
 ) -> latent_files.Description:
-    """What the latents of a data set will be."""
+    """The description of the latents of a data set."""
     manifest = read_manifest(data_directory)
     size = manifest["image_size"] // autoencoder.config.downsampling
     return latent_files.Description(
@@ -125,24 +125,17 @@ def _cache_shard(
     id_embedding = np.stack([record.id_embedding for record in firsts])
     with latent_files.shard_writer(directory, index, description, id_embedding, colours) as moments:
         for row in range(len(index.subjects)):
-            _, rgba, normals = read_views(
-                index,
-                row,
-                range(index.offsets.shape[1]),
-                description.image_size,
-                description.normals_frame,
-            )
+            views, size = range(index.offsets.shape[1]), description.image_size
+            _, rgba, normals = read_views(index, row, views, size, description.normals_frame)
             on_colours = [composite(rgba, c)[0] for c in (np.ones(3), *colours[row])]
-            pictures = np.stack(
-                [normals, *on_colours], axis=1
-            )  # see latent_files.NORMALS, ON_WHITE
-            encoded = encode(pictures.reshape(-1, *pictures.shape[2:]))
+            images = np.stack([normals, *on_colours], axis=1)  # latent_files.NORMALS, ON_WHITE
+            encoded = encode(images.reshape(-1, *images.shape[2:]))
             moments[row] = encoded.reshape(moments.shape[1:])
             bar.update()
 
 
 def _colours(subject: str, description: latent_files.Description) -> np.ndarray:
-    """(k, 3) float32 in [0, 1], a function of the data set's seed and the subject."""
+    """(k, 3) float32 in [0, 1]; depends on the seed of the data set and the subject only."""
     rng = np.random.default_rng([description.seed, zlib.crc32(subject.encode())])
     return rng.random((description.backgrounds, 3)).astype(np.float32)
 

@@ -1,14 +1,14 @@
-"""Latents computed ahead of training: the files, and random access to them (numpy only).
+"""Latents computed before training: the files, and random access to them (numpy only).
 
-    latents.json                        made from which data by which autoencoder, see `Description`
+    latents.json                        of which data, by which autoencoder, see `Description`
     train-00000-of-00008.moments.npy    (S, V, 2 + k, h, w, 2z) float16
     train-00000-of-00008.subjects.npz   subjects (S,) str, id_embedding (S, 512), colours (S, k, 3),
                                         crc32 (S, V, 2 + k) uint32 of each view's moments
 
-One pair of files for each TFRecord shard, with its S subjects of V views in the same order. Third
-axis of the moments: the normal map, the image on white, the image on each of the subject's k
-colours. Last axis: scaled mean, then scaled standard deviation, of the autoencoder's posterior.
-`latent_cache` writes them.
+There is a pair of files for each TFRecord shard, with its S subjects of V views in the same order. Third
+axis of the moments: the normal map, the image on white, the image on each of the subject's k colours.
+Last axis: scaled mean, then scaled standard deviation, of the autoencoder's posterior. `latent_cache`
+writes the files.
 """
 
 from __future__ import annotations
@@ -47,29 +47,25 @@ _REMEDY = "delete the folder and write it again (data_prep.cache_latents, or tra
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What the latents of a folder were made of and how; two that differ do not mix."""
+    """What decides the latents of a folder; those with different descriptions are not mixed."""
 
     autoencoder: str  # fingerprint of its weights
     image_size: int
     views: int
     latent_shape: tuple[int, int, int]  # h, w, z
-    backgrounds: int  # k random colours per subject, beside white
+    backgrounds: int  # k random colours per subject, besides white
     seed: int  # of the data set; the colours depend on it
     normals_frame: str  # of the normal maps, see cameras.Frame
 
     @property
     def moments_shape(self) -> tuple[int, ...]:
-        """Of one subject; of a split with another number of views, that number comes first."""
+        """Of one subject; splits with another number of views differ in the first axis."""
         height, width, channels = self.latent_shape
         return self.views, 2 + self.backgrounds, height, width, 2 * channels
 
 
 def write_description(directory: pathlib.Path, description: Description) -> None:
-    """Begin or continue a folder.
-
-    Raises:
-        InputError: it holds latents of other data or of another autoencoder.
-    """
+    """Create or continue a folder; InputError if it holds latents of another description."""
     path = directory / "latents.json"
     if path.exists():
         check_same(path, read_description(directory), description)
@@ -80,14 +76,14 @@ def write_description(directory: pathlib.Path, description: Description) -> None
 
 
 def check_same(path: pathlib.Path, found: Description, wanted: Description) -> None:
-    """Raises InputError naming what differs."""
+    """Raises InputError naming the fields that differ."""
     pairs = zip(dataclasses.asdict(found).items(), dataclasses.asdict(wanted).values(), strict=True)
     if changed := [f"{name} was {a}, is {b}" for (name, a), b in pairs if a != b]:
         raise InputError(f"{path}: {'; '.join(changed)}; {_REMEDY}")
 
 
 def read_description(directory: pathlib.Path) -> Description:
-    """Raises InputError where there is none, or a damaged one."""
+    """The content of `latents.json`; InputError if it is missing or damaged."""
     path = directory / "latents.json"
     try:
         content = schema.read(path, _DESCRIPTION, max_bytes=1 << 16)
@@ -98,7 +94,7 @@ def read_description(directory: pathlib.Path) -> Description:
     except (OSError, ValueError) as error:
         raise InputError(f"{error}; {_REMEDY}") from error
     del content["schema_version"]
-    content.setdefault("normals_frame", "world")  # before there was a choice
+    content.setdefault("normals_frame", "world")  # older folders have no choice
     return Description(**{**content, "latent_shape": tuple(content["latent_shape"])})
 
 
@@ -122,12 +118,12 @@ _DESCRIPTION = schema.record(
 
 
 def paths(directory: pathlib.Path, shard: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where the moments and the subjects of a TFRecord shard are."""
+    """Files of the moments and of the subjects of a TFRecord shard."""
     return directory / f"{shard.stem}.moments.npy", directory / f"{shard.stem}.subjects.npz"
 
 
 def is_complete(directory: pathlib.Path, shard: pathlib.Path) -> bool:
-    """Whether a writer finished with this TFRecord shard."""
+    """Whether the latents of this TFRecord shard are complete."""
     return all(path.is_file() for path in paths(directory, shard))
 
 
@@ -139,7 +135,7 @@ def shard_writer(
     id_embedding: np.ndarray,
     colours: np.ndarray,
 ) -> Iterator[np.ndarray]:
-    """Yields the (S, V, ...) float16 map to fill; only then the files get their names.
+    """Yields the (S, V, ...) float16 map to fill; the files get their names on a clean exit.
 
     Args:
         id_embedding: (S, 512) float32.
@@ -156,10 +152,14 @@ def shard_writer(
         moments.flush()
         del moments
         publish(unfinished, moments_path)
-        facts = {"subjects": index.subjects, "id_embedding": id_embedding, "colours": colours}
-        facts["crc32"] = crc32.astype(np.uint32).reshape(shape[:3])
         buffer = io.BytesIO()
-        np.savez(buffer, **facts)
+        np.savez(
+            buffer,
+            subjects=index.subjects,
+            id_embedding=id_embedding,
+            colours=colours,
+            crc32=crc32.astype(np.uint32).reshape(shape[:3]),
+        )
         write_atomically(subjects_path, buffer.getvalue())  # last: see `is_complete`
 
 
@@ -186,14 +186,14 @@ class LatentSource:
         background: int,
         moments: np.ndarray,
     ) -> np.ndarray:
-        """Reads some views of the subject in `row` of a shard.
+        """Read some views of the subject in `row` of a shard.
 
         Args:
             background: 0 is white, then 1..k.
-            moments: (v, 2, h, w, 2z) float32 to fill with those of image and normal map.
+            moments: (v, 2, h, w, 2z) float32 buffer to fill: image, then normal map.
 
         Returns:
-            (512,) identity.
+            (512,) float32 identity.
         """
         stored, id_embedding = self._shards[index.path.name]
         stored.read(row, views, (ON_WHITE + background, NORMALS), moments)
@@ -209,7 +209,7 @@ class LatentSource:
             content = io.BytesIO(read_bytes(subjects_path, _MAX_SUBJECTS_BYTES))
             with np.load(content, allow_pickle=False) as stored:
                 subjects, id_embedding = stored["subjects"], stored["id_embedding"]
-                moments.crc32 = stored.get("crc32")  # None in folders of before there were any
+                moments.crc32 = stored.get("crc32")  # older folders have none
             if not np.array_equal(subjects, index.subjects):
                 raise ValueError(f"subjects differ from those of {index.path}")
             if id_embedding.shape != (len(subjects), ID_EMBEDDING_SIZE):
@@ -222,10 +222,10 @@ class LatentSource:
 
 
 class _Moments:
-    """A .npy file of which some blocks are read at a time, each in one piece.
+    """A .npy file from which single blocks are read.
 
-    It is not mapped into memory: that brings in pages one by one, or, with read-ahead, ten times what
-    is used; and a bucket cannot be mapped.
+    It is not mapped into memory: mapping reads single pages or, with read-ahead, ten times the bytes
+    needed; and a file in a bucket cannot be mapped.
     """
 
     crc32: np.ndarray | None = None  # (S, V, 2 + k) of the blocks
@@ -247,7 +247,7 @@ class _Moments:
     def read(
         self, row: int, views: Sequence[int], kinds: Sequence[int], moments: np.ndarray
     ) -> None:
-        """Fills (v, kinds, h, w, 2z) float32."""
+        """Fill (v, kinds, h, w, 2z) float32."""
         places = [(row, int(view), kind) for view in views for kind in kinds]
         numbers = [int(np.ravel_multi_index(place, self.shape[:3])) for place in places]
         starts = [self._start + number * self._block for number in numbers]

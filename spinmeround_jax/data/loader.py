@@ -1,8 +1,8 @@
 """Training batches from TFRecord shards, by Grain.
 
-Example n of a run is a pure function of (data set, seed, n): which subject, which views, which
-background. Batches therefore depend neither on the number of worker processes nor on where a run
-was interrupted, and the processes of a multi-host run together see what one would have seen.
+Example n of a run is a pure function of (data set, seed, n): its subject, views and background. Batches
+therefore depend neither on the number of worker processes nor on interruptions, and the processes of a
+multi-host run together read what a single one would have read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 import shutil
 import signal
 import threading
+import types
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from spinmeround_jax.data.latent_files import LatentSource
 from spinmeround_jax.data.subjects import SubjectSource, composite_into
 from spinmeround_jax.files import InputError
 
-if TYPE_CHECKING:  # the config imports the models, which worker processes can do without
+if TYPE_CHECKING:  # the config imports the networks, which worker processes do not need
     from spinmeround_jax.config import DataConfig, StageConfig
 
 _MAX_SUBSTITUTES = 20
@@ -47,13 +48,13 @@ _logger = logging.getLogger(__name__)
 def draw_views(
     rng: np.random.Generator, frontal: np.ndarray, observed: int, views: int
 ) -> np.ndarray:
-    """Choose `views` distinct views, the observed ones first and a frontal one before all.
+    """(views,) distinct indices: the observed views first, one that shows the face before all.
 
-    As in the paper, one of the observed views shows the face.
+    The paper requires that one of the observed views shows the face.
 
     Args:
-        frontal: (V,) bool, the views which show the face.
-        observed: number of observed views; with 0, all are drawn alike.
+        frontal: (V,) bool, the views that show the face.
+        observed: number of observed views; with 0 all views are drawn alike.
     """
     if not observed:
         return rng.choice(len(frontal), views, replace=False)
@@ -64,38 +65,32 @@ def draw_views(
 
 @dataclasses.dataclass(frozen=True)
 class _Sampler:
-    """Example numbers -> a batch's arrays. Plain fields only: it goes to worker processes."""
+    """Example numbers -> the arrays of a batch. It is pickled for worker processes."""
 
     source: SubjectSource
     stage_ends: tuple[int, ...]  # examples, cumulative
     stage_observed: tuple[tuple[int, ...], ...]
     views: int
     seed: int
-    max_frontal_yaw: float
-    max_frontal_pitch: float
-    random_background: float
-    guidance_dropout: float
-    identity_dropout: float
-    relative_cameras: bool
-    skip_corrupt: bool
+    config: types.SimpleNamespace  # the fields of DataConfig: its class would import the networks
     normals_frame: cameras.Frame
     latents: LatentSource | None
 
     def __call__(
         self, examples: Sequence[tuple[int, tuple[shards.ShardIndex, int]]]
     ) -> dict[str, Any]:
-        """Arrays of the `Batch`, and `faults`: what was wrong with subjects that were replaced."""
-        # Pictures are decoded into the batch: at 512 pixels to copy them costs as much as decoding.
-        pictures = self._room(len(examples))
+        """Fields of the `Batch`, and `faults`: messages about subjects that were replaced."""
+        # Images are decoded into the batch: copying them takes as long as decoding at 512 pixels.
+        buffers = self._buffers(len(examples))
         faults: list[str] = []
         rest = []
         for i, (n, subject) in enumerate(examples):
-            room = {name: array[i] for name, array in pictures.items()}
-            rest.append(self._fill(n, subject, room, faults))
-        facts = {name: np.stack([facts[name] for facts in rest]) for name in rest[0]}
-        return {**facts, **pictures, "faults": faults}
+            own = {name: array[i] for name, array in buffers.items()}
+            rest.append(self._example_or_substitute(n, subject, own, faults))
+        fields = {name: np.stack([fields[name] for fields in rest]) for name in rest[0]}
+        return {**fields, **buffers, "faults": faults}
 
-    def _room(self, count: int) -> dict[str, np.ndarray]:
+    def _buffers(self, count: int) -> dict[str, np.ndarray]:
         if self.latents:
             height, width, channels = self.latents.description.latent_shape
             shape = (count, self.views, 2, height, width, 2 * channels)
@@ -103,25 +98,25 @@ class _Sampler:
         shape = (count, self.views, self.source.image_size, self.source.image_size, 3)
         return {"images": np.empty(shape, np.float32), "normals": np.empty(shape, np.float32)}
 
-    def _fill(
+    def _example_or_substitute(
         self,
         n: int,
         subject: tuple[shards.ShardIndex, int],
-        room: dict[str, np.ndarray],
+        buffers: dict[str, np.ndarray],
         all_faults: list[str],
     ) -> dict[str, np.ndarray]:
-        """Example n: its pictures into `room`, the rest is returned; its faults are appended."""
+        """`_example`; unreadable subjects are replaced if configured, and added to `all_faults`."""
         faults: list[str] = []
         while True:
             rng = np.random.default_rng([self.seed, n, len(faults)])
             if faults:
                 subject = self.source[int(rng.integers(len(self.source)))]
             try:
-                facts = self._example(n, subject, rng, room)
+                fields = self._example(n, subject, rng, buffers)
                 all_faults += faults
-                return facts
+                return fields
             except InputError as error:
-                if not self.skip_corrupt:
+                if not self.config.skip_corrupt:
                     raise
                 faults.append(str(error))
                 if len(faults) == _MAX_SUBSTITUTES:
@@ -132,41 +127,42 @@ class _Sampler:
     def frontal(self, world_to_camera: np.ndarray) -> np.ndarray:
         """(..., 4, 4) poses in the head's frame -> (...) bool, whether the camera sees the face."""
         yaw, pitch = cameras.yaw_pitch(world_to_camera)
-        return (abs(yaw) <= self.max_frontal_yaw) & (abs(pitch) <= self.max_frontal_pitch)
+        limits = self.config
+        return (abs(yaw) <= limits.max_frontal_yaw) & (abs(pitch) <= limits.max_frontal_pitch)
 
     def _example(
         self,
         n: int,
         subject: tuple[shards.ShardIndex, int],
         rng: np.random.Generator,
-        room: dict[str, np.ndarray],
+        buffers: dict[str, np.ndarray],
     ) -> dict[str, np.ndarray]:
+        """Example n: fills `buffers` with its images or moments, returns its other fields."""
         index, row = subject
         stage = int(np.searchsorted(self.stage_ends, n, side="right"))
         observed = int(rng.choice(self.stage_observed[stage]))
         chosen = draw_views(rng, self.frontal(index.world_to_camera[row]), observed, self.views)
-        random_background = rng.random() < self.random_background
+        random_background = rng.random() < self.config.random_background
         colour = rng.random(3)
-        dropped = rng.random() < self.guidance_dropout
-        identity_dropped = rng.random() < self.identity_dropout
+        dropped = rng.random() < self.config.guidance_dropout
+        identity_dropped = rng.random() < self.config.identity_dropout
 
         if self.latents:
             stored = self.latents.description.backgrounds
             background = 1 + int(rng.integers(stored)) if random_background else 0
-            id_embedding = self.latents.read(index, row, chosen, background, room["moments"])
+            id_embedding = self.latents.read(index, row, chosen, background, buffers["moments"])
         else:
             found = index.read_views(row, chosen.tolist())
             background = colour if random_background else np.ones(3)
-            for i, record in enumerate(found):
+            for record, image, normals in zip(found, *buffers.values(), strict=True):
                 where = index.where(row, record.view)
-                size = self.source.image_size
                 rgba, _ = records.decode_view(
-                    record, size, where, room["normals"][i], self.normals_frame
+                    record, self.source.image_size, where, normals, self.normals_frame
                 )
-                composite_into(room["images"][i], rgba, background)
+                composite_into(image, rgba, background)
             id_embedding = found[0].id_embedding
         world_to_camera = index.world_to_camera[row, chosen]
-        if self.relative_cameras and observed:
+        if self.config.relative_cameras and observed:
             world_to_camera = cameras.relative_to(world_to_camera[0], world_to_camera)
         return {
             "observed": np.arange(self.views) < observed,
@@ -186,11 +182,11 @@ def _numbered(n: int, subject: Any) -> tuple[int, Any]:
 
 
 class Loader(grain.DatasetIterator[Batch]):
-    """Iterator over a run's batches; `get_state` and `set_state` as in Grain, which Orbax saves.
+    """Iterator over a run's batches; Orbax saves its position by `get_state` and `set_state`.
 
-    The state is the number of batches already returned (and the skips counted): it can be restored
-    with another number of workers or processes, and after appending steps to the stages. Close the
-    loader (`close()` or `with contextlib.closing(loader)`) to end its worker processes.
+    The state is the number of batches returned (and of subjects skipped): it can be restored with another
+    number of workers or processes, and with more steps. Close the loader (`close()` or
+    `with contextlib.closing(loader)`) to end its worker processes.
     """
 
     def __init__(
@@ -219,7 +215,7 @@ class Loader(grain.DatasetIterator[Batch]):
 
         Raises:
             StopIteration: after the steps of all stages.
-            InputError: a damaged record; the same one again if called again. Or a worker was killed.
+            InputError: a damaged record, at every further call, too; or a worker was killed.
         """
         self._assert_not_closed()
         if self.step >= len(self):
@@ -229,7 +225,7 @@ class Loader(grain.DatasetIterator[Batch]):
         try:
             with _inherited_block() if starts else contextlib.nullcontext():
                 element = next(self._start())
-        except StopIteration as error:  # must not pass for the end of the run
+        except StopIteration as error:  # must not look like the end of the run
             self._stop()
             raise RuntimeError(f"the loader ended at step {self.step} of {len(self)}") from error
         except BaseException as error:
@@ -249,7 +245,7 @@ class Loader(grain.DatasetIterator[Batch]):
         return {"step": self.step, "skipped": self.skipped, "loader": dict(self._identity)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue after the batches returned when `state` was taken.
+        """Continue after the batches that were returned before `state` was saved.
 
         Raises:
             ValueError: naming what differs, if the state is of a loader with other batches.
@@ -277,7 +273,7 @@ class Loader(grain.DatasetIterator[Batch]):
             rest = self._batches.slice(slice(self.step, None))
             if self._workers:
                 _default_profiling_flag()
-                # Elements are whole batches: only the queue of each worker holds some in advance.
+                # Elements are whole batches: only the queues of the workers prefetch.
                 dataset = rest.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(
                     grain.MultiprocessingOptions(
                         num_workers=self._workers,
@@ -286,7 +282,7 @@ class Loader(grain.DatasetIterator[Batch]):
                     worker_init_fn=_begin_worker,
                 )
             else:
-                threads = min(self._prefetch, 2)  # more only contend for the GIL
+                threads = min(self._prefetch, 2)  # more would only wait for the GIL
                 dataset = rest.to_iter_dataset(grain.ReadOptions(threads, self._prefetch))
             self._iterator = iter(dataset)
         return self._iterator
@@ -298,31 +294,31 @@ class Loader(grain.DatasetIterator[Batch]):
 
 
 def _killed(number: int) -> str:
-    """What to say of a worker that ended by a signal."""
-    if number == signal.SIGBUS:  # of a write to shared memory for which there is no room
+    """The message about a worker that ended by a signal."""
+    if number == signal.SIGBUS:  # shared memory is full
         size = shutil.disk_usage("/dev/shm").total >> 20 if os.path.isdir("/dev/shm") else 0
         return (
-            f"a worker process found no room in shared memory (/dev/shm has {size} MiB); enlarge it (docker "
+            f"shared memory is too small for a worker process (/dev/shm has {size} MiB); enlarge it (docker "
             "run --shm-size=8g; in Kubernetes mount an emptyDir of medium Memory there), or set "
             "config.data.workers=0"
         )
-    why = ", perhaps for want of memory; try fewer config.data.workers" if number == 9 else ""
+    why = ", perhaps for lack of memory; try fewer config.data.workers" if number == 9 else ""
     return f"a worker process of the loader was killed by signal {number}{why}"
 
 
 @contextlib.contextmanager
 def _inherited_block() -> Iterator[None]:
-    """Processes started within are not ended by SIGTERM or SIGINT; see `_begin_worker`, which is later."""
-    # Started here, as it would unblock them. Of what Grain's workers made and nobody fetched it warns when
-    # it removes it, at the end of every run.
-    told = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (told, "ignore:resource_tracker")))
+    """Processes started inside do not end on SIGTERM or SIGINT, even before `_begin_worker` runs."""
+    # It unblocks signals when it starts. At the end of every run it would warn of shared memory that Grain's
+    # workers allocated and nobody read.
+    warnings = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (warnings, "ignore:resource_tracker")))
     try:
         resource_tracker.ensure_running()
     finally:
         del os.environ["PYTHONWARNINGS"]
-        if told is not None:
-            os.environ["PYTHONWARNINGS"] = told
+        if warnings is not None:
+            os.environ["PYTHONWARNINGS"] = warnings
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
         yield
@@ -331,19 +327,19 @@ def _inherited_block() -> Iterator[None]:
 
 
 def _default_profiling_flag() -> None:
-    """Grain 0.2.18 reads this flag unguarded: an error where absl parses no flags (grain#1355)."""
+    """Grain 0.2.18 reads this flag even if absl has parsed no flags, which is an error (grain#1355)."""
     name = "grain_enable_multiprocess_worker_profiling"
     if name in flags.FLAGS and not flags.FLAGS.is_parsed():
         flags.FLAGS[name].present = True
 
 
 def _begin_worker(worker: int, workers: int) -> None:
-    """A worker keeps off the trainer's device, and ends when the trainer tells it to or is gone.
+    """Keep a worker off the accelerator, and end it only with the training process.
 
-    It ends by no SIGTERM or SIGINT: schedulers and terminals send them to the whole group, and the
-    trainer needs batches to finish its step. Grain tells it by an event, and by SIGKILL if that fails.
+    Schedulers and terminals send SIGTERM and SIGINT to the whole process group, but the training process
+    needs batches to finish its step. Grain ends workers by an event, and by SIGKILL if that fails.
     """
-    jax.config.update("jax_platforms", "cpu")  # it imports JAX with the package
+    jax.config.update("jax_platforms", "cpu")  # the package imports JAX
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_trainer, daemon=True).start()
@@ -351,7 +347,7 @@ def _begin_worker(worker: int, workers: int) -> None:
 
 def _end_with_trainer() -> None:
     multiprocessing.parent_process().join()
-    os._exit(1)  # of a killed trainer nobody else would end the workers
+    os._exit(1)  # nothing else ends the workers of a killed process
 
 
 def make_loader(
@@ -369,11 +365,10 @@ def make_loader(
     """Batches of `views` views for all steps of all stages, in order.
 
     Args:
-        batch_size: examples over all processes; each process yields its contiguous share of every
-            batch, so that shares in process order are the batch of a single process.
+        batch_size: examples over all processes; each yields its contiguous share of every batch.
         seed: in [0, 2^32).
-        normals_frame: of the batches' normals, and of the latents.
-        latents: a folder written by `latent_cache`; batches then hold moments instead of pictures.
+        normals_frame: frame of the batches' normals and latents.
+        latents: a folder written by `latent_cache`; batches then hold moments instead of images.
 
     Raises:
         ValueError: arguments that contradict each other or the data, naming them.
@@ -382,7 +377,7 @@ def make_loader(
     if not 0 <= process_index < process_count or batch_size < 1 or batch_size % process_count:
         raise ValueError(
             f"batch_size {batch_size} must divide evenly over {process_count} processes, "
-            f"and process_index {process_index} be one of them"
+            f"of which process_index {process_index} must be one"
         )
     if min(config.workers, config.prefetch) < 0:
         raise ValueError(
@@ -403,31 +398,25 @@ def make_loader(
     if latent_source and latent_source.description.normals_frame != normals_frame:
         raise ValueError(
             f"{latents} holds latents of normals in the {latent_source.description.normals_frame} "
-            f"frame, the model has them in the {normals_frame} frame; write them anew"
+            f"frame, the model uses the {normals_frame} frame; write them again"
         )
     if latent_source and config.random_background and not latent_source.description.backgrounds:
         raise ValueError(
             f"{latents} holds latents on white only: set data.random_background to 0, or write "
-            "them anew with latents.backgrounds of at least 1"
+            "them again with latents.backgrounds of at least 1"
         )
     stage_ends = tuple(int(end) for end in np.cumsum([s.steps for s in stages]) * batch_size)
     if not stage_ends or not stage_ends[-1]:
         raise ValueError("the stages have no steps")
     sampler = _Sampler(
-        source=source,
-        stage_ends=stage_ends,
-        stage_observed=tuple(stage.observed for stage in stages),
-        views=views,
-        seed=seed,
-        max_frontal_yaw=config.max_frontal_yaw,
-        max_frontal_pitch=config.max_frontal_pitch,
-        random_background=config.random_background,
-        guidance_dropout=config.guidance_dropout,
-        identity_dropout=config.identity_dropout,
-        relative_cameras=config.relative_cameras,
-        skip_corrupt=config.skip_corrupt,
-        normals_frame=normals_frame,
-        latents=latent_source,
+        source,
+        stage_ends,
+        tuple(stage.observed for stage in stages),
+        views,
+        seed,
+        types.SimpleNamespace(**dataclasses.asdict(config)),
+        normals_frame,
+        latent_source,
     )
     if any(any(stage.observed) for stage in stages):
         _require_frontal_views(sampler)
@@ -436,7 +425,7 @@ def make_loader(
     batches = (
         grain.MapDataset.source(source)
         .seed(seed)
-        .shuffle()  # anew in each epoch
+        .shuffle()  # differently in each epoch
         .repeat()
         .map_with_index(_numbered)  # before slicing: n counts over all processes
         .slice(slice(0, stage_ends[-1]))
@@ -456,11 +445,12 @@ def make_loader(
 
 
 def _require_frontal_views(sampler: _Sampler) -> None:
+    limits = sampler.config
     for index in sampler.source.indexes:
         lacking = index.subjects[~sampler.frontal(index.world_to_camera).any(axis=1)]
         if len(lacking):
             raise ValueError(
-                f"{index.path}: no view within data.max_frontal_yaw {sampler.max_frontal_yaw} and "
-                f"max_frontal_pitch {sampler.max_frontal_pitch} for {', '.join(lacking[:5])}"
+                f"{index.path}: no view within data.max_frontal_yaw {limits.max_frontal_yaw} and "
+                f"max_frontal_pitch {limits.max_frontal_pitch} for {', '.join(lacking[:5])}"
                 f"{' ...' if len(lacking) > 5 else ''}; widen the limits or render frontal views"
             )

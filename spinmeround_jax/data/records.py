@@ -1,8 +1,7 @@
-"""One view of one subject as a `tf.train.Example`, without TensorFlow: the storage schema.
+"""One view of one subject as a `tf.train.Example`, without TensorFlow.
 
-`shards` puts records into files, `docs/data_format.md` documents every field; `SCHEMA_VERSION`
-changes with it. Everything read is checked and every fault is an `InputError` that names file and
-record: a bad disk costs a message, never a hang or a wrong picture.
+`docs/data_format.md` documents every field; `SCHEMA_VERSION` changes with them. All input is checked,
+and every fault is an `InputError` that names the file and the record.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from spinmeround_jax.files import InputError
 
 SCHEMA_VERSION = 1
 
-# How `encode_view` stores pictures; docs/data_format.md has the measurements behind the figures.
-COMPACT_FROM = 256  # pixels; smaller pictures are stored without loss
+# How `encode_view` stores images; docs/data_format.md has the measurements behind these values.
+COMPACT_FROM = 256  # pixels; smaller images are stored without loss
 COLOUR_QUALITY = 90  # of lossy WebP: 42 to 44 dB
 DISC_LEVELS = 42  # steps from the centre of the disc of normals to its rim: 0.95 degrees mean error
 _DISC_RADIUS = 1.8  # 2 sin(angle / 2) of normals turned away from the viewer by up to 128 degrees
@@ -38,8 +37,8 @@ class ViewRecord:
     image: PNG or WebP, (size, size, 4) RGBA, 8 bits, straight alpha.
     normals: PNG or lossless WebP, RGB as of `encode_normals` or RGBA as of `encode_view`.
     world_to_camera: (4, 4) float32, see `cameras`; yaw and pitch are its angles in degrees.
-    id_embedding: (512,) float32 of a face recogniser, unit length, the same in all views of a
-        subject; 0 if there is none.
+    id_embedding: (512,) float32 face-recognition vector, unit length, the same in all views of a
+        subject; 0 if unknown.
     """
 
     subject: str
@@ -61,12 +60,12 @@ class ViewRecord:
 def encode_view(
     rgba: np.ndarray, normals: np.ndarray, world_to_camera: np.ndarray
 ) -> dict[str, bytes]:
-    """`image` and `normals` of a ViewRecord: without loss below COMPACT_FROM pixels, else compact.
+    """`image` and `normals` of a ViewRecord: lossless below COMPACT_FROM pixels, else compact.
 
-    Compact are lossy WebP for colours (alpha exact) and, for normals, lossless WebP of the direction
-    in the camera's frame on a disc (Lambert's azimuthal projection: equal areas, so the same error
-    everywhere), as R = x, G = y around 128, or 0 where there is no normal. Its length is the image's
-    alpha. A is 255 or 0 accordingly: a picture with alpha is what tells this encoding from the other.
+    Compact images are lossy WebP with exact alpha. Compact normals are lossless WebP of the direction in
+    the camera's frame on a disc (Lambert's azimuthal projection: equal areas, so the same error
+    everywhere): R = x and G = y around 128, or 0 where there is no normal; their length is the image's
+    alpha. A is 255 or 0 accordingly: only this encoding has an alpha channel.
 
     Args:
         rgba: (size, size, 4) uint8, straight alpha.
@@ -74,33 +73,36 @@ def encode_view(
         world_to_camera: (4, 4).
 
     Raises:
-        ValueError: malformed pictures, or normals of another length.
+        ValueError: malformed images, or normals of another length.
     """
     _check_pixels(rgba)
     _check_normals(normals)
     if rgba.shape[:2] != normals.shape[:2]:
         raise ValueError(f"image {rgba.shape} and normals {normals.shape} differ in size")
     alpha = rgba[..., 3]
-    # Without a transparent pixel WebP would drop alpha, which tells how normals are stored.
+    # WebP drops an alpha channel without transparent pixels, and readers need it (see above).
     if rgba.shape[0] < COMPACT_FROM or alpha.min() > 0:
         return {"image": encode_image(rgba), "normals": encode_normals(normals)}
     length = np.linalg.norm(normals, axis=-1)
     known = (length > 0) & (alpha > 0)
     wrong = known & (abs(length - alpha / 255.0) > 0.02)
     if wrong.any() or (length > 0.02)[alpha == 0].any():
-        raise ValueError("normals must have the length of the picture's alpha; or be 0, if unknown")
-    colours = _webp(fill_transparent(rgba), quality=COLOUR_QUALITY, method=4, exact=True)
+        raise ValueError("normals must have the length of the image's alpha; or be 0, if unknown")
     pixels = np.zeros((*alpha.shape, 4), np.uint8)
     rotation = np.asarray(world_to_camera, np.float64)[:3, :3]
     pixels[known, :2] = _to_disc((normals[known] / length[known, None]) @ rotation.T)
     pixels[known, 3] = 255
-    return {"image": colours, "normals": _webp(pixels, lossless=True, exact=True, quality=50)}
+    lossy = {"quality": COLOUR_QUALITY, "method": 4, "exact": True}
+    return {
+        "image": _encode(fill_transparent(rgba), "WEBP", **lossy),
+        "normals": _encode(pixels, "WEBP", lossless=True, exact=True, quality=50),
+    }
 
 
 def encode_image(rgba: np.ndarray) -> bytes:
     """(size, size, 4) uint8 RGBA with straight alpha -> PNG bytes."""
     _check_pixels(rgba)
-    return _png(rgba)
+    return _encode(rgba, "PNG")
 
 
 def encode_normals(normals: np.ndarray) -> bytes:
@@ -110,14 +112,14 @@ def encode_normals(normals: np.ndarray) -> bytes:
     background at exactly 128; the paper's formula puts zero between two levels.
     """
     _check_normals(normals)
-    return _png((np.rint(np.clip(normals, -1.0, 1.0) * 127.0) + 128.0).astype(np.uint8))
+    return _encode((np.rint(np.clip(normals, -1, 1) * 127.0) + 128.0).astype(np.uint8), "PNG")
 
 
 def fill_transparent(rgba: np.ndarray) -> np.ndarray:
-    """(s, s, 4) uint8 with colours under alpha 0 continued smoothly from the nearest opaque ones.
+    """(s, s, 4) uint8 whose colours under alpha 0 continue the nearest opaque ones smoothly.
 
-    A step at the silhouette would cost bits and ring into the soft edge. Averages over squares of
-    growing size (a pyramid) fill what the smaller squares cannot.
+    A step at the silhouette would cost bits and ring into the soft edge. Transparent pixels take the
+    average of the smallest square around them that has opaque ones (an image pyramid).
     """
     weight = (rgba[..., 3:] / np.float32(255.0)).astype(np.float32)
     levels = [(rgba[..., :3] * weight, weight)]
@@ -157,7 +159,7 @@ def disc() -> np.ndarray:
     green, red = np.mgrid[:256, :256].reshape(2, -1) - 128.0
     point = np.stack([red, green], axis=1) * (_DISC_RADIUS / DISC_LEVELS)
     square = (point**2).sum(1, keepdims=True)
-    point *= np.minimum(1.0, 2.0 / np.sqrt(np.maximum(square, 1e-12)))  # bytes that no writer wrote
+    point *= np.minimum(1.0, 2.0 / np.sqrt(np.maximum(square, 1e-12)))  # values outside the disc
     square = np.minimum(square, 4.0)
     vectors = np.concatenate([point * np.sqrt(1.0 - square / 4.0), 1.0 - square / 2.0], axis=1)
     return vectors.astype(np.float32)
@@ -175,15 +177,9 @@ def _check_normals(normals: np.ndarray) -> None:
         raise ValueError(f"normals exceed 1 in magnitude: {abs(normals).max()}")
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def _encode(pixels: np.ndarray, form: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _webp(pixels: np.ndarray, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "WEBP", **options)
+    Image.fromarray(pixels).save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -194,7 +190,7 @@ def decode_view(
     normals: np.ndarray | None = None,
     frame: cameras.Frame = "world",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pictures of a record, however they are stored.
+    """Image and normals of a record in either encoding.
 
     Args:
         normals: (size, size, 3) float32 contiguous array to fill and return.
@@ -205,7 +201,7 @@ def decode_view(
         unit length, 0 on the background.
 
     Raises:
-        InputError: naming `where`, if one cannot be decoded or has another size.
+        InputError: naming `where`, if an image cannot be decoded or has another size.
     """
     rgba = decode_image(record.image, size, where)
     stored = _decode(record.normals, size, ("RGB", "RGBA"), where)
@@ -217,10 +213,10 @@ def decode_view(
             found = cameras.normals_to_camera(found, record.world_to_camera)
         normals[...] = found
         return rgba, normals
-    # One look-up per pixel, in a table of camera-space vectors turned to `frame`: R + 256 G.
+    # One look-up per pixel by R + 256 G, in a table of the vectors in `frame`.
     turn = np.eye(3) if frame == "camera" else np.asarray(record.world_to_camera)[:3, :3]
     table = disc() @ turn.astype(np.float32)
-    table[0] = 0.0  # where no normal is known
+    table[0] = 0.0  # no normal
     codes = stored.reshape(-1, 4).view("<u2")[:, 0].astype(np.intp)
     vectors = normals.reshape(-1, 3)
     np.take(table, codes, axis=0, out=vectors, mode="clip")
@@ -244,14 +240,14 @@ def _components(stored: np.ndarray) -> np.ndarray:
     planes = np.moveaxis(stored, -1, 0).astype(np.float32, order="C")
     planes -= 128.0
     planes /= 127.0
-    # Rounding can lengthen a unit vector by a per cent; shorter ones (soft edges) stay as they are.
+    # Rounding can lengthen a unit vector by 1 %; shorter vectors (soft edges) are kept.
     planes /= np.maximum(np.sqrt((planes * planes).sum(0)), 1.0)
     return np.moveaxis(planes, 0, -1)
 
 
 def _decode(encoded: bytes, size: int, modes: tuple[str, ...], where: str) -> np.ndarray:
     try:
-        # The size is in the header, so that a picture of 60000 x 60000 is refused before decoding.
+        # The size is in the header, so that an image of 60000 x 60000 is refused before decoding.
         with Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image:
             if image.size != (size, size) or image.mode not in modes:
                 raise InputError(
@@ -293,20 +289,23 @@ def image_size_of(encoded: bytes, modes: tuple[str, ...], where: str) -> int:
 
 
 def serialize(record: ViewRecord) -> bytes:
-    """The bytes of a tf.train.Example, the same for the same record."""
+    """The bytes of a tf.train.Example; equal records give equal bytes."""
     example = tfrecord.example_class()()
     feature = example.features.feature
-    feature["schema_version"].int64_list.value.append(SCHEMA_VERSION)
-    feature["subject"].bytes_list.value.append(record.subject.encode())
-    feature["view"].int64_list.value.append(record.view)
-    feature["image"].bytes_list.value.append(record.image)
-    feature["normals"].bytes_list.value.append(record.normals)
-    feature["world_to_camera"].float_list.value.extend(np.ravel(record.world_to_camera).tolist())
-    feature["yaw"].float_list.value.append(record.yaw)
-    feature["pitch"].float_list.value.append(record.pitch)
-    feature["id_embedding"].float_list.value.extend(np.ravel(record.id_embedding).tolist())
-    feature["source"].bytes_list.value.append(record.source.encode())
-    feature["license"].bytes_list.value.append(record.license.encode())
+    for name, kind, values in (
+        ("schema_version", "int64_list", [SCHEMA_VERSION]),
+        ("subject", "bytes_list", [record.subject.encode()]),
+        ("view", "int64_list", [record.view]),
+        ("image", "bytes_list", [record.image]),
+        ("normals", "bytes_list", [record.normals]),
+        ("world_to_camera", "float_list", np.ravel(record.world_to_camera).tolist()),
+        ("yaw", "float_list", [record.yaw]),
+        ("pitch", "float_list", [record.pitch]),
+        ("id_embedding", "float_list", np.ravel(record.id_embedding).tolist()),
+        ("source", "bytes_list", [record.source.encode()]),
+        ("license", "bytes_list", [record.license.encode()]),
+    ):
+        getattr(feature[name], kind).value.extend(values)
     return example.SerializeToString(deterministic=True)
 
 
@@ -369,7 +368,7 @@ def is_identity(id_embedding: np.ndarray) -> bool:
 
 
 def version_message(where: str, version: Any) -> str:
-    """What to tell of data with another schema version."""
+    """The message about data with another schema version."""
     return (
         f"{where}: schema version {version!r}, this code reads version {SCHEMA_VERSION}; "
         "write the data again with this version's data_prep, or use the code that wrote it"

@@ -1,8 +1,8 @@
-"""TFRecord shards of whole subjects, each with an index beside it, written whole or not at all.
+"""TFRecord shards of whole subjects with an index file each, written completely or not at all.
 
-A folder holds `manifest.json` and for each split shards `<split>-00000-of-00008.tfrecord`, with an
-index beside each (`<shard>.index.npz`). A shard holds whole subjects, one after another, each with
-its views 0..V-1. `docs/data_format.md` tells more.
+A folder holds `manifest.json` and for each split shards `<split>-00000-of-00008.tfrecord`, each with
+`<shard>.index.npz`. A shard holds whole subjects, one after another, each with its views 0..V-1. See
+`docs/data_format.md`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ from spinmeround_jax.files import (
     InputError,
     as_path,
     begun,
-    is_local,
     publish,
-    read_at_random,
     read_bytes,
     read_ranges,
+    sha256,
     write_atomically,
 )
 
@@ -53,14 +52,12 @@ def scan(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, ViewRecord]]:
     path = as_path(path)
     offset, number = 0, 0
     with _open(path) as file:
-        file_size = _size(file)
-        if file_size == 0:
-            raise InputError(f"{path}: the shard is empty (0 bytes); {REPAIR}")
+        file_size = file.seek(0, os.SEEK_END)
         file.seek(0)
         if kind := tfrecord.compression(file.read(12)):
             raise InputError(
-                f"{path}: compressed with {kind}, so no view can be found in it without reading all "
-                "before; write it again without compression (the default of TFRecordWriter)"
+                f"{path}: compressed with {kind}, which allows no random access; write it again without "
+                "compression (the default of TFRecordWriter)"
             )
         while offset < file_size:
             where = _where(path, offset, number)
@@ -70,48 +67,32 @@ def scan(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, ViewRecord]]:
             number += 1
 
 
-def _read_view(
-    file: BinaryIO, path: pathlib.Path, offset: int, length: int, number: int
-) -> ViewRecord:
-    where = _where(path, offset, number)
-    data = tfrecord.read_frame(file, _size(file), offset, where)
-    return _parse_view(data, path, length, where)
-
-
-def _parse_view(data: bytes, path: pathlib.Path, length: int, where: str) -> ViewRecord:
-    if len(data) != length:
-        raise InputError(
-            f"{where}: holds {len(data)} bytes, the index says {length}; "
-            f"delete {index_path(path).name}, it will be rebuilt"
-        )
-    return records.parse(data, where)
-
-
-def _size(file: BinaryIO) -> int:
-    return file.seek(0, os.SEEK_END)
-
-
 def _open(path: pathlib.Path) -> BinaryIO:
+    """The shard, opened for reading; InputError if it cannot be or is empty."""
     try:
-        return path.open("rb")
+        file = path.open("rb")
     except OSError as error:
         raise InputError(f"{path}: cannot be opened ({error.strerror}); {REPAIR}") from error
+    if file.seek(0, os.SEEK_END) == 0:
+        file.close()
+        raise InputError(f"{path}: the shard is empty (0 bytes); {REPAIR}")
+    return file
 
 
 # --------------------------------------------------------------------------------------------------
-# Index sidecar
+# Index file
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardIndex:
-    """Where each view of a shard is, and its camera: S subjects with V views each."""
+    """Offset, length and camera of each view of a shard: S subjects with V views each."""
 
     path: pathlib.Path  # of the shard
     subjects: np.ndarray  # (S,) str
     offsets: np.ndarray  # (S, V) int64, byte where the record's frame starts
     lengths: np.ndarray  # (S, V) int64, bytes of the record's data, frame not counted
     world_to_camera: np.ndarray  # (S, V, 4, 4) float32
-    shard_bytes: int = 0  # as its writer saw it, as the next; 0 and "" of one that was scanned
+    shard_bytes: int = 0  # recorded by the writer, like `sha256`; 0 and "" of a scanned shard
     sha256: str = ""
 
     def read_views(self, row: int, views: Sequence[int]) -> list[ViewRecord]:
@@ -119,54 +100,34 @@ class ShardIndex:
 
         Raises:
             InputError: wrong checksums, missing or malformed fields, another version, or records
-                that are not those the index tells of.
+                that are not those of the index.
         """
-        if not is_local(self.path):
-            return self._fetch_views(row, views)
-        found = []
-        with _open(self.path) as file:
-            read_at_random(file)
-            for view in views:
-                number = row * self.offsets.shape[1] + int(view)
-                offset = int(self.offsets[row, view])
-                record = _read_view(file, self.path, offset, int(self.lengths[row, view]), number)
-                self._check(record, row, int(view), number)
-                found.append(record)
-        return found
-
-    def _fetch_views(self, row: int, views: Sequence[int]) -> list[ViewRecord]:
-        """`read_views` from a bucket: all at once, as every request waits for an answer."""
         starts = [int(self.offsets[row, view]) for view in views]
         lengths = [int(self.lengths[row, view]) for view in views]
-        ranges = [
-            (start, start + length + tfrecord.FRAME_OVERHEAD)
-            for start, length in zip(starts, lengths, strict=True)
-        ]
+        ends = [s + n + tfrecord.FRAME_OVERHEAD for s, n in zip(starts, lengths, strict=True)]
         try:
-            frames = read_ranges(self.path, ranges)
+            frames = read_ranges(self.path, list(zip(starts, ends, strict=True)))
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error}); {REPAIR}") from error
+        remedy = f"delete {index_path(self.path).name}, it will be rebuilt"
         found = []
         for view, frame, length in zip(views, frames, lengths, strict=True):
-            where = self.where(row, int(view))
+            where = self.where(row, view)
             data = tfrecord.read_frame(io.BytesIO(frame), len(frame), 0, where)
-            record = _parse_view(data, self.path, length, where)
-            self._check(record, row, int(view), row * self.offsets.shape[1] + int(view))
+            if len(data) != length:
+                raise InputError(
+                    f"{where}: holds {len(data)} bytes, the index says {length}; {remedy}"
+                )
+            record = records.parse(data, where)
+            if (record.subject, record.view) != (self.subjects[row], view) or not np.array_equal(
+                record.world_to_camera, self.world_to_camera[row, view]
+            ):
+                raise InputError(
+                    f"{where}: is view {record.view} of {record.subject!r}, the index says view "
+                    f"{view} of {str(self.subjects[row])!r} or another camera; {remedy}"
+                )
             found.append(record)
         return found
-
-    def _check(self, record: ViewRecord, row: int, view: int, number: int) -> None:
-        if (
-            record.subject != self.subjects[row]
-            or record.view != view
-            or not np.array_equal(record.world_to_camera, self.world_to_camera[row, view])
-        ):
-            raise InputError(
-                f"{_where(self.path, int(self.offsets[row, view]), number)}: is view {record.view} "
-                f"of {record.subject!r}, the index tells of view {view} of "
-                f"{str(self.subjects[row])!r} or of another camera; "
-                f"delete {index_path(self.path).name}, it will be rebuilt"
-            )
 
     def where(self, row: int, view: int) -> str:
         """File and record, for messages."""
@@ -180,63 +141,56 @@ def index_path(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def read_index(path: str | os.PathLike[str]) -> ShardIndex:
-    """Index of the shard at `path`; scans the whole shard where the sidecar is missing or stale.
+    """Index of the shard at `path`; scans the whole shard if the index file is missing or stale.
 
     Raises:
         InputError: the shard is missing, empty, truncated or damaged (when scanned).
     """
     path = as_path(path)
-    with _open(path) as file:
-        if _size(file) == 0:
-            raise InputError(f"{path}: the shard is empty (0 bytes); {REPAIR}")
-    if (index := _load_sidecar(path)) is not None:
+    _open(path).close()
+    if (index := _load_index(path)) is not None:
         return index
-    _logger.warning("%s: no usable index beside it, scanning the shard", path)
+    _logger.warning("%s: has no usable index file, scanning the shard", path)
     return _scan_index(path)
 
 
 def rebuild_index(path: str | os.PathLike[str]) -> ShardIndex:
-    """Scan the shard, checking every record, and write its sidecar anew."""
+    """Scan the shard, checking every record, and write its index file."""
     index = _scan_index(as_path(path))
-    _write_sidecar(index, index.path.stat().st_size, sha256_of(index.path))
+    _write_index(index, index.path.stat().st_size, sha256_of(index.path))
     return index
 
 
 def sha256_of(path: pathlib.Path) -> str:
-    """SHA-256 of a shard's bytes, in hexadecimal; reads all of them."""
-    with _open(path) as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """SHA-256 of a shard's bytes, in hexadecimal."""
+    _open(path).close()
+    return sha256(path)
 
 
 def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`bytes`, and `sha256` as its writer saw it, of a complete shard; {} of any other.
+    """`bytes` and `sha256`, as recorded by the writer, of a complete shard; {} of any other.
 
-    Shards written before hashes were kept have none.
+    Older shards have no `sha256`.
     """
-    index = _load_sidecar(as_path(path))
+    index = _load_index(as_path(path))
     if index is None:
         return {}
     return {"bytes": index.shard_bytes} | ({"sha256": index.sha256} if index.sha256 else {})
 
 
 def is_complete(path: str | os.PathLike[str]) -> bool:
-    """Whether a writer finished this shard: it and its index exist. Records are not read."""
+    """Whether this shard and its index exist; no records are read."""
     path = as_path(path)
-    return path.is_file() and _load_sidecar(path) is not None
+    return path.is_file() and _load_index(path) is not None
 
 
-def _load_sidecar(path: pathlib.Path) -> ShardIndex | None:
-    """The sidecar, or None where it is missing, unreadable or was made for another file."""
+def _load_index(path: pathlib.Path) -> ShardIndex | None:
+    """The index file, or None if it is missing, unreadable or of another shard."""
     try:
         content = io.BytesIO(read_bytes(index_path(path), _MAX_INDEX_BYTES))
         with np.load(content, allow_pickle=False) as arrays:
-            if arrays["schema_version"] != records.SCHEMA_VERSION:
-                return None
             size = path.stat().st_size
-            if arrays["shard_bytes"] != size:
+            if (arrays["schema_version"], arrays["shard_bytes"]) != (records.SCHEMA_VERSION, size):
                 return None
             index = ShardIndex(
                 path,
@@ -247,12 +201,12 @@ def _load_sidecar(path: pathlib.Path) -> ShardIndex | None:
                 size,
                 str(arrays["sha256"]) if "sha256" in arrays else "",
             )
-        return index if _is_sound(index) else None
-    except Exception:  # the file can hold anything, and the shard tells the same
+        return index if _is_valid(index) else None
+    except Exception:  # the file can hold anything, and the shard can be scanned
         return None
 
 
-def _is_sound(index: ShardIndex) -> bool:
+def _is_valid(index: ShardIndex) -> bool:
     shape = index.offsets.shape
     return (
         len(shape) == 2
@@ -267,13 +221,13 @@ def _is_sound(index: ShardIndex) -> bool:
     )
 
 
-def _write_sidecar(index: ShardIndex, shard_bytes: int, sha256: str) -> None:
+def _write_index(index: ShardIndex, shard_bytes: int, digest: str) -> None:
     buffer = io.BytesIO()
     np.savez(
         buffer,
         schema_version=np.int64(records.SCHEMA_VERSION),
         shard_bytes=np.int64(shard_bytes),
-        sha256=np.str_(sha256),
+        sha256=np.str_(digest),
         subjects=index.subjects,
         offsets=index.offsets,
         lengths=index.lengths,
@@ -317,15 +271,14 @@ def _make_index(
 
 
 class ShardWriter:
-    """Writes one shard and its index; both appear under their names only on a clean exit.
+    """Writes one shard and its index; both get their names only on a clean exit.
 
         with ShardWriter(directory / shard_name("train", 0, 8)) as writer:
             writer.write_subject(records)
 
-    The shard grows under a temporary name in the same folder (for a bucket: on the local disk),
-    removed if the block raises. On exit the index is renamed into place first, the shard second: a
-    kill in between leaves no shard, so that `is_complete` is false and a resuming writer does this
-    shard again.
+    The shard grows under a temporary name in the same folder (for a bucket: on the local disk), which
+    is removed if the block raises. On exit the index is renamed first, the shard second: a kill in
+    between leaves no shard, `is_complete` is false, and a resuming writer writes this shard again.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -335,7 +288,6 @@ class ShardWriter:
         self._rows: list[tuple[str, list[tuple[int, int, np.ndarray]]]] = []
         self._subjects: set[str] = set()
         self._image_size: int | None = None
-        self._file: BinaryIO | None = None
 
     def __enter__(self) -> ShardWriter:
         with contextlib.ExitStack() as stack:
@@ -355,8 +307,6 @@ class ShardWriter:
         Raises:
             ValueError: records that break the schema, naming subject, view and field.
         """
-        if self._file is None:
-            raise RuntimeError("use ShardWriter as a context manager")
         if not views:
             raise ValueError(f"{self.path}: a subject needs at least one view")
         subject = views[0].subject
@@ -383,8 +333,8 @@ class ShardWriter:
         where = f"{self.path}: subject {record.subject!r} view {record.view}"
         if record.subject != first.subject or record.view != view:
             raise ValueError(f"{where}: expected view {view} of {first.subject!r}")
-        pictures = ((record.image, ("RGBA",)), (record.normals, ("RGB", "RGBA")))
-        for encoded, modes in pictures:
+        encoded_images = ((record.image, ("RGBA",)), (record.normals, ("RGB", "RGBA")))
+        for encoded, modes in encoded_images:
             size = records.image_size_of(encoded, modes, where)
             self._image_size = self._image_size or size
             if size != self._image_size:
@@ -412,5 +362,5 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         index = _make_index(self.path, self._rows)
-        _write_sidecar(index, self._file.tell(), self._sha256.hexdigest())
+        _write_index(index, self._file.tell(), self._sha256.hexdigest())
         publish(self._temporary, self.path)

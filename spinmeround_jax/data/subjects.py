@@ -1,4 +1,4 @@
-"""The subjects of a data set: which there are, and their views, decoded and composited."""
+"""The subjects of a data set, and their views, decoded and composited."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.manifest import read_manifest, views_of
 from spinmeround_jax.files import InputError, as_path
 
-_BLOCK = 2**14  # pixels; what is worked on at once stays in the processor's cache
+_BLOCK = 2**14  # pixels; blocks of this size stay in the processor's cache
 
 
 class SubjectSource:
     """Random access to the subjects of a split: element i is (index of its shard, row in it).
 
     Raises:
-        InputError: no manifest, no such split, a missing or empty shard, a shard that
-            disagrees with the manifest, one without usable index that is not sound when scanned.
+        InputError: no manifest, no such split, or a shard that is missing, empty, damaged or not as the
+            manifest says.
     """
 
     def __init__(self, directory: str | pathlib.Path, split: str):
@@ -46,7 +46,10 @@ class SubjectSource:
         self._ends = np.cumsum([len(index.subjects) for index in self.indexes])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SubjectSource, (self.directory, self.split)  # worker processes read the indexes anew
+        return SubjectSource, (
+            self.directory,
+            self.split,
+        )  # worker processes read the indexes themselves
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -59,7 +62,7 @@ class SubjectSource:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """All (or chosen) views of one subject, decoded; v views."""
+    """All views of one subject, or chosen ones, decoded; v views."""
 
     subject: str
     images: np.ndarray  # (v, h, w, 3) float32 in [-1, 1], on white
@@ -81,12 +84,12 @@ class HeldOut:
         return len(self.source)
 
     def angles(self, i: int) -> np.ndarray:
-        """(V, 2) yaw and pitch in degrees of all views of subject `i`; decodes none of them."""
+        """(V, 2) yaw and pitch in degrees of all views of subject `i`; decodes no image."""
         index, row = self.source[i]
         return np.stack(cameras.yaw_pitch(index.world_to_camera[row]), axis=-1)
 
     def load(self, i: int, views: Sequence[int] | None = None) -> Subject:
-        """Subject `i`, with the listed views in that order, or all of them.
+        """Subject `i` with the listed views, in that order, or with all views.
 
         Raises:
             IndexError: no such subject or view.
@@ -142,7 +145,7 @@ def composite(rgba: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def composite_into(images: np.ndarray, rgba: np.ndarray, background: np.ndarray) -> None:
-    """The same into (..., 3) float32, contiguous."""
+    """As `composite`, into a contiguous (..., 3) float32 array."""
     colours = (background * 2.0 - 1.0).astype(np.float32)
     pixels, results = rgba.reshape(-1, 4), images.reshape(-1, 3)
     buffers = np.empty((2, min(_BLOCK, len(pixels))), np.float32)

@@ -1,8 +1,8 @@
 """TFRecord files and `tf.train.Example` messages, as TensorFlow defines them, without TensorFlow.
 
 A record is framed as uint64 length, masked crc32c of the length, data, masked crc32c of the data,
-all little endian (tensorflow/core/lib/io/record_writer.h). Reading trusts no length before its
-checksum and never allocates more than the file holds.
+all little endian (tensorflow/core/lib/io/record_writer.h). A length is used only after its checksum was
+checked, and never allocates more than the file holds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 from typing import BinaryIO
 
 import google_crc32c
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
 
 from spinmeround_jax.files import InputError
 
@@ -49,9 +49,7 @@ def read_frame(file: BinaryIO, file_size: int, offset: int, where: str) -> bytes
         raise InputError(f"{where}: the file is truncated at {file_size} bytes; {REPAIR}")
     file.seek(offset)
     header = file.read(_HEADER.size)
-    if len(header) != _HEADER.size:
-        raise InputError(f"{where}: the file became shorter while it was read; {REPAIR}")
-    length, length_crc = _HEADER.unpack(header)
+    length, length_crc = _HEADER.unpack(header.ljust(_HEADER.size, b"\0"))
     if masked_crc(header[:8]) != length_crc:
         raise InputError(f"{where}: wrong checksum of the record length; {REPAIR}")
     if length > available:  # before read() allocates it
@@ -59,60 +57,54 @@ def read_frame(file: BinaryIO, file_size: int, offset: int, where: str) -> bytes
             f"{where}: the record claims {length} bytes but {available} are left, "
             f"the file is truncated or damaged; {REPAIR}"
         )
-    data = file.read(length)
-    footer = file.read(_CRC.size)
-    if len(data) != length or len(footer) != _CRC.size:
-        raise InputError(f"{where}: the file became shorter while it was read; {REPAIR}")
-    if masked_crc(data) != _CRC.unpack(footer)[0]:
+    data, footer = file.read(length), file.read(_CRC.size)
+    if _CRC.pack(masked_crc(data)) != footer:
         raise InputError(f"{where}: wrong checksum of the record data; {REPAIR}")
     return data
 
 
 def compression(head: bytes) -> str | None:
-    """How TensorFlow compressed a file that begins with these 12 bytes, if it did."""
+    """TensorFlow's compression of a file that begins with these 12 bytes, if any."""
     if len(head) < 12 or masked_crc(head[:8]) == int.from_bytes(head[8:], "little"):
-        return None  # a record's length
+        return None  # the length of a record
     if head.startswith(b"\x1f\x8b\x08"):
         return "GZIP"
-    # RFC 1950: deflate with a window of at most 32 KiB, and a header that 31 divides.
+    # RFC 1950: deflate with a window of at most 32 KiB, and a header divisible by 31.
     if head[0] & 0x0F == 8 and head[0] >> 4 <= 7 and int.from_bytes(head[:2], "big") % 31 == 0:
         return "ZLIB"
     return None
+
+
+_EXAMPLE = """
+name: "spinmeround_jax/example.proto" package: "tensorflow" syntax: "proto3"
+message_type { name: "BytesList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "FloatList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Int64List" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type {
+  name: "Feature" oneof_decl { name: "kind" }
+  field { name: "bytes_list" number: 1 type_name: ".tensorflow.BytesList" oneof_index: 0 }
+  field { name: "float_list" number: 2 type_name: ".tensorflow.FloatList" oneof_index: 0 }
+  field { name: "int64_list" number: 3 type_name: ".tensorflow.Int64List" oneof_index: 0 }
+}
+message_type {
+  name: "Features"
+  nested_type {
+    name: "FeatureEntry" options { map_entry: true }
+    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+    field { name: "value" number: 2 label: LABEL_OPTIONAL type_name: ".tensorflow.Feature" }
+  }
+  field { name: "feature" number: 1 label: LABEL_REPEATED type_name: ".tensorflow.Features.FeatureEntry" }
+}
+message_type { name: "Example" field { name: "features" number: 1 type_name: ".tensorflow.Features" } }
+"""
 
 
 @functools.cache
 def example_class() -> type[message.Message]:
     """The message class of tensorflow/core/example/example.proto and feature.proto.
 
-    Declared here, in a descriptor pool of its own, so that TensorFlow may live in the same process.
+    It has a descriptor pool of its own, so that TensorFlow can be imported in the same process.
     """
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(
-        name="spinmeround_jax/example.proto", package="tensorflow", syntax="proto3"
-    )
-
-    def declare(parent: descriptor_pb2.DescriptorProto, name: str, number: int, kind: int | str,
-                repeated: bool = False, **more: int) -> None:  # fmt: skip
-        typed = {"type_name": kind, "type": kinds.TYPE_MESSAGE} if isinstance(kind, str) else {}
-        label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-        parent.field.add(name=name, number=number, label=label, **(typed or {"type": kind}), **more)
-
-    scalars = {"Bytes": kinds.TYPE_BYTES, "Float": kinds.TYPE_FLOAT, "Int64": kinds.TYPE_INT64}
-    for name, kind in scalars.items():
-        declare(file.message_type.add(name=f"{name}List"), "value", 1, kind, repeated=True)
-    feature = file.message_type.add(name="Feature")
-    feature.oneof_decl.add(name="kind")
-    for number, name in enumerate(scalars, 1):
-        type_name = f".tensorflow.{name}List"
-        declare(feature, f"{name.lower()}_list", number, type_name, oneof_index=0)
-    features = file.message_type.add(name="Features")
-    entry = features.nested_type.add(name="FeatureEntry")  # map<string, Feature>
-    entry.options.map_entry = True
-    declare(entry, "key", 1, kinds.TYPE_STRING)
-    declare(entry, "value", 2, ".tensorflow.Feature")
-    declare(features, "feature", 1, ".tensorflow.Features.FeatureEntry", repeated=True)
-    declare(file.message_type.add(name="Example"), "features", 1, ".tensorflow.Features")
-
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+    pool.Add(text_format.Parse(_EXAMPLE, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))

@@ -1,7 +1,7 @@
 """D(x; sigma, conditioning): the multi-view network with its preconditioning.
 
 Latents are (b, v, h, w, c) with c = RGB latent then normal latent. Observed views enter as their clean
-latent at every noise level, as in the released code; `mask` tells the network which ones they are.
+latent at every noise level, as in the released code; `mask` marks them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Network = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """What the denoiser is told.
+    """Conditioning inputs of the denoiser.
 
     Attributes:
         context: (b, t, d) identity tokens, shared by the views.
-        observed: (b, v) bool, True where the view is given.
+        observed: (b, v) bool, True for observed views.
         observed_latents: (b, v, h, w, c) clean latents; ignored where not observed.
         raymap: (b, v, h, w, 144).
         mask: (b, v, h, w, 1), 0 in observed views and 1 in targets.
@@ -43,10 +43,9 @@ class Conditioning:
 
 
 def standardise(latents: Array, config: ModelConfig) -> Array:
-    """(..., 2 z) latents of the autoencoder, RGB half first -> those that are denoised.
+    """(..., 2 z) latents of the autoencoder, RGB half first -> zero mean and unit deviation per channel.
 
-    Images and normal maps share one autoencoder but not their statistics; sigma_data = 1 wants every
-    channel of both at zero mean and unit deviation.
+    The preconditioning assumes sigma_data = 1, and images and normal maps have different statistics.
     """
     if not config.latent_std:
         return latents
@@ -61,7 +60,7 @@ def restore(latents: Array, config: ModelConfig) -> Array:
 
 
 def deny_normals(latents: jax.Array) -> jax.Array:
-    """The ablation without normals: their half is zero, which the network then learns to give back."""
+    """The ablation without normals: their half of the latents is zero."""
     z = latents.shape[-1] // 2
     return jnp.where(jnp.arange(2 * z) < z, latents, 0.0)
 
@@ -90,9 +89,9 @@ def condition(
 def unconditional(
     conditioning: Conditioning, empty_context: jax.Array, empty_latent: jax.Array
 ) -> Conditioning:
-    """The other branch of guidance, as the released code has it.
+    """The unconditional branch of guidance, as in the released code.
 
-    The empty prompt's context; observed views hold the latent of a zero (mid-grey) image, and their
+    It has the empty prompt's context; observed views hold the latent of a zero (mid-grey) image, and their
     raymap and mask are zero.
 
     Args:
@@ -115,7 +114,7 @@ def drop(
     empty_context: jax.Array,
     empty_latent: jax.Array,
 ) -> Conditioning:
-    """Replace the examples where the (b,) bool `dropped` holds by their unconditional branch."""
+    """Replace the examples with (b,) bool `dropped` by their unconditional branch."""
     return jax.tree.map(
         lambda with_, without: jnp.where(
             dropped.reshape(-1, *[1] * (with_.ndim - 1)), without, with_

@@ -1,6 +1,6 @@
-"""Changes to what the denoiser predicts: classifier-free guidance and channel-wise in-painting.
+"""Modifications of the prediction: classifier-free guidance and channel-wise in-painting.
 
-Each takes and returns a plain `denoise(x, sigma)`, so they compose and need no model to be tested.
+Each takes and returns a function `denoise(x, sigma)`, so they compose and are tested without a model.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def classifier_free(
 def inpaint_channels(
     denoise: Denoise, known: jax.Array, visible: jax.Array, strength: float | jax.Array
 ) -> Denoise:
-    """Move the predicted x0 towards what is known of it (Relightify's channel-wise in-painting).
+    """Move the predicted x0 towards its known channels (Relightify's channel-wise in-painting).
 
     x0 <- x0 - strength * visible * (x0 - known). The released code writes a gradient step of weight w on
     a mean over all n elements, which is strength = 2 w / n (6.1 for w = 100,000 at 8x64x64).
 
     Args:
-        known: clean latents, any value where not visible.
+        known: clean latents; ignored where not visible.
         visible: 0 or 1, broadcastable to `known`.
     """
 

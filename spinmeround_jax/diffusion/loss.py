@@ -23,8 +23,8 @@ def diffusion_loss(
         latents: (b, v, h, w, c) clean latents of all views.
         sigma: (b,) noise level of each example's targets.
         noise: (b, v, h, w, c) unit normal.
-        targets: () number of target views to divide by, where these examples and views are only a
-            part of the batch; None counts those given here.
+        targets: () number of target views of the whole batch, if these are only a part of it; None counts
+            the target views here.
 
     Returns:
         The scalar loss (mean over target elements; 1 for a network that outputs 0 on unit-variance data at

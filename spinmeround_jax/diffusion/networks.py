@@ -1,17 +1,14 @@
 """The networks of a model on any number of examples: numpy arrays in, numpy arrays out.
 
-What a step of sampling does is one jitted program with the loop over sigmas inside (`sampling_steps`). Its
-examples are one batch, cut into chunks of at most `max_batch` per device, which are split over the
-devices. Chunks are padded to a power of two, so that few programs are ever compiled, and none on a
-second call with the same sizes.
+Examples are processed in chunks of at most `max_batch` per device, split over the devices and padded to a
+power of two, so that few programs are compiled, and none on a second call with the same sizes.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +24,16 @@ from spinmeround_jax.models import Model
 from spinmeround_jax.models.attention_kernels import best_for
 
 Progress = Callable[[str, int, int], None]
-"""Called after every chunk: the step, how many of its examples are done, and of how many."""
+"""Called after every chunk with the name of the step, its finished examples and all its examples."""
 
 
 class Networks:
-    """One model with its settings of sampling; the arguments are those of `Pipeline`.
+    """One model with its sampling settings; the arguments are those of `Pipeline`.
 
     Attributes:
         config: the model's.
-        sampling, ablation: as given.
         mesh: of the devices over which examples are split.
-        empty_context, empty_latent: (1, t, d), of no identity; (1, h, w, c), of grey pictures.
+        empty_context, empty_latent: (1, t, d), of the empty identity; (1, h, w, c), of grey images.
     """
 
     def __init__(
@@ -56,13 +52,13 @@ class Networks:
         self._kernel = best_for(
             self.mesh.devices.flat[0], jnp.dtype(model.unet.dtype), self.config.attention_shapes
         )
-        self._unet, self._autoencoder, self._identity = (
-            (graphdef, jax.device_put(state, sharding.replicated(self.mesh)))
-            for graphdef, state in map(nnx.split, (model.unet, model.autoencoder, model.identity))
-        )
+        self._networks = {}
+        for name, network in model.networks.items():
+            graphdef, state = nnx.split(network)
+            self._networks[name] = graphdef, jax.device_put(state, sharding.replicated(self.mesh))
         self._set(sampling, progress)
         size = self.config.image_size
-        graphdef, state = self._identity
+        graphdef, state = self._networks["identity"]
         self.empty_context = np.asarray(sampling_steps.empty_context(state, graphdef=graphdef))
         grey = np.zeros((1, size, size, 3), np.float32)
         halves = [self.encode(grey, "image")[0], self.encode(grey, "normals")[0]]
@@ -71,7 +67,7 @@ class Networks:
         self.empty_latent = np.concatenate(halves, axis=-1)
 
     def replace(self, sampling: SamplingConfig, progress: Progress | None) -> Networks:
-        """The same networks, sampled with other settings."""
+        """The same networks with other sampling settings."""
         other = copy.copy(self)
         other._set(sampling, progress)
         return other
@@ -83,43 +79,39 @@ class Networks:
             sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho
         )
 
-    # -- the small ones
+    # -- Identity and autoencoder
 
     def contexts(self, id_embeddings: np.ndarray | None, heads: int) -> np.ndarray:
-        """Context (heads, t, d) of (heads, 512) unit embeddings; of the empty identity for None."""
+        """Contexts (heads, t, d) of (heads, 512) unit embeddings; None is the empty identity."""
         if id_embeddings is None or self.ablation.no_identity:
             return np.broadcast_to(self.empty_context, (heads, *self.empty_context.shape[1:]))
-        graphdef, state = self._identity
         batch = {"id_embedding": np.asarray(id_embeddings, np.float32)}
-        contexts = functools.partial(sampling_steps.contexts, graphdef=graphdef, mesh=self.mesh)
-        return self._chunked(contexts, state, batch)
+        return self._chunked(sampling_steps.contexts, "identity", batch)
 
-    def encode(self, pictures: np.ndarray, kind: Literal["image", "normals"]) -> np.ndarray:
-        """(n, H, W, 3) in [-1, 1] -> (n, h, w, z): that half of the mean latents."""
-        graphdef, state = self._autoencoder
-        encode = functools.partial(sampling_steps.encode, graphdef=graphdef, mesh=self.mesh)
-        half = self._chunked(encode, state, {"images": pictures}, 4 * self.max_batch)
+    def encode(self, images: np.ndarray, kind: Literal["image", "normals"]) -> np.ndarray:
+        """(n, H, W, 3) in [-1, 1] -> (n, h, w, z): this half of the mean latents, standardised."""
+        half = self._chunked(
+            sampling_steps.encode, "autoencoder", {"images": images}, 4 * self.max_batch
+        )
         both = standardise(np.concatenate([half, half], axis=-1), self.config)
         return np.split(both, 2, axis=-1)[("image", "normals").index(kind)]
 
     def decode(self, sampled: np.ndarray, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(..., n, h, w, 2z) of views at (n, 2) angles -> images and normals in [-1, 1].
+        """(..., n, h, w, 2z) of views at (n, 2) angles -> images and normals (..., n, H, W, 3) in [-1, 1].
 
-        Both (..., n, H, W, 3). Normals have unit length, or are 0 on the background, and are in the frame
-        in which the angles are counted, whatever the model's own is.
+        Normals have unit length, or 0 on the background, in the frame of the angles, whatever the frame
+        of the model is.
         """
-        graphdef, state = self._autoencoder
         halves = np.stack(np.split(restore(sampled, self.config), 2, axis=-1))
-        flat = halves.reshape(-1, *halves.shape[-3:])
-        decode = functools.partial(sampling_steps.decode, graphdef=graphdef, mesh=self.mesh)
-        images = self._chunked(decode, state, {"latents": flat}, 4 * self.max_batch)
+        flat = {"latents": halves.reshape(-1, *halves.shape[-3:])}
+        images = self._chunked(sampling_steps.decode, "autoencoder", flat, 4 * self.max_batch)
         images = images.reshape(*halves.shape[:-3], *images.shape[1:])
         normals = unit_normals(images[1])
         if self.config.normals_frame == "camera":
             normals = cameras.normals_to_world(normals, cameras.orbit(*angles.T))
         return images[0], normals
 
-    # -- the UNet
+    # -- UNet
 
     def observed_latents(
         self,
@@ -128,9 +120,9 @@ class Networks:
         context: np.ndarray,
         seeds: np.ndarray,
     ) -> np.ndarray:
-        """(b, m, H, W, 3) images at (m, 2) angles -> (b, m, h, w, 2z) latents, normals estimated.
+        """(b, m, H, W, 3) images at (m, 2) angles -> (b, m, h, w, 2z) latents with estimated normals.
 
-        With the context (b, t, d) and the seed (b,) of each head.
+        Context (b, t, d) and seeds (b,) are those of the heads.
         """
         heads, observed, size = images.shape[:3]
         if not observed or self.ablation.no_image:
@@ -158,7 +150,6 @@ class Networks:
         """
         if self.ablation.no_normals:
             return np.concatenate([image_latents, np.zeros_like(image_latents)], axis=-1)
-        graphdef, state = self._unet
         batch = {
             "image_latents": image_latents,
             "world_to_camera": cameras.orbit(angles[:, 0], angles[:, 1]),
@@ -166,21 +157,15 @@ class Networks:
             "seed": seeds,
             "stream": np.stack([np.full_like(streams, 1), streams], axis=-1),
         }
-
-        def step(state, batch):
-            return sampling_steps.normals(
-                state,
-                batch,
-                schedules.ddpm_sigmas(self.sampling.normals_steps),
-                np.float32(self.sampling.normals_guidance),
-                np.float32(self.sampling.temperature),
-                graphdef=graphdef,
-                rays=self.config.rays,
-                kernel=self._kernel,
-                mesh=self.mesh,
-            )
-
-        latents = self._chunked(step, state, batch, name="normals")
+        shared = (
+            schedules.ddpm_sigmas(self.sampling.normals_steps),
+            np.float32(self.sampling.normals_guidance),
+            np.float32(self.sampling.temperature),
+        )
+        static = {"rays": self.config.rays, "kernel": self._kernel}
+        latents = self._chunked(
+            sampling_steps.normals, "unet", batch, None, "normals", *shared, **static
+        )
         return np.concatenate([image_latents, np.split(latents, 2, axis=-1)[1]], axis=-1)
 
     def sample_jointly(
@@ -195,7 +180,7 @@ class Networks:
         """Sample v views of each example jointly, of which the first m are observed.
 
         Args:
-            step: what `progress` is told.
+            step: name for `progress`.
             observed_latents: (b, m, h, w, 2z).
             angles: (b, v, 2) of all its views.
             context: (b, t, d).
@@ -218,30 +203,36 @@ class Networks:
             "seed": seeds,
             "stream": streams,
         }
-        graphdef, state = self._unet
+        shared = (
+            self.empty_context,
+            self.empty_latent,
+            self._sigmas,
+            np.float32(self.sampling.guidance_scale),
+            np.float32(self.sampling.temperature if observed else 1.0),
+        )
+        static = {
+            "rays": self.config.rays,
+            "sampler": self.sampling.sampler,
+            "guided": guided,
+            "shared_noise": self.sampling.shared_noise,
+            "kernel": self._kernel,
+        }
+        return self._chunked(
+            sampling_steps.joint_views, "unet", batch, None, step, *shared, **static
+        )
 
-        def program(state, batch):
-            return sampling_steps.joint_views(
-                state,
-                batch,
-                self.empty_context,
-                self.empty_latent,
-                self._sigmas,
-                np.float32(self.sampling.guidance_scale),
-                np.float32(self.sampling.temperature if observed else 1.0),
-                graphdef=graphdef,
-                rays=self.config.rays,
-                sampler=self.sampling.sampler,
-                guided=guided,
-                shared_noise=self.sampling.shared_noise,
-                kernel=self._kernel,
-                mesh=self.mesh,
-            )
-
-        return self._chunked(program, state, batch, name=step)
-
-    def _chunked(self, program, state, batch, size=None, name=None) -> np.ndarray:
-        """`program(state, batch)` over a dictionary of arrays with a common first axis."""
+    def _chunked(
+        self,
+        program: Callable[..., jax.Array],
+        network: str,
+        batch: dict[str, np.ndarray],
+        size: int | None = None,
+        step: str | None = None,
+        *shared: Any,
+        **static: Any,
+    ) -> np.ndarray:
+        """A program of `sampling` over arrays with a common first axis; `size` examples per device."""
+        graphdef, state = self._networks[network]
         devices = self.mesh.devices.size
         size = (size or self.max_batch) * devices
         examples = len(next(iter(batch.values())))
@@ -253,13 +244,14 @@ class Networks:
             padded += -padded % devices
             rows = start + np.minimum(np.arange(padded), count - 1)
             chunk = {name: jax.device_put(a[rows], split) for name, a in batch.items()}
-            results.append(np.array(program(state, chunk))[:count])
-            if name:
-                self.progress(name, start + count, examples)
+            out = program(state, chunk, *shared, graphdef=graphdef, mesh=self.mesh, **static)
+            results.append(np.array(out)[:count])
+            if step:
+                self.progress(step, start + count, examples)
         return np.concatenate(results)
 
 
 def unit_normals(normals: np.ndarray) -> np.ndarray:
-    """(..., 3) decoded normals to unit length; shorter than 0.5 is background: 0 (mid-grey)."""
+    """(..., 3) decoded normals -> unit length, or 0 (background) if shorter than 0.5."""
     length = np.linalg.norm(normals, axis=-1, keepdims=True)
     return np.where(length < 0.5, 0.0, normals / np.maximum(length, 0.5)).astype(np.float32)

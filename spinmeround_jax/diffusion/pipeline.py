@@ -1,9 +1,7 @@
 """Sampling for users: portrait -> its normals -> anchors -> views all around, the paper's three steps.
 
-Angles are (yaw, pitch) in degrees relative to the first
-observed view, which is yaw 0, pitch 0. Normals are in that view's frame too: where the portrait looks to
-the side, what comes out is turned by as much, cameras and normals alike. With no view observed both are
-the head's.
+Angles are (yaw, pitch) in degrees relative to the first observed view, which is yaw 0, pitch 0. Normals are in
+that view's frame, too. Without an observed view both are relative to the head.
 """
 
 from __future__ import annotations
@@ -31,21 +29,21 @@ from spinmeround_jax.photo import portraits
 from spinmeround_jax.photo.portraits import ImageLike
 from spinmeround_jax.results.head_folder import Heads
 
-OBSERVED_COUNTS = (1, 3)  # what the model is trained on, besides none
+OBSERVED_COUNTS = (1, 3)  # the model is trained on these, and on none
 
 
 class Pipeline:
     """The three steps of sampling with one model: call it with an image, or `spin` arrays.
 
     Args:
-        model: the networks; they are split once here, so later changes to them are not seen.
-        sampling: `RELEASED`, or the values that the model was trained to be sampled with.
-        ablation: what the model was denied in training.
-        max_batch: examples (of `model.config.views` views) of one call of the network, per device;
-            None chooses, see `default_batch`.
-        devices: over which the examples are split; None takes all of this process.
+        model: later changes to its networks have no effect.
+        sampling: settings; `RELEASED`, or those recorded with the model.
+        ablation: of the model's training.
+        max_batch: examples (of `model.config.views` views) per device in one call of the network; None: see
+            `default_batch`.
+        devices: over which examples are split; None takes all of this process.
         progress: see `networks.Progress`.
-        settings: what is written beside results, see `run_settings`.
+        settings: recorded with results, see `run_settings`.
     """
 
     @classmethod
@@ -59,15 +57,15 @@ class Pipeline:
         devices: Sequence[jax.Device] | None = None,
         **sampling: Any,
     ) -> Pipeline:
-        """The model of a folder that `train` or `convert` wrote.
+        """The pipeline of a model folder written by `train` or `convert`.
 
         Args:
-            dtype: of the networks' arithmetic, "float32" or "bfloat16".
-            sampling: fields of `SamplingConfig` to change, such as steps=24; else as the model says.
+            dtype: compute dtype of the networks, "float32" or "bfloat16".
+            sampling: fields of `SamplingConfig` to change, such as steps=24; others are the model's.
 
         Raises:
             InputError: a file is missing or damaged.
-            ValueError: settings that nothing can be sampled with.
+            ValueError: invalid settings.
         """
         description = checkpoints.describe(directory)
         chosen = dataclasses.replace(description.sampling, **sampling)
@@ -95,14 +93,14 @@ class Pipeline:
         self.networks = Networks(model, sampling, ablation, max_batch, progress, devices)
 
     def replace(self, progress: Progress | None = None, **sampling: Any) -> Pipeline:
-        """The same networks with other settings; nothing is loaded again, or compiled if `steps` stays.
+        """The same networks with other settings; nothing is loaded, nor compiled with the same `steps`.
 
         Args:
             progress: see `networks.Progress`.
             sampling: fields of `SamplingConfig` to change, such as guidance_scale=2.
 
         Raises:
-            ValueError: settings that nothing can be sampled with.
+            ValueError: invalid settings.
         """
         chosen = dataclasses.replace(self.networks.sampling, **sampling)
         check(chosen, self.networks.max_batch)
@@ -114,7 +112,7 @@ class Pipeline:
     def examples(
         self, trajectory: ArrayLike, observed_angles: ArrayLike = ((0.0, 0.0),)
     ) -> dict[str, int]:
-        """How many examples of each step `progress` will count for one head, in order."""
+        """Number of examples of each step, as counted by `progress`, for one head."""
         observed_angles = np.asarray(observed_angles, np.float32).reshape(-1, 2)
         trajectory = np.asarray(trajectory, np.float32).reshape(-1, 2)
         views = self.networks.config.views
@@ -133,11 +131,11 @@ class Pipeline:
         """Views all around one head.
 
         Args:
-            image: a portrait, see `portraits.read_image`: a file, a PIL image or an array; None makes
-                a new person, or one with this identity.
-            identity: unit vector (512,) of the recogniser that the model knows, or a file of one. None
-                takes what is beside the file `image`; where there is nothing the image alone decides.
-            trajectory: (n, 2) yaws and pitches, degrees; None is the turntable of 48 views.
+            image: a portrait, see `portraits.read_image`: a file, a PIL image or an array; None samples a
+                new person, or one with this identity.
+            identity: unit vector (512,) of the recogniser of the weights, or a file of one. None reads the
+                identity beside the file `image`, or is the empty identity if there is none.
+            trajectory: (n, 2) yaws and pitches in degrees; None is the turntable of 48 views.
             seed: same seed, same result.
             resample_observed: see `spin`.
 
@@ -169,7 +167,7 @@ class Pipeline:
         context: np.ndarray,
         seeds: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Step 2: observed views (b, m, h, w, 2z), m may be 0, and the other anchors jointly.
+        """Step 2: the anchors that are not observed, given observed views (b, m, h, w, 2z), m may be 0.
 
         Returns:
             (views, 2) angles and (b, views, h, w, 2z) latents, the observed views first.
@@ -196,13 +194,13 @@ class Pipeline:
         seeds: np.ndarray,
         resampled: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Step 3: from known views (b, r, h, w, 2z), the input first, to the (n, 2) trajectory.
+        """Step 3: the views of the (n, 2) trajectory, given known views (b, r, h, w, 2z), the input first.
 
         Args:
-            resampled: so many of the known views are sampled, too.
+            resampled: number of leading known views that are sampled nevertheless.
 
         Returns:
-            (b, n, h, w, 2z) latents, and (n,) the index of the known view that a view is, or -1.
+            (b, n, h, w, 2z) latents, and (n,) index of the equal known view, or -1.
         """
         size = self.networks.config.views - IN_GROUP
         plan = plan_views(known_angles, trajectory, size, resampled)
@@ -233,21 +231,21 @@ class Pipeline:
         observed_angles: ArrayLike = ((0.0, 0.0),),
         resample_observed: bool = False,
     ) -> Heads:
-        """From observed views, or from an identity alone, or from nothing, to views all around.
+        """Views all around heads, given observed views, an identity, both, or neither.
 
         Args:
             images: (b, m, H, W, 3) in [-1, 1] on white, m of `OBSERVED_COUNTS`; None samples
                 without any observed view.
-            id_embeddings: (b, 512) unit vectors by the recogniser that the weights know; None is the
-                empty identity. With neither this samples new people.
-            trajectory: (n, 2) angles of the views wanted.
-            seeds: (b,) non-negative integers: a head's result depends on its own seed only.
+            id_embeddings: (b, 512) unit vectors of the recogniser of the weights; None is the empty
+                identity.
+            trajectory: (n, 2) angles of the requested views.
+            seeds: (b,) non-negative integers; a head's result depends on its own seed only.
             observed_angles: (m, 2) of the images, starting with (0, 0).
-            resample_observed: sample the views at these angles, too, instead of showing the images
-                there: a spin without a jump where it meets them.
+            resample_observed: sample the views at these angles, too, instead of returning the images:
+                a turntable without jumps.
 
         Raises:
-            ValueError: when shapes or angles do not fit together.
+            ValueError: shapes or angles do not fit together.
         """
         trajectory = np.asarray(trajectory, np.float32).reshape(-1, 2)
         seeds = np.asarray(seeds, np.uint32)
@@ -275,7 +273,7 @@ class Pipeline:
 
         known_images, known_normals = self.networks.decode(known, known_angles)
         view_images, view_normals = self.networks.decode(views, trajectory)
-        # An observed view is shown as it was given, not as the autoencoder repeats it.
+        # Observed views are returned as given, not through the autoencoder.
         known_images[:, :observed] = images
         for target in np.flatnonzero((reused >= 0) & (reused < observed)):
             view_images[:, target] = images[:, reused[target]]
@@ -293,12 +291,12 @@ class Pipeline:
 
 
 def default_batch() -> int:
-    """`max_batch` of this machine; more gains little on a CPU, and progress is told once per batch."""
+    """`max_batch` of this machine: 2 on a CPU, where more gains little, else 8."""
     return 2 if jax.default_backend() == "cpu" else 8
 
 
 def check(sampling: SamplingConfig, max_batch: int) -> None:
-    """Raises ValueError naming the setting that nothing can be sampled with."""
+    """Raises ValueError naming an invalid setting."""
     if sampling.sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampling.sampler!r}")
     for name, value, least in (
@@ -315,7 +313,7 @@ def check(sampling: SamplingConfig, max_batch: int) -> None:
 def run_settings(
     description: checkpoints.Description, sampling: SamplingConfig, dtype: str, max_batch: int
 ) -> dict[str, Any]:
-    """What is common to all heads that a model makes, for their settings.json."""
+    """Settings of all heads of a run, for their settings.json."""
     device = jax.devices()[0]
     return {
         "image_size": description.config.image_size,

@@ -1,7 +1,7 @@
 """ODE samplers: short functions of (denoise, x, sigmas), looped by `lax.scan`.
 
-`denoise(x, sigma)` estimates the clean sample from x at the scalar noise level sigma. No model is
-known here. `x` starts as sigmas[0]-level noise; the result is at sigmas[-1], which is 0.
+`denoise(x, sigma)` estimates the clean sample from x at the scalar noise level sigma. `x` starts as noise
+of level sigmas[0]; the result is at sigmas[-1], which is 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def initial_noise(noise: jax.Array, sigmas: jax.Array) -> jax.Array:
-    """Unit noise times sqrt(1 + sigma_0^2), the released starting point of every sampler."""
+    """Unit noise times sqrt(1 + sigma_0^2), as every sampler of the release starts."""
     return noise * jnp.sqrt(1.0 + sigmas[0] ** 2)
 
 

@@ -1,8 +1,8 @@
 """The jitted programs of sampling, with the loop over sigmas inside.
 
-Networks come as (graphdef, state) of `nnx.split`: the state is an argument, the graphdef static, so
-that all `Pipeline`s of one architecture share their compiled programs. Every program runs on each
-device of a mesh with that device's examples; nothing is sent between devices.
+Networks are passed as (graphdef, state) of `nnx.split`: the state is an argument, the graphdef static, so
+that `Pipeline`s of one architecture share compiled programs. Every program runs on each device of a mesh with
+that device's examples; devices do not communicate.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def sample_jointly(
     temperature: jax.Array,
     sampler: str,
 ) -> jax.Array:
-    """Clean latents (b, v, h, w, c) of all views, the observed ones as given (steps 2 and 3).
+    """Clean latents (b, v, h, w, c) of all views; observed ones are returned as given (steps 2 and 3).
 
     Args:
         noise: (b, v, h, w, c) unit normal.
-        unconditional: the other branch of guidance; None samples without guidance at half the cost.
-        temperature: of the initial noise, in [0, 1]. Below 1 samples vary less and lie nearer to the
-            mean of what the model holds possible; 0 gives one sample whatever the noise is.
+        unconditional: for guidance; None samples without guidance at half the cost.
+        temperature: scale of the initial noise, in [0, 1]. Lower values give less variation, nearer to the
+            mean of the model's distribution; 0 is independent of the noise.
         sampler: a key of `samplers.SAMPLERS`.
     """
     denoise = functools.partial(multiview.denoise, network)
@@ -84,9 +84,9 @@ def _with_conditioning(denoise, conditioning, x, sigma):
 
 
 def _noise(seeds, streams, shape, shared: bool) -> jax.Array:
-    """(b, *shape) unit normal from (b,) integer seeds and (b, 2) streams (step, group) of each.
+    """(b, *shape) unit normal from (b,) integer seeds and (b, 2) streams (step, group).
 
-    Shared: all views of an example start from the same map, as released.
+    shared: all views of an example start from the same noise, as in the release.
     """
 
     def one(seed, stream):
@@ -99,9 +99,9 @@ def _noise(seeds, streams, shape, shared: bool) -> jax.Array:
 
 
 def _over_examples(program: Callable) -> Callable:
-    """Jit of `program(state, batch, *shared, **static)` where devices share the batch's examples.
+    """Jit of `program(state, batch, *shared, **static)` with the batch's examples split over devices.
 
-    The jitted function takes `mesh` (see `sharding`) beside the static arguments.
+    The jitted function has the additional static argument `mesh` (see `sharding`).
     """
     examples = P(sharding.EXAMPLES)
 
@@ -134,14 +134,14 @@ def joint_views(
     shared_noise: bool,
     kernel: str,
 ) -> jax.Array:
-    """`sample_jointly` from poses and seeds; observed views first or not, as `observed` tells.
+    """`sample_jointly` from poses and seeds.
 
     Args:
         state, graphdef: of the UNet.
         batch: context (b, t, d), observed (b, v) bool, observed_latents (b, v, h, w, c),
             world_to_camera (b, v, 4, 4), seed (b,) and stream (b, 2) integers.
         empty_context, empty_latent: (1, t, d) and (h, w, c), for guidance.
-        guided: False leaves the unconditional branch out.
+        guided: False omits the unconditional branch.
         kernel: of attention, see `models.attention_kernels`.
     """
     names = ("context", "observed", "observed_latents", "world_to_camera")

@@ -17,9 +17,8 @@ IN_GROUP = 3  # views that a group of step 3 observes
 def anchor_angles(observed_angles: np.ndarray, views: int) -> np.ndarray:
     """Angles of the `views - m` anchors sampled next to m observed views (step 2).
 
-    With one observed view these are the paper's: the other `views - 1` of an even turntable. Every
-    further observed view takes the place of the anchor nearest to it, since it is known better.
-    With no observed view the whole turntable is sampled.
+    With one observed view these are the paper's: the other `views - 1` of an even turntable. Every further
+    observed view replaces the nearest anchor. Without observed views the whole turntable is sampled.
     """
     ring = cameras.turntable(views)
     for angles in observed_angles:
@@ -29,13 +28,13 @@ def anchor_angles(observed_angles: np.ndarray, views: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How step 3 makes a trajectory from known views; indices into `known` and the trajectory.
+    """Groups of step 3; indices into `known` and into the trajectory.
 
     Attributes:
-        reused: (n,) index of the known view that a target is, -1 where it must be sampled.
-        triplets: (g, 3) the known views that each group observes: the input, then two anchors.
-        targets: (g, size) the views that it samples. A group with fewer repeats its last target;
-            the copy is a view like any other to the network, and is discarded.
+        reused: (n,) index of the equal known view, -1 if the target must be sampled.
+        triplets: (g, 3) known views that each group observes: the input, then two anchors.
+        targets: (g, size) views that it samples. Smaller groups repeat their last target; the copies are
+            discarded.
     """
 
     reused: np.ndarray
@@ -46,22 +45,21 @@ class Plan:
 def plan_views(known: np.ndarray, trajectory: np.ndarray, size: int, resampled: int = 0) -> Plan:
     """Group targets that observe the same three known views (step 3).
 
-    The three are the input, `known[0]`, and the two anchors nearest to the target. Targets with the same
-    two are spread evenly over their groups, in order of yaw. Of 48 turntable views 8 are known and the
-    others make 10 groups: behind the input 5 views lie between two anchors, beside it 7 have the anchors at
-    45 and 90 degrees, and the 6 in front those at -45 and 45.
+    The three are the input, `known[0]`, and the two anchors nearest to the target. Targets with the same two
+    are divided evenly into groups, in order of yaw. Of 48 turntable views 8 are known; the others form 10
+    groups: 5 views between two anchors behind the head, 7 with the anchors at 45 and 90 degrees, 6 in front.
 
     Args:
         known: (r, 2) angles, r >= 3.
         trajectory: (n, 2) angles.
         size: targets of a group.
-        resampled: so many of the first known views are sampled, too, where they are targets.
+        resampled: number of leading known views that are sampled nevertheless.
     """
     distance = cameras.angular_distance(trajectory[:, None], known[None])
     reused = np.where(distance.min(1) < cameras.SAME_VIEW, distance.argmin(1), -1)
     reused[reused < resampled] = -1
 
-    # Of two that are equally near, the one that is nearer to the input.
+    # Of two equally near anchors, the one nearer to the input.
     from_input = np.broadcast_to(cameras.angular_distance(known, known[0]), distance.shape)
     order = np.lexsort((from_input[:, 1:].round(2), distance[:, 1:].round(2)), axis=1)
     nearest = 1 + np.sort(order[:, : IN_GROUP - 1], axis=1)

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from spinmeround_jax import checkpoints
-from spinmeround_jax.data.manifest import told_to_weights
+from spinmeround_jax.data.manifest import provenance_of
 from spinmeround_jax.diffusion.pipeline import Pipeline, check
 from spinmeround_jax.evaluation import parts
 from spinmeround_jax.evaluation.sampling import Variant, variants
@@ -74,7 +74,7 @@ class Candidate:
 
     def unlike(self, manifest: Mapping[str, Any]) -> list[str]:
         """In what the heads of a data set differ from those that the weights say they learnt."""
-        here, learnt, found = told_to_weights(manifest), self.description.provenance, []
+        here, learnt, found = provenance_of(manifest), self.description.provenance, []
         framing, recogniser = learnt.get("framing"), learnt.get("recogniser")
         if framing and framing != here["framing"]:
             found.append(

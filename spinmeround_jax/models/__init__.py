@@ -1,4 +1,4 @@
-"""The three networks of SpinMeRound."""
+"""The three networks of SpinMeRound: UNet, autoencoder, identity encoder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def build(config: ModelConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
     """New networks computing in `dtype`, with float32 parameters.
 
     Raises:
-        ValueError: when the networks' channels or the image size do not fit together.
+        ValueError: channels or image size of the networks do not fit together.
     """
     latents = 2 * config.autoencoder.latent_channels  # RGB and normals
     expected = {

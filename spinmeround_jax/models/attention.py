@@ -25,20 +25,20 @@ from spinmeround_jax.models.layers import (
 )
 from spinmeround_jax.models.precision import exact_float32
 
-# Size of all logits beyond which the CPU path takes the examples one by one, so that logits stay in
-# the cache: 5 times faster for 8 examples of 4 heads and 512 tokens.
+# Bytes of all logits above which the CPU path computes one example at a time, so that logits stay in the
+# cache: 5 times faster for 8 examples of 4 heads and 512 tokens.
 _CPU_LOGITS_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a network computes, not what: all choices give the same up to rounding.
+    """Execution options of a network; results are equal up to rounding.
 
     Attributes:
         view_axis: mesh axis over which the views of an example are split, inside `shard_map`.
-        remat: what the backward pass computes again instead of keeping it, a key of `unet.REMAT`.
-        kernel: of attention, see `attention_kernels`; those of accelerators cannot be partitioned, so
-            with several devices they need `shard_map`.
+        remat: what the backward pass recomputes instead of storing it, a key of `unet.REMAT`.
+        kernel: of attention, see `attention_kernels`; kernels of accelerators cannot be partitioned and need
+            `shard_map` with several devices.
     """
 
     view_axis: str | None = None
@@ -54,11 +54,11 @@ def attention(
 ) -> jax.Array:
     """Softmax attention, q (n, s, heads, d), k and v (n, t, heads, d) -> (n, s, heads, d).
 
-    Every attention of this package passes here. The softmax is float32 whatever the inputs are, and
-    the backward pass computes the (s, t) probabilities again instead of storing them.
+    All attention of this package uses it. The softmax is float32 for every input dtype, and the backward
+    pass recomputes the (s, t) probabilities instead of storing them.
 
     Args:
-        kernel: taken where it fits these shapes and there is no mask.
+        kernel: used if it supports these shapes and there is no mask.
     """
     if not causal and attention_kernels.fits(kernel, q, k):
         return attention_kernels.KERNELS[kernel](q, k, v)
@@ -78,7 +78,7 @@ def attention(
 
 
 def attention_on_cpu(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
-    """As `attention`, from plain matrix products: XLA's CPU backend is slow at other einsums."""
+    """As `attention`, as plain matrix products: XLA's CPU backend is slow for other einsums."""
 
     def one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """(..., heads, s, d), (..., heads, t, d) twice -> (..., heads, s, d)."""
@@ -115,7 +115,7 @@ class MultiHeadAttention(nnx.Module):
         """x (n, s, width), context (n, t, context_width) -> (n, s, width).
 
         Args:
-            context_axis: mesh axis over which the t tokens are split; all devices' are attended to.
+            context_axis: mesh axis over which the t tokens are split; they are gathered.
         """
         q, k, v = (
             rearrange(tokens, "n s (heads d) -> n s heads d", heads=self.heads)
@@ -180,7 +180,7 @@ class TransformerBlock(nnx.Module):
     def _cross_attention(self, x: jax.Array, context: jax.Array, how: Execution) -> jax.Array:
         views = x.shape[1]
         if context.ndim == 3:
-            # One context per example: its keys and values serve the queries of all views at once.
+            # One context per example: its keys and values are shared by all views.
             x = rearrange(x, "b v n c -> b (v n) c")
             out = self.cross_attention(x, context, how.kernel)
             return rearrange(out, "b (v n) c -> b v n c", v=views)

@@ -1,8 +1,8 @@
-"""Attention of the accelerators, which never writes the logits to memory, and which one to take.
+"""Attention kernels of accelerators, which never write the logits to memory, and their selection.
 
 plain    products and a softmax, everywhere (`attention`)
 flash    this package's Pallas kernels for TPU (`flash_attention`)
-splash   those that come with JAX, where the former do not run
+splash   the ones of JAX, if `flash` does not run
 cudnn    NVIDIA's, on GPU, for half precision and heads of at most 128 channels
 """
 
@@ -23,16 +23,12 @@ from spinmeround_jax.models.tiles import LANES, tile
 _logger = logging.getLogger(__name__)
 
 _TPU_HEAD, _CUDNN_HEAD = 256, 128  # channels of a head at most
-_FOR = {
-    "tpu": ("flash", "splash"),
-    "gpu": ("cudnn",),
-    "cuda": ("cudnn",),
-}  # by platform, best first
+_FOR = {"tpu": ("flash", "splash"), "gpu": ("cudnn",), "cuda": ("cudnn",)}  # best first
 _TOLERANCE = 0.05  # of gradients from the plain ones, relative to the largest
 
 
 def fits(kernel: str, q: jax.Array, k: jax.Array) -> bool:
-    """Whether the kernel takes q (n, s, heads, d) and k (n, t, heads, d), and is worth it."""
+    """Whether the kernel supports, and is faster for, q (n, s, heads, d) and k (n, t, heads, d)."""
     if kernel in ("flash", "splash"):
         return q.shape[1] >= LANES and q.shape[-1] <= _TPU_HEAD and q.shape[-1] % 8 == 0
     if kernel != "cudnn" or q.dtype not in (jnp.bfloat16, jnp.float16):
@@ -42,7 +38,7 @@ def fits(kernel: str, q: jax.Array, k: jax.Array) -> bool:
 
 def flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """See `flash_attention.flash`."""
-    from spinmeround_jax.models import flash_attention  # Pallas takes a quarter of a second
+    from spinmeround_jax.models import flash_attention  # importing Pallas takes 0.25 s
 
     return flash_attention.flash(q, k, v)
 
@@ -50,10 +46,10 @@ def flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
     """Softmax attention, q (n, s, heads, d), k and v (n, t, heads, d) -> (n, s, heads, d).
 
-    Tokens are padded to multiples of 128; padded keys belong to another segment than the queries.
+    Tokens are padded to multiples of 128; padded keys are in another segment than the queries.
 
     Args:
-        interpret: run it without a TPU, slowly, for tests.
+        interpret: run without a TPU, slowly, for tests.
     """
     s, t, heads = q.shape[1], k.shape[1], q.shape[2]
     padded_s, padded_t = s + -s % LANES, t + -t % LANES
@@ -80,9 +76,8 @@ def _splash_kernel(heads: int, s: int, t: int, channels: int, interpret: bool):
     )
 
     across, along = tile(s), tile(t)
-    # One kernel for the whole backward pass: 5 products where two kernels need 7. It writes a gradient of
-    # q for each block of keys, so these are as long as the vector memory allows, unlike what is computed
-    # at once.
+    # One kernel for the backward pass: 5 products where two kernels need 7. It writes a gradient of q for
+    # each block of keys, so these blocks are as long as the vector memory allows.
     longest = 4 if channels <= LANES else 2
     long = next(n * along for n in (longest, 2, 1) if t % (n * along) == 0)
     sizes = splash_attention_kernel.BlockSizes(
@@ -99,7 +94,7 @@ def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """As `splash`, by NVIDIA's cuDNN."""
     n, t = k.shape[:2]
     lengths = None
-    if t % 2:  # such as the 77 tokens of an identity: JAX refuses their gradient
+    if t % 2:  # such as the 77 tokens of an identity: JAX has no gradient for them
         k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (k, v))
         lengths = jnp.full(n, t, jnp.int32)
     return jax.nn.dot_product_attention(
@@ -112,22 +107,20 @@ KERNELS = {"flash": flash, "splash": splash, "cudnn": cudnn}
 
 @functools.cache
 def best_for(device: jax.Device, dtype: jnp.dtype, shapes: tuple[tuple[int, int], ...] = ()) -> str:
-    """The kernel for a device: the first that runs there and is right, else "plain".
-
-    One line of log for each that is passed over.
+    """The first kernel that runs on a device with correct gradients, else "plain"; logs the others.
 
     Args:
-        shapes: (tokens, channels of a head) of the self-attentions it is for: what a kernel takes of
-            the chip's memory follows from them. `ModelConfig.attention_shapes`.
+        shapes: (tokens, channels of a head) of the self-attentions, which decide the memory that a kernel
+            needs on the chip. `ModelConfig.attention_shapes`.
     """
     candidates = _FOR.get(device.platform, ())
     if not candidates or (candidates == ("cudnn",) and dtype == jnp.float32):
         return "plain"
     if device not in jax.devices():
-        return candidates[0]  # it is only compiled for
-    here = jax.local_devices()[0]  # `device` may be another process's
+        return candidates[0]  # ahead-of-time compilation
+    here = jax.local_devices()[0]  # `device` may belong to another process
     found = next((kernel for kernel in candidates if _runs(kernel, here, dtype, shapes)), "plain")
-    if jax.process_count() > 1:  # all must run one program
+    if jax.process_count() > 1:  # all must run the same program
         numbers = [*candidates, "plain"]
         found = numbers[multihost_utils.process_allgather(np.array(numbers.index(found))).max()]
     return found
@@ -136,10 +129,9 @@ def best_for(device: jax.Device, dtype: jnp.dtype, shapes: tuple[tuple[int, int]
 def _runs(
     kernel: str, device: jax.Device, dtype: jnp.dtype, shapes: tuple[tuple[int, int], ...]
 ) -> bool:
-    """Whether the kernel does what plain attention does, forward and backward.
+    """Whether the kernel runs with the gradients of plain attention.
 
-    On a small example with keys that need padding, and on one head of each of `shapes` that it is
-    taken for.
+    It is tried on a small example with keys that need padding, and on one head of each of `shapes`.
     """
 
     def gradients(attend: Callable[..., jax.Array], inputs: list[jax.Array]) -> list[np.ndarray]:
@@ -168,7 +160,7 @@ def _runs(
             reason = (str(error).strip() or repr(error)).splitlines()[0]
         if reason:
             _logger.warning(
-                "%s attention does not run here, passing it over: %s (%d tokens, %d channels)",
+                "%s attention does not run here and is not used: %s (%d tokens, %d channels)",
                 kernel, reason, queries, channels,
             )  # fmt: skip
             break

@@ -1,8 +1,9 @@
-"""Stable Diffusion 1.5's image autoencoder; normals pass through it as RGB images."""
+"""Stable Diffusion 1.5's image autoencoder; normal maps are encoded as RGB images."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from spinmeround_jax.models.layers import (
 )
 
 NORM_EPSILON = 1e-6
+_block = functools.partial(ResidualBlock, time_width=None, norm_epsilon=NORM_EPSILON)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class AutoencoderConfig:
     """Shape of the autoencoder.
 
     Raises:
-        ValueError: when `norm_groups` does not divide the width of a level.
+        ValueError: `norm_groups` does not divide the width of a level.
     """
 
     channels: int = 128
@@ -85,9 +87,9 @@ class Middle(nnx.Module):
 
     def __init__(self, width: int, norm_groups: int, *, dtype: jnp.dtype, rngs: Keys):
         common = {"dtype": dtype, "rngs": rngs}
-        self.block_1 = _block(width, width, norm_groups, **common)
+        self.block_1 = _block(width, width, norm_groups=norm_groups, **common)
         self.attention = SpatialAttention(width, norm_groups, **common)
-        self.block_2 = _block(width, width, norm_groups, **common)
+        self.block_2 = _block(width, width, norm_groups=norm_groups, **common)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.block_2(self.attention(self.block_1(x)))
@@ -105,11 +107,11 @@ class Encoder(nnx.Module):
         for level, level_width in enumerate(widths):
             blocks = nnx.List()
             for _ in range(config.res_blocks):
-                blocks.append(_block(width, level_width, groups, **common))
+                blocks.append(_block(width, level_width, norm_groups=groups, **common))
                 width = level_width
             self.levels.append(blocks)
             if level != len(widths) - 1:
-                # The one asymmetric padding of the model: a pixel below and to the right only.
+                # The only asymmetric padding of the model: a pixel below and to the right.
                 padding = ((0, 1), (0, 1))
                 self.downsamples.append(conv(width, width, 3, strides=2, padding=padding, **common))
         self.middle = Middle(width, groups, **common)
@@ -140,7 +142,7 @@ class Decoder(nnx.Module):
         for level in reversed(range(len(config.widths))):
             blocks = nnx.List()
             for _ in range(config.res_blocks + 1):
-                blocks.append(_block(width, config.widths[level], groups, **common))
+                blocks.append(_block(width, config.widths[level], norm_groups=groups, **common))
                 width = config.widths[level]
             self.levels.append(blocks)
             if level:
@@ -163,7 +165,7 @@ class LinearPath(nnx.Module):
     """A linear autoencoder of blocks of f x f pixels, to which encoder and decoder add.
 
     It starts as the lowest frequencies of the blocks' cosine transform in luma and chroma, and is trained
-    with the rest, which starts at 0. So latents are ordered as pictures are (few large, coarse numbers,
+    with the rest, which starts at 0. So latents are ordered like images (few large, coarse numbers,
     many small, fine ones), and training starts at the quality of that transform: docs/results.md.
     """
 
@@ -188,7 +190,7 @@ class LinearPath(nnx.Module):
 def cosine_basis(block: int, count: int) -> np.ndarray:
     """(3 block^2, count) float32, orthonormal: cosine transform (DCT-II) of RGB blocks, coarsest first.
 
-    Chroma comes after luma of a frequency higher by 2: pictures hold less of it.
+    Chroma comes after luma of a frequency higher by 2: images have less of it.
     """
     i = np.arange(block)
     waves = np.cos(np.pi * (i + 0.5) * i[:, None] / block) * np.sqrt(2.0 / block)
@@ -201,7 +203,7 @@ def cosine_basis(block: int, count: int) -> np.ndarray:
 
 
 class Autoencoder(nnx.Module):
-    """Images in [-1, 1] <-> latents. Outside of here latents are scaled to about unit variance."""
+    """Images in [-1, 1] <-> latents, scaled to about unit variance except in `moments`."""
 
     def __init__(
         self, config: AutoencoderConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
@@ -259,17 +261,3 @@ class Autoencoder(nnx.Module):
         """As `decode`, for latents as `moments` returns them."""
         images = self.decoder(self.quantize_out(latents)).astype(jnp.float32)
         return images + self.linear_path.images(latents) if self.linear_path else images
-
-
-def _block(
-    width_in: int, width: int, norm_groups: int, *, dtype: jnp.dtype, rngs: Keys
-) -> ResidualBlock:
-    return ResidualBlock(
-        width_in,
-        width,
-        time_width=None,
-        norm_groups=norm_groups,
-        norm_epsilon=NORM_EPSILON,
-        dtype=dtype,
-        rngs=rngs,
-    )

@@ -1,4 +1,4 @@
-"""What decides which tensors a model has and what they mean."""
+"""Configuration of a model, and its presets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spinmeround_jax.models.unet import UNetConfig
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides which tensors exist and what they mean; saved beside the weights."""
+    """Everything that decides which tensors exist and what they mean; saved with the weights."""
 
     image_size: int  # pixels; the latent size is image_size / autoencoder.downsampling
     views: int  # P = M + K of the paper, views denoised jointly
@@ -19,9 +19,9 @@ class ModelConfig:
     unet: UNetConfig
     autoencoder: AutoencoderConfig
     identity: IdentityEncoderConfig
-    latent_mean: tuple[float, ...]  # of RGB and normal latents' channels, see `latents`;
-    latent_std: tuple[float, ...]  # () takes them as the autoencoder gives them
-    normals_frame: str  # "camera" | "world": what the normal latents show, see cameras.Frame
+    latent_mean: tuple[float, ...]  # per channel of RGB and normal latents, see `standardise`;
+    latent_std: tuple[float, ...]  # () leaves latents as the autoencoder gives them
+    normals_frame: str  # "camera" | "world": frame of the normal maps, see cameras.Frame
 
     @property
     def latent_size(self) -> int:
@@ -44,7 +44,7 @@ class ModelConfig:
 
     @classmethod
     def full_size(cls) -> ModelConfig:
-        """The paper's model, which the released weights fit; the networks' own defaults are its shapes."""
+        """The paper's and the release's model; its shapes are the defaults of the networks' configs."""
         return cls(
             image_size=512,
             views=8,
@@ -52,7 +52,7 @@ class ModelConfig:
             unet=UNetConfig(),
             autoencoder=AutoencoderConfig(),
             identity=IdentityEncoderConfig(),
-            latent_mean=(),  # Stable Diffusion's latents as they are
+            latent_mean=(),  # Stable Diffusion's latents, unchanged
             latent_std=(),
             normals_frame="world",
         )
@@ -70,7 +70,7 @@ class ModelConfig:
                 model_channels=64,
                 channel_mult=(1, 2, 3),
                 res_blocks=1,
-                # of 16x16 cells attention takes as long as all else together
+                # without level 0: its attention would take as long as all else together
                 attention_levels=(1, 2),
                 joint_levels=(1, 2),
                 heads=4,

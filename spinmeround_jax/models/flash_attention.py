@@ -1,13 +1,8 @@
-"""Softmax attention as a pair of Pallas kernels for TPU, with the tokens along the lanes.
+"""Softmax attention for TPU as two Pallas kernels (FlashAttention-2, arXiv 2307.08691), in powers of two.
 
-A head of the UNet has 40, 80 or 160 channels. An array whose last axis is these channels is padded to 128
-lanes in the chip's memory, and has to be brought from and to the order of the projections around it. Here
-queries, keys, values, output and all gradients are (heads, channels, tokens): the projections write and
-read them so, with nothing padded. What the backward pass needs of the softmax is one number per query.
-Splash, which comes with JAX, writes 128 copies of that number, and its output and gradients have channels last.
-docs/scale.md has what that changes.
-
-The algorithm is FlashAttention-2's (arXiv 2307.08691), in powers of two.
+Queries, keys, values, output and gradients are (heads, channels, tokens): with the 40, 80 or 160 channels of
+the UNet's heads last, arrays would be padded to 128 lanes and transposed around the projections. The backward
+pass stores one number per query. docs/scale.md compares with splash, the kernels of JAX.
 """
 
 from __future__ import annotations
@@ -25,11 +20,10 @@ from jax.experimental.pallas import tpu as pltpu
 from spinmeround_jax.models import precision
 from spinmeround_jax.models.tiles import LANES, tile
 
-# Bytes of the vector memory for what belongs to the keys of a block. A kernel has 16 MiB on a v4; the
-# queries and what is computed at once take the rest, which is more in float32: exact products of it are sums of
-# products of its parts.
-_RESIDENT = {2: 9 * 2**20, 4: 5 * 2**20}  # by the bytes of a number
-_MASKED = -1e30  # a logit; not -inf, whose differences are not numbers
+# Bytes of vector memory for the keys of a block, by the bytes of a number. A kernel has 16 MiB on a v4; queries
+# and intermediate results need the rest, more in float32, whose exact products are sums of several.
+_RESIDENT = {2: 9 * 2**20, 4: 5 * 2**20}
+_MASKED = -1e30  # logit; not -inf, because -inf - -inf is NaN
 _LOG2E = math.log2(math.e)
 
 _NN, _NT = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
@@ -39,7 +33,7 @@ def flash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: Any = False) -
     """Softmax attention, q (n, s, heads, d), k and v (n, t, heads, d) -> (n, s, heads, d).
 
     Args:
-        interpret: as `pallas_call` takes it, to run without a TPU, slowly, for tests.
+        interpret: of `pallas_call`, to run without a TPU, slowly, for tests.
     """
     n, s, heads, _ = q.shape
     tokens_last = [rearrange(x, "n s heads d -> (n heads) d s") for x in (q, k, v)]
@@ -50,12 +44,12 @@ def flash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: Any = False) -
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(keys: int, interpret: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """q (m, d, s), k and v (m, d, t) -> (m, d, s); keys from `keys` on are padding."""
+    """q (m, d, s), k and v (m, d, t) -> (m, d, s); keys from index `keys` on are padding."""
     return _forward(keys, interpret, q, k, v)[0]
 
 
 def _forward(keys, interpret, q, k, v):
-    """The output, and what the backward pass reads."""
+    """The output, and the residuals of the backward pass."""
     (m, d, s), t = q.shape, k.shape[-1]
     across, along = tile(s), _resident(d, t, q.dtype)
     queries = pl.BlockSpec((None, d, across), lambda head, i, j: (head, 0, i))
@@ -91,7 +85,7 @@ def _backward(keys, interpret, residuals, g):
     queries = pl.BlockSpec((None, d, across), lambda head, j, i: (head, 0, i))
     others = pl.BlockSpec((None, d, along), lambda head, j, i: (head, 0, j))
     numbers = pl.BlockSpec((None, 1, across), lambda head, j, i: (head, 0, i))
-    # Of each block of keys a gradient of the queries, which are added up afterwards.
+    # A gradient of the queries for each block of keys; they are summed afterwards.
     parts = pl.BlockSpec((None, None, d, across), lambda head, j, i: (j, head, 0, i))
     dq, dk, dv = pl.pallas_call(
         functools.partial(_backward_kernel, keys=keys),
@@ -201,8 +195,8 @@ def _backward_kernel(
 def _logits(a: jax.Array, b: jax.Array) -> jax.Array:
     """a (rows, d) and b (d, columns): their product as powers of two.
 
-    Scaled after the product: a scaled query would be rounded once more in half precision, which
-    doubles and more the error of large logits.
+    Scaled after the product: rounding a scaled query to half precision would more than double the error of
+    large logits.
     """
     return _dot(a, b, _NN) * (b.shape[0] ** -0.5 * _LOG2E)
 
@@ -223,10 +217,10 @@ def _over_channels(x: jax.Array, d: int) -> jax.Array:
 
 
 def _resident(d: int, tokens: int, dtype: jnp.dtype) -> int:
-    """Tokens of a block of keys: a whole part of all of them, in whole tiles.
+    """Tokens of a block of keys: whole tiles, dividing all of them.
 
-    By the backward pass, which holds of each token k, v and their gradients, two of each since the next
-    block is on its way, and two sums in float32 whose channels are padded to whole lanes.
+    Limited by the backward pass, which holds k, v and their gradients of each token, twice because the next
+    block is loaded ahead, and two float32 sums with channels padded to whole lanes.
     """
     width = jnp.dtype(dtype).itemsize
     blocks = 4 * 2 * d * width

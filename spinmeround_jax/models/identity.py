@@ -1,6 +1,6 @@
 """Arc2Face's identity context: CLIP ViT-L/14's text encoder reading "photo of a <face> person".
 
-The ArcFace embedding takes the place of the prompt's token "id" (Arc2Face, arXiv 2403.11641).
+The ArcFace embedding replaces the prompt's token "id" (Arc2Face, arXiv 2403.11641).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from spinmeround_jax.models.layers import Keys, LayerNorm, linear
 
 @dataclasses.dataclass(frozen=True)
 class IdentityEncoderConfig:
-    """Shape of the text encoder and the two prompts it ever reads.
+    """Shape of the text encoder, and its two prompts.
 
     Raises:
-        ValueError: when the prompts, the vocabulary and the widths do not fit together.
+        ValueError: prompts, vocabulary and widths do not fit together.
     """
 
     vocab_size: int = 49408
@@ -33,7 +33,7 @@ class IdentityEncoderConfig:
     context_length: int = 77
     prompt_ids: tuple[int, ...] = (49406, 1125, 539, 320, 1014, 2533, 49407)
     empty_ids: tuple[int, ...] = (49406, 49407)
-    id_token: int = 1014  # its embedding gives way to the ArcFace vector
+    id_token: int = 1014  # its embedding is replaced by the ArcFace vector
     pad_id: int = 49407
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class IdentityEncoder(nnx.Module):
     def __call__(self, id_embedding: jax.Array) -> jax.Array:
         """Context of (b, 512) unit-norm embeddings: (b, context_length, width) float32.
 
-        A vector of zeros is of nobody known: the empty prompt's context.
+        A vector of zeros (unknown identity) gives the empty prompt's context.
         """
         config = self.config
         tokens = self.token_embedding(self._padded(config.prompt_ids))

@@ -1,7 +1,6 @@
 """Parts shared by the networks. Images and feature maps are (n, h, w, c) everywhere.
 
-Compute runs in the `dtype` given at construction; parameters are float32, and the statistics of
-every norm are float32 whatever `dtype` is.
+Networks compute in the `dtype` given at construction; parameters and the statistics of every norm are float32.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ ZEROS = nnx.initializers.zeros_init()
 
 
 class Keys:
-    """Source of initialisation keys, in place of nnx.Rngs inside a network.
+    """Source of initialisation keys inside a network, instead of nnx.Rngs.
 
-    nnx.Rngs counts in an array, which under `eval_shape` or `jit` is looked up in the growing trace
-    once per parameter: 8 seconds for a UNet, where counting in Python takes less than one.
+    nnx.Rngs counts in an array, which `eval_shape` and `jit` trace once per parameter: 8 s for a UNet, less
+    than 1 s with a Python counter.
     """
 
     def __init__(self, rngs: nnx.Rngs):
@@ -49,12 +48,12 @@ def normalise(
 ) -> jax.Array:
     """(x - mean) / deviation * scale + bias, then SiLU if asked for, all in float32.
 
-    For the backward pass `x` is kept as it came, with its statistics; JAX's own would keep three or four
-    arrays of its size, some of them in float32.
+    The backward pass stores `x` in its own dtype and the statistics; JAX's would store three or four arrays of
+    its size, some in float32.
 
     Args:
-        average: over what is normalised together, with a shape that broadcasts to x's.
-        x: (..., c), of any precision, which the output has too.
+        average: mean over the elements normalised together, in a shape that broadcasts to x's.
+        x: (..., c), of any dtype, which the output has, too.
         scale, bias: (c,).
     """
     return _normalise_forward(average, epsilon, silu, x, scale, bias)[0]
@@ -74,7 +73,7 @@ def _normalise_backward(average, epsilon, silu, residuals, g):
     x, scale, bias, mean, inverse = residuals
 
     def before_scale(g: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The gradient of what `scale` and `bias` give, and what they are given."""
+        """The gradient before SiLU, and the normalised x."""
         g, unit = g.astype(jnp.float32), (x.astype(jnp.float32) - mean) * inverse
         if silu:
             out = unit * scale + bias
@@ -87,7 +86,7 @@ def _normalise_backward(average, epsilon, silu, residuals, g):
     dscale, dbias = jnp.sum(inner * unit, axis=leading), jnp.sum(inner, axis=leading)
     means = average(inner * scale), average(inner * scale * unit)
     if g.dtype != jnp.float32:
-        # Else XLA has the layer before write g in float32, for the sums above and for what follows.
+        # Else XLA makes the layer above write g in float32, for both uses.
         g, *means = jax.lax.optimization_barrier((g, *means))
         inner, unit = before_scale(g)
     dx = inverse * (inner * scale - means[0] - unit * means[1])
@@ -101,8 +100,8 @@ normalise.defvjp(_normalise_forward, _normalise_backward)
 def gated(hidden: jax.Array, gate: jax.Array) -> jax.Array:
     """hidden * GELU(gate), GELU with the error function (arXiv 1606.08415).
 
-    The backward pass keeps these two arrays; JAX's own would keep three, and computes GELU by erfc, which
-    takes longer and is exact where GELU is zero to any precision of interest.
+    The backward pass stores these two arrays; JAX's would store three. JAX computes GELU by erfc, which is
+    slower and more exact only where GELU is almost 0.
     """
     return _gated_forward(hidden, gate)[0]
 
@@ -130,7 +129,7 @@ class LayerNorm(nnx.Module):
     """Normalisation over the channels of (..., c) (arXiv 1607.06450)."""
 
     def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: Keys):
-        del rngs  # taken like by other layers; nothing here is random
+        del rngs  # an argument of all layers; nothing here is random
         self.dtype = dtype
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
@@ -163,7 +162,7 @@ def _channel_mean(x: jax.Array) -> jax.Array:
 def _group_mean(groups: int, x: jax.Array) -> jax.Array:
     """(n, 1, 1, c), equal within each group.
 
-    Space is reduced before channels: both at once take XLA on CPU 4 to 7 times as long.
+    Space is reduced before channels: both at once are 4 to 7 times slower on a CPU.
     """
     per_channel = jnp.mean(x, axis=(1, 2))
     per_group = jnp.mean(rearrange(per_channel, "n (g c) -> n g c", g=groups), axis=-1)
@@ -194,11 +193,10 @@ def _convolve(
     padding: tuple[tuple[int, int], tuple[int, int]],
     **options,
 ) -> jax.Array:
-    """lax.conv_general_dilated; on a CPU, a matrix product over patches where that is faster.
+    """lax.conv_general_dilated; on a CPU a matrix product over patches if that is faster.
 
-    XLA's CPU backend runs a scalar loop on maps smaller than the kernel (2 x 2 maps, 3 x 3 kernel: 30 to
-    60 times slower), and splits its work badly where there are fewer positions than channels (1.7 times
-    slower than the product at 8 views of 8 x 8 and 1280 channels, 2.7 times at 4 x 4).
+    XLA's CPU backend runs a scalar loop on maps smaller than the kernel (30 to 60 times slower), and uses
+    threads badly with fewer positions than channels (1.7 to 2.7 times slower).
     """
     options["precision"] = precision.of(x.dtype)
     rows, columns = (
@@ -224,7 +222,7 @@ def _convolve(
     enough = len(x) * rows * columns >= kernel.shape[-1]
     if enough and rows >= kernel.shape[0] and columns >= kernel.shape[1]:
         return convolution(x, kernel)
-    # The checkpoint keeps the patches out of what the backward pass stores, on every platform.
+    # With the checkpoint the backward pass does not store the patches, on any platform.
     by_platform = functools.partial(jax.lax.platform_dependent, cpu=product, default=convolution)
     return jax.checkpoint(by_platform)(x, kernel)
 
@@ -239,18 +237,18 @@ def linear(
 
 
 def row_major(x: jax.Array) -> jax.Array:
-    """The same, laid out in memory as its axes are written.
+    """`x` in row-major memory layout.
 
-    Convolutions on a TPU want other layouts than products of tokens do. Told where to change it, XLA changes it
-    there; else it does so at every second operation of a transformer.
+    Convolutions and matrix products prefer different layouts on a TPU. Without this constraint XLA changes the
+    layout at every second operation of a transformer.
     """
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def in_parts(layer: nnx.Linear, x: jax.Array, parts: int) -> list[jax.Array]:
-    """The output of a linear layer in equal parts, each from a product of its own.
+    """The output of a linear layer in equal parts, each computed by its own product.
 
-    A wide output that is split is written, read and written again.
+    Splitting one wide output would write and read it once more.
     """
     x, kernel, bias = layer.promote_dtype(
         (x, layer.kernel[...], layer.bias[...]), dtype=layer.dtype
@@ -267,7 +265,7 @@ def _product(x: jax.Array, kernel: jax.Array, dimension_numbers, **options) -> j
 def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x @ kernel, whose kernel gradient is x^T g and not JAX's (g^T x)^T.
 
-    With several leading axes XLA's CPU backend copies a transposed g for the latter.
+    For the latter XLA's CPU backend copies a transposed g if there are several leading axes.
     """
     return jnp.matmul(x, kernel, precision=precision.of(x.dtype))
 
@@ -298,7 +296,7 @@ def timestep_embedding(c_noise: jax.Array, channels: int, max_period: float = 10
 
 
 class TimeEmbedding(nnx.Module):
-    """c_noise -> the vector every residual block of the UNet adds to its features."""
+    """c_noise -> the vector that every residual block of the UNet adds to its features."""
 
     def __init__(self, channels: int, width: int, *, dtype: jnp.dtype, rngs: Keys):
         self.channels = channels
@@ -311,9 +309,9 @@ class TimeEmbedding(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """norm, SiLU, conv (+ time) twice, beside a 1x1 shortcut where the width changes.
+    """norm, SiLU, conv (+ time), twice, plus a shortcut, which is a 1x1 conv if the width changes.
 
-    The second convolution starts at zero, so that a new block is its own shortcut.
+    The second convolution starts at zero: a new block is its shortcut.
     """
 
     def __init__(

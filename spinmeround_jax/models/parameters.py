@@ -1,7 +1,7 @@
-"""Networks as plain data, {"down/0/blocks/0/conv_1/kernel": array}: what is trained and stored.
+"""Networks as flat dictionaries, {"down/0/blocks/0/conv_1/kernel": array}: what is trained and stored.
 
-A flat dictionary of named arrays is what optax, shardings and checkpoints see; error messages can
-name a tensor; and the network is put together again inside the jitted step (functional NNX).
+Optax, shardings and checkpoints see named arrays, errors can name them, and the network is put together inside
+the jitted step (functional NNX).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def split(module: nnx.Module) -> tuple[nnx.GraphDef, Parameters]:
     """The structure of a network and its parameters by name; `nnx.eval_shape` networks work too.
 
     Raises:
-        ValueError: naming a variable that is no parameter (random state, running statistics).
+        ValueError: naming a variable that is not a parameter (random state, running statistics).
     """
     graphdef, state = nnx.split(module)
     parameters = {}
@@ -32,13 +32,13 @@ def split(module: nnx.Module) -> tuple[nnx.GraphDef, Parameters]:
 
 
 def merge(graphdef: nnx.GraphDef, parameters: Mapping[str, jax.Array]) -> nnx.Module:
-    """The inverse of `split`, with these values."""
+    """The inverse of `split`."""
     variables = [(_path(name), nnx.Param(value)) for name, value in parameters.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(variables))
 
 
 def mismatches(expected: Mapping[str, jax.Array], found: Mapping[str, jax.Array]) -> list[str]:
-    """What keeps `found` from taking the place of `expected` (anything with a shape), in words."""
+    """Messages about the differences in names and shapes; none if `found` fits `expected`."""
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())
     shapes = [

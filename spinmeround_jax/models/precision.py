@@ -1,4 +1,4 @@
-"""float32 means float32: by default JAX rounds its products to one bfloat16 pass on TPU, to TF32 on NVIDIA."""
+"""Exact float32 products: by default JAX computes them in one bfloat16 pass on TPU, in TF32 on NVIDIA."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 
 def of(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """The precision of products of `dtype`: full for float32; others have one only."""
+    """The precision of products of `dtype`: full for float32; other dtypes have only one."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def exact_float32(dtype: jnp.dtype) -> contextlib.AbstractContextManager:
-    """Where products cannot be told their precision, such as in `jax.nn.dot_product_attention`."""
+    """For products without a precision argument, as in `jax.nn.dot_product_attention`."""
     return (
         jax.default_matmul_precision("highest")
         if dtype == jnp.float32

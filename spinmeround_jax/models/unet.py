@@ -33,11 +33,11 @@ def _is_product_with_weights(primitive: jax.extend.core.Primitive, *args: Any, *
     )
 
 
-# By how much is kept of a residual block and its transformer for the backward pass.
+# What the backward pass recomputes of a residual block and its transformer.
 REMAT: dict[str, Callable[[Callable], Callable]] = {
-    "nothing": lambda block: block,  # all is kept
+    "nothing": lambda block: block,
     "elementwise": functools.partial(jax.checkpoint, policy=_is_product_with_weights),
-    "blocks": jax.checkpoint,  # the block's input is kept: least memory, a third more arithmetic
+    "blocks": jax.checkpoint,  # stores block inputs only: least memory, a third more arithmetic
 }
 
 
@@ -46,7 +46,7 @@ class UNetConfig:
     """Shape of the UNet. Level l works at 1 / 2^l of the latent resolution.
 
     Raises:
-        ValueError: when widths, groups, heads and levels do not fit together.
+        ValueError: widths, groups, heads and levels do not fit together.
     """
 
     in_channels: int = 153  # noisy latents 8 + raymap 144 + mask 1
@@ -98,13 +98,10 @@ class Level(nnx.Module):
         rngs: Keys,
     ):
         width = config.widths[level]
-        self.blocks = nnx.List(
-            _residual_block(config, width_in, width, dtype=dtype, rngs=rngs)
-            for width_in in widths_in
-        )
-        joint = level in config.joint_levels
+        block, transformer = _parts(config, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(block(width_in, width) for width_in in widths_in)
         self.transformers = nnx.List(
-            _transformer(config, width, joint, dtype=dtype, rngs=rngs)
+            transformer(width, joint=level in config.joint_levels)
             for _ in widths_in
             if level in config.attention_levels
         )
@@ -137,7 +134,7 @@ class MultiViewUNet(nnx.Module):
         self.time_embedding = TimeEmbedding(config.model_channels, config.time_width, **common)
         self.conv_in = conv(config.in_channels, config.model_channels, 3, **common)
 
-        # `skips` follows the stack of activations the way down leaves for the way up.
+        # `skips` are the widths of the activations that the way down leaves for the way up.
         width, skips = config.model_channels, [config.model_channels]
         self.down, self.downsamples = nnx.List(), nnx.List()
         for level, level_width in enumerate(widths):
@@ -149,9 +146,10 @@ class MultiViewUNet(nnx.Module):
                 self.downsamples.append(conv(width, width, 3, strides=2, **common))
                 skips.append(width)
 
-        self.middle_1 = _residual_block(config, width, width, **common)
-        self.middle_transformer = _transformer(config, width, True, **common)
-        self.middle_2 = _residual_block(config, width, width, **common)
+        block, transformer = _parts(config, **common)
+        self.middle_1 = block(width, width)
+        self.middle_transformer = transformer(width, joint=True)
+        self.middle_2 = block(width, width)
 
         # In order of execution: the coarsest level first.
         self.up, self.upsamples = nnx.List(), nnx.List()
@@ -180,7 +178,7 @@ class MultiViewUNet(nnx.Module):
             x: (b, v, h, w, in_channels); h and w divisible by 2^(levels - 1).
             c_noise: (b,), or (b, v) for a noise level per view.
             context: (b, t, context_dim) shared by the views, or (b, v, t, context_dim).
-            how: changes time and memory only. Where it splits the views, v counts those that are here.
+            how: changes time and memory only. If it splits the views, v counts those of this device.
 
         Returns:
             (b, v, h, w, out_channels) float32.
@@ -220,30 +218,16 @@ class MultiViewUNet(nnx.Module):
         return rearrange(x, "(b v) h w c -> b v h w c", v=views).astype(jnp.float32)
 
 
-def _residual_block(
-    config: UNetConfig, width_in: int, width: int, *, dtype: jnp.dtype, rngs: Keys
-) -> ResidualBlock:
-    return ResidualBlock(
-        width_in,
-        width,
-        time_width=config.time_width,
-        norm_groups=config.norm_groups,
-        norm_epsilon=NORM_EPSILON,
-        dtype=dtype,
-        rngs=rngs,
+def _parts(
+    config: UNetConfig, *, dtype: jnp.dtype, rngs: Keys
+) -> tuple[Callable[..., ResidualBlock], Callable[..., ViewTransformer]]:
+    """Constructors of blocks (width in, width out) and of transformers (width, joint=...)."""
+    common = {"norm_groups": config.norm_groups, "dtype": dtype, "rngs": rngs}
+    block = functools.partial(
+        ResidualBlock, time_width=config.time_width, norm_epsilon=NORM_EPSILON, **common
     )
-
-
-def _transformer(
-    config: UNetConfig, width: int, joint: bool, *, dtype: jnp.dtype, rngs: Keys
-) -> ViewTransformer:
-    return ViewTransformer(
-        width,
-        config.context_dim,
-        config.heads,
-        config.transformer_depth,
-        joint=joint,
-        norm_groups=config.norm_groups,
-        dtype=dtype,
-        rngs=rngs,
+    shape = {"heads": config.heads, "depth": config.transformer_depth}
+    transformer = functools.partial(
+        ViewTransformer, context_dim=config.context_dim, **shape, **common
     )
+    return block, transformer

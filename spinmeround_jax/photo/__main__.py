@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     background = parser.add_mutually_exclusive_group()
     background.add_argument(
         "--background", choices=("auto", "rembg"), default="auto",
-        help="what tells it: the photo's own transparency, else segmentation; or rembg (auto)",
+        help="source of the mask: the photo's own transparency, else segmentation; or rembg (auto)",
     )  # fmt: skip
     background.add_argument(
         "--keep-background", action="store_const", const="keep", dest="background",
@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--front-end", choices=("mediapipe", "insightface"), default="mediapipe",
         help="what finds and recognises faces: as weights trained here know it, or ArcFace (mediapipe)",
     )  # fmt: skip
-    parser.add_argument("--no-identity", action="store_true", help="only the aligned picture")
+    parser.add_argument("--no-identity", action="store_true", help="only the aligned image")
     parser.add_argument("--models", type=path, help="insightface's folder (as of photo.fetch)")
     parser.add_argument("--recognition", type=path, help="insightface's model (glintr100.onnx)")
     parser.add_argument(
@@ -93,7 +93,7 @@ def find_photos(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     """Photos among files and folders (not their subfolders), in order of name.
 
     Raises:
-        UsageError: a folder without pictures, or two photos of one name.
+        UsageError: a folder without images, or two photos of one name.
     """
     found: list[pathlib.Path] = []
     for path in paths:
@@ -102,7 +102,7 @@ def find_photos(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
             continue
         inside = sorted(p for p in path.iterdir() if not p.is_dir() and images.is_picture_name(p))
         if not inside:
-            raise UsageError(f"{path}: no pictures in this folder ({', '.join(images.SUFFIXES)})")
+            raise UsageError(f"{path}: no images in this folder ({', '.join(images.SUFFIXES)})")
         found += inside
     names: dict[str, pathlib.Path] = {}
     for path in dict.fromkeys(found):
@@ -175,7 +175,7 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
 def _sha256(path: pathlib.Path) -> str | None:
     try:
         return files.sha256(path)
-    except OSError:  # told when it is read
+    except OSError:  # an error when it is read
         return None
 
 
@@ -214,7 +214,7 @@ def run(args: argparse.Namespace) -> int:
     if args.front_end == "mediapipe" and (args.recognition or args.allow_other_recognition):
         raise UsageError("--recognition: belongs to --front-end insightface; add that")
     models = Models(args.models, args.recognition, args.allow_other_recognition, args.front_end)
-    # What is missing is told before any photo.
+    # Report what is missing before any photo.
     if any(files.composed(photo.name) not in given for photo in todo):
         _ = models.finder
     if todo and not args.no_identity and (models.has_recognition or not given):

@@ -9,6 +9,7 @@ import dataclasses
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from spinmeround_jax import cameras
 from spinmeround_jax.photo import pose
@@ -96,7 +97,8 @@ def _refuse(
 ) -> None:
     _, _, _, mouth_left, mouth_right = five_of(landmarks)
     eye_left, eye_right = five_of(landmarks)[:2]
-    if head.error > MAX_ERROR or np.dot(eye_right - eye_left, mouth_right - mouth_left) <= 0:
+    upside_down = np.dot(eye_right - eye_left, mouth_right - mouth_left) <= 0
+    if head.error > MAX_ERROR or upside_down or abs(head.yaw) > 100.0 or abs(head.pitch) > 70.0:
         raise FaceError(
             f"the landmarks are not those of a face (off by {100 * head.error:.1f} % of the crop); "
             "give the points in order: eye on the image's left, eye on its right, tip of the nose, "
@@ -121,7 +123,7 @@ def _refuse(
 def crop(pixels: np.ndarray, square: Square, size: int = SIZE) -> np.ndarray:
     """The square as (size, size, 4) float32 in [0, 1], straight alpha.
 
-    Shrinking averages, enlarging interpolates (Catmull-Rom); outside of the photo it is mirrored,
+    Shrinking averages, enlarging interpolates (cubic splines); outside of the photo it is mirrored
     and blurred over a soft border.
 
     Args:
@@ -186,46 +188,12 @@ def _shrunk(pixels: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _sample(values: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(n, c) Catmull-Rom values of (h, w, c) at (n, 2) points, mirrored at the borders."""
-    height, width = values.shape[:2]
-    first = np.floor(points - 0.5).astype(np.int64)
-    part = (points - 0.5 - first).astype(np.float32)
-    columns = [_mirror(first[:, 0] + k, width) for k in (-1, 0, 1, 2)]
-    rows = [_mirror(first[:, 1] + k, height) for k in (-1, 0, 1, 2)]
-    across, down = _catmull_rom(part[:, 0]), _catmull_rom(part[:, 1])
-    result = np.zeros((len(points), values.shape[2]), np.float32)
-    for row, weight_down in zip(rows, down, strict=True):
-        for column, weight_across in zip(columns, across, strict=True):
-            result += (weight_down * weight_across)[:, None] * values[row, column]
-    return result
-
-
-def _mirror(index: np.ndarray, count: int) -> np.ndarray:
-    folded = np.mod(index, 2 * count)
-    return np.minimum(folded, 2 * count - 1 - folded)
-
-
-def _catmull_rom(t: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Weights of the four neighbours at distance 1 + t, t, 1 - t, 2 - t (Keys 1981, a = -1/2)."""
-    return (
-        0.5 * (-(t**3) + 2 * t**2 - t),
-        0.5 * (3 * t**3 - 5 * t**2 + 2),
-        0.5 * (-3 * t**3 + 4 * t**2 + t),
-        0.5 * (t**3 - t**2),
-    )
+    """(n, c) values of (h, w, c) at (n, 2) points by cubic splines, mirrored at the borders."""
+    at = points.T[::-1] - 0.5
+    planes = np.moveaxis(values, -1, 0)
+    return np.stack([ndimage.map_coordinates(x, at, order=3, mode="reflect") for x in planes], -1)
 
 
 def _blur(planes: np.ndarray, deviation: float) -> np.ndarray:
     """Gaussian blur of (h, w, c), the border repeated."""
-    reach = int(np.ceil(3 * deviation))
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2).astype(np.float32)
-    kernel /= kernel.sum()
-    for axis in (0, 1):
-        padding = [(reach, reach) if i == axis else (0, 0) for i in range(3)]
-        padded = np.pad(planes, padding, mode="edge")
-        count = planes.shape[axis]
-        planes = sum(
-            weight * np.take(padded, range(k, k + count), axis=axis)
-            for k, weight in enumerate(kernel)
-        )
-    return planes
+    return ndimage.gaussian_filter(planes, (deviation, deviation, 0.0), mode="nearest", truncate=3)

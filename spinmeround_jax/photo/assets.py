@@ -88,7 +88,7 @@ RECOGNITION = _antelopev2(
     "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf", 260_665_334,
 )  # fmt: skip
 PARSING = Asset(
-    "face_parsing_resnet34.onnx", "tells the person from the background (BiSeNet)", _FACE_PARSING,
+    "face_parsing_resnet34.onnx", "separates the person from the background (BiSeNet)", _FACE_PARSING,
     "https://github.com/yakhyo/face-parsing/releases/download/weights/resnet34.onnx",
     "5b805bba7b5660ab7070b5a381dcf75e5b3e04199f1e9387232a77a00095102e", 93_632_554,
 )  # fmt: skip

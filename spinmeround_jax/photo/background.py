@@ -12,6 +12,7 @@ import pathlib
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from spinmeround_jax.photo import assets
 from spinmeround_jax.photo.assets import AssetError
@@ -114,7 +115,8 @@ def refined(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
     variance = _box(guide * guide, radius) - mean_guide**2
     slope = covariance / (variance + _FILTER_EPSILON)
     offset = mean_mask - slope * mean_guide
-    return np.clip(_box(slope, radius) * guide + _box(offset, radius), 0.0, 1.0)
+    mask = _box(slope, radius) * guide + _box(offset, radius)
+    return np.clip(mask, 0.0, 1.0).astype(np.float32)
 
 
 def foreground(colour: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -131,48 +133,22 @@ def foreground(colour: np.ndarray, mask: np.ndarray) -> np.ndarray:
         behind = _box(behind * (1.0 - alpha), radius) / np.maximum(_box(1.0 - alpha, radius), 1e-4)
         person = person + alpha * (colour - alpha * person - (1.0 - alpha) * behind)
         person = np.clip(person, 0.0, 1.0)
-    return np.where(alpha > 1e-3, person, colour)
+    return np.where(alpha > 1e-3, person, colour).astype(np.float32)
 
 
 def _box(values: np.ndarray, radius: int) -> np.ndarray:
     """Mean over a square of 2 radius + 1 pixels a side, the border repeated; (h, w) or (h, w, c)."""
-    for axis in (0, 1):
-        padding = [(radius + 1, radius) if i == axis else (0, 0) for i in range(values.ndim)]
-        sums = np.pad(values.astype(np.float64), padding, mode="edge").cumsum(axis=axis)
-        count = values.shape[axis]
-        upper = sums.take(range(2 * radius + 1, 2 * radius + 1 + count), axis=axis)
-        values = (upper - sums.take(range(count), axis=axis)) / (2 * radius + 1)
-    return values.astype(np.float32)
+    size = 2 * radius + 1
+    size = (size, size, 1)[: values.ndim]
+    return ndimage.uniform_filter(values, size, np.float64, mode="nearest")
 
 
 def connected(mask: np.ndarray, seed: np.ndarray) -> np.ndarray:
-    """The (h, w) mask without people and things that do not touch `seed`, a boolean (h, w)."""
-    inside = mask > 0.5
-    reached = inside & seed
-    while True:
-        grown = reached.copy()
-        # A sweep each way carries the front far along rows and columns at once.
-        for axis in (0, 1):
-            for step in (1, -1):
-                grown |= _swept(grown, inside, axis, step)
-        if (grown == reached).all():
-            break
-        reached = grown
+    """The (h, w) mask without people and objects that do not touch `seed`, a boolean (h, w)."""
+    pieces, _ = ndimage.label(mask > 0.5)
+    reached = np.isin(pieces, np.setdiff1d(pieces[seed], 0))
     # Soft edges belong to whatever they touch.
-    near = reached
-    for _ in range(4):
-        padded = np.pad(near, 1)
-        near = near | padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2]
-    return mask * near
-
-
-def _swept(reached: np.ndarray, inside: np.ndarray, axis: int, step: int) -> np.ndarray:
-    """`reached`, carried along `axis` as far as `inside` goes."""
-    moved = np.moveaxis(reached, axis, 0)[::step].copy()
-    room = np.moveaxis(inside, axis, 0)[::step]
-    for i in range(1, len(moved)):
-        moved[i] |= moved[i - 1] & room[i]
-    return np.moveaxis(moved[::step], 0, axis)
+    return mask * ndimage.binary_dilation(reached, iterations=4)
 
 
 def _unit(mask: Image.Image) -> np.ndarray:

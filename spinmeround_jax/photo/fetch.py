@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import http.client
 import os
 import pathlib
@@ -12,7 +11,6 @@ import sys
 import urllib.request
 import zipfile
 from collections.abc import Sequence
-from typing import IO
 
 from tqdm import tqdm
 
@@ -26,7 +24,7 @@ EPILOG = """examples:
   python -m spinmeround_jax.photo.fetch --from antelopev2.zip resnet34.onnx    # without a network
   python -m spinmeround_jax.photo.fetch --also arcface.onnx   # for weights trained from Arc2Face
 
-A download that was interrupted goes on where it stopped. Nothing is kept whose SHA-256 is wrong."""
+An interrupted download resumes. A file with a wrong SHA-256 is deleted."""
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
@@ -151,58 +149,47 @@ def take(source: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def download(url: str, partial: pathlib.Path, size: int | None) -> None:
-    """Downloads to `partial`, going on from what is there already; never more than `size` bytes.
+    """Download to `partial`, resuming from what is there; never more than `size` bytes.
 
     Raises:
-        AssetError: the server cannot be reached, refuses, stops early, or another fetch writes there.
+        AssetError: the server cannot be reached, refuses, or stops early.
+        BlockingIOError: another process downloads the same file.
     """
-    have = partial.stat().st_size if size is not None and partial.is_file() else 0
-    if size is not None and have >= size:
-        return  # whole, or not ours: the hash will tell
-    request = urllib.request.Request(url, headers={"User-Agent": "spinmeround_jax"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    try:
-        with contextlib.ExitStack() as stack:
-            response = stack.enter_context(urllib.request.urlopen(request, timeout=_TIMEOUT))
-            if have and response.status != 206:
-                have = 0  # the server starts from the beginning
-            file = stack.enter_context(partial.open("ab"))
-            _lock(file, partial)
-            if file.tell() != have:  # another fetch got further meanwhile, or we start again
+    with files.lock(partial):
+        have = partial.stat().st_size if size is not None and partial.is_file() else 0
+        if size is not None and have >= size:
+            return  # whole, or another file: its hash will tell
+        headers = {"User-Agent": "spinmeround_jax", "Range": f"bytes={have}-"}
+        request = urllib.request.Request(url, headers=headers)
+        left = (_LARGEST if size is None else size) - have
+        try:
+            with (
+                urllib.request.urlopen(request, timeout=_TIMEOUT) as response,
+                partial.open("ab") as file,
+                tqdm(total=size, unit="B", unit_scale=True, desc=partial.stem) as bar,
+            ):
+                if response.status != 206:  # the server starts from the beginning
+                    left, have = left + have, 0
                 file.truncate(have)
-            bar = stack.enter_context(
-                tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=partial.stem)
+                bar.update(have)
+                while chunk := response.read(_CHUNK):
+                    left -= len(chunk)
+                    if left < 0:
+                        raise AssetError(
+                            f"{url}: sends more than the file has; get it elsewhere (--from)"
+                        )
+                    file.write(chunk)
+                    bar.update(len(chunk))
+        except (OSError, http.client.HTTPException) as error:
+            raise AssetError(
+                f"{url}: cannot be downloaded ({error}); try again, or get it elsewhere and give it "
+                "with --from"
+            ) from error
+        got = partial.stat().st_size
+        if size is not None and got < size:
+            raise AssetError(
+                f"{url}: stopped after {got} of {size} bytes; run this again to resume"
             )
-            left = (_LARGEST if size is None else size) - have
-            while chunk := response.read(_CHUNK):
-                left -= len(chunk)
-                if left < 0:
-                    raise AssetError(
-                        f"{url}: sends more than the file has; get it elsewhere (--from)"
-                    )
-                file.write(chunk)
-                bar.update(len(chunk))
-    except (OSError, http.client.HTTPException) as error:
-        raise AssetError(
-            f"{url}: cannot be downloaded ({error}); try again, or get it elsewhere and give it "
-            "with --from"
-        ) from error
-    got = partial.stat().st_size
-    if size is not None and got < size:
-        raise AssetError(f"{url}: stopped after {got} of {size} bytes; run this again to go on")
-
-
-def _lock(file: IO[bytes], partial: pathlib.Path) -> None:
-    """Keeps other fetches from a file until it is closed or this process ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: opening for two writers is left to the hash to find out
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise AssetError(f"{partial}: another fetch is writing it; wait for that one") from error
 
 
 def extract(path: pathlib.Path, archive: Archive, folder: pathlib.Path) -> None:
@@ -219,19 +206,15 @@ def extract(path: pathlib.Path, archive: Archive, folder: pathlib.Path) -> None:
                 if asset.name not in members:
                     raise AssetError(f"{path}: no {asset.name} in it; download it again")
                 partial = folder / f"{asset.name}.part"
+                if asset.size not in (None, members[asset.name].file_size):
+                    raise AssetError(
+                        f"{path}: its {asset.name} has a wrong size; download it again"
+                    )
                 with zipped.open(members[asset.name]) as inside, partial.open("wb") as file:
-                    _copy(inside, file, asset.size)
+                    shutil.copyfileobj(inside, file)
                 _install(partial, asset, folder)
     except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
         raise AssetError(f"{path}: a broken zip file; download it again ({error})") from error
-
-
-def _copy(inside: IO[bytes], file: IO[bytes], size: int | None) -> None:
-    """At most `size` bytes and one more, which is enough to make the hash wrong."""
-    left = sys.maxsize if size is None else size + 1
-    while left > 0 and (chunk := inside.read(min(_CHUNK, left))):
-        file.write(chunk)
-        left -= len(chunk)
 
 
 def _install(partial: pathlib.Path, asset: Asset, folder: pathlib.Path) -> None:

@@ -1,7 +1,7 @@
 """Reading any image file: pixels in sRGB, upright or as stored, or one `InputError`.
 
 Files are hostile until decoded: the header is checked before any pixel is, only formats whose
-decoders are libraries are tried (no PostScript), and a picture larger than MAX_PIXELS is refused.
+decoders are libraries are tried (no PostScript), and an image larger than MAX_PIXELS is refused.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ class Header:
 def read(path: pathlib.Path, upright: bool = True) -> Picture:
     """The image in a file; of an animation the first frame.
 
-    Greyscale, palette, CMYK and 16-bit pictures become 8-bit RGBA; colour profiles are applied.
+    Greyscale, palette, CMYK and 16-bit images become 8-bit RGBA; colour profiles are applied.
 
     Args:
         upright: turn the pixels as the EXIF data says. Calibrated cameras describe the stored pixels.
 
     Raises:
-        InputError: no such file, empty, not a picture, cut short, too large, HEIC without its
+        InputError: no such file, empty, not an image, cut short, too large, HEIC without its
             reader, or a kind of pixels that has no colours.
     """
     with _opened(path) as image:
@@ -88,7 +88,7 @@ def read_header(path: pathlib.Path) -> Header:
     """Size and orientation, without decoding pixels.
 
     Raises:
-        InputError: no such file, empty, not a picture, too large, or HEIC without its reader.
+        InputError: no such file, empty, not an image, too large, or HEIC without its reader.
     """
     with _opened(path) as image:
         # A PNG may hold EXIF data behind its pixels, which Pillow would decode to get there.
@@ -109,11 +109,11 @@ def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
     """The file's image, not decoded yet; whatever goes wrong with it becomes an InputError."""
     try:
         if path.is_dir():
-            raise InputError(f"{path}: a folder, not a picture")
+            raise InputError(f"{path}: a folder, not an image")
         if not path.is_file():
             reason = "not a regular file" if path.exists() else "no such file; check the path"
             if path.is_symlink():
-                reason = f"a link to {os.readlink(path)}, where there is no file; mend the link"
+                reason = f"a link to {os.readlink(path)}, where there is no file; fix the link"
             raise InputError(f"{path}: {reason}")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: an empty file; copy or download it again")
@@ -149,7 +149,7 @@ def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
 
 
 def is_picture_name(path: pathlib.Path) -> bool:
-    """Whether a file found in a folder looks like a picture by its name."""
+    """Whether a file found in a folder looks like an image by its name."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
@@ -218,7 +218,7 @@ def _register_heif(path: pathlib.Path) -> None:
         import pillow_heif
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{path}: a HEIC picture; pip install pillow-heif, or save it as JPEG"
+            f"{path}: a HEIC image; pip install pillow-heif, or save it as JPEG"
         ) from error
     pillow_heif.register_heif_opener()
 

@@ -1,4 +1,4 @@
-"""Faces, their landmarks and people in pictures: MediaPipe's models, run by LiteRT.
+"""Faces, their landmarks and people in images: MediaPipe's models, run by LiteRT.
 
 The three model files in models/ are Google's, Apache-2.0, unchanged (see models/NOTICE). What goes in
 and how answers are read follows Bazarevsky et al. 2019 (BlazeFace), Kartynnik et al. 2019 (Face Mesh)

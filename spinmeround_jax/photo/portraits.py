@@ -98,7 +98,7 @@ def _is_portrait(path: pathlib.Path) -> bool:
         images.is_picture_name(path)
         and not path.name.startswith(".")
         and not path.name.lower().endswith(TRUTH_SUFFIX)
-        and not path.is_dir()  # a broken link is to be told of
+        and not path.is_dir()  # a broken link is an error
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from scipy.optimize import OptimizeResult, least_squares
 
 from spinmeround_jax import cameras
 from spinmeround_jax.photo.landmarks import FaceError, LandmarkModel, five_of, load_model
@@ -29,7 +30,7 @@ FRAMINGS = {
 # Heads in photographs are rarely turned further; keeps fits of few landmarks from running away.
 _YAW_SPREAD, _PITCH_SPREAD = 45.0, 12.0  # degrees
 _STARTS = (-45.0, 0.0, 45.0)  # degrees of yaw: the fit is not convex
-_ITERATIONS, _ROUNDS = 40, 6
+_EVALUATIONS, _ROUNDS = 60, 6
 # Of a landmark along an axis, fractions of the square: at first 10 pixels of 512, at last 0.4.
 _FIRST_NOISE, _SMALLEST_NOISE = 0.02, 0.0008
 _FIRST_DEPTH_NOISE = 0.1
@@ -113,16 +114,16 @@ def ffhq_square(landmarks: np.ndarray) -> Square:
 
 
 def project(points: np.ndarray, yaw: float, pitch: float) -> np.ndarray:
-    """(n, 3) world points -> (n, 2) in the canonical image, [0, 1] from the upper left."""
-    return _see(points, yaw, pitch)[:, :2]
+    """(..., 3) world points -> (..., 2) in the canonical image, [0, 1] from the upper left."""
+    return _see(points, yaw, pitch)[..., :2]
 
 
 def _see(points: np.ndarray, yaw: float, pitch: float) -> np.ndarray:
-    """(n, 3): as `project`, and how near to the camera, in image widths at the head's centre."""
+    """(..., 3): as `project`, and how near to the camera, in image widths at the head's centre."""
     camera = cameras.orbit(yaw, pitch).astype(np.float64)
     seen = points @ camera[:3, :3].T + camera[:3, 3]
-    flat = 0.5 + cameras.FOCAL * seen[:, :2] * [1, -1] / -seen[:, 2:]
-    return np.concatenate([flat, _WIDTHS * (seen[:, 2:] + cameras.RADIUS)], axis=1)
+    flat = 0.5 + cameras.FOCAL * seen[..., :2] * [1, -1] / -seen[..., 2:]
+    return np.concatenate([flat, _WIDTHS * (seen[..., 2:] + cameras.RADIUS)], axis=-1)
 
 
 def fit(landmarks: np.ndarray, framing: str = "canonical") -> HeadPose:
@@ -150,11 +151,11 @@ def fit(landmarks: np.ndarray, framing: str = "canonical") -> HeadPose:
         raise FaceError("landmarks that are not finite, or all in one place")
     model = load_model().moved(*FRAMINGS[framing])
     problem = _Problem(landmarks, model)
-    best = min((problem.solve(problem.start(yaw)) for yaw in _STARTS), key=problem.cost)
+    best = min((problem.solve(problem.start(yaw)) for yaw in _STARTS), key=lambda found: found.cost)
     for _ in range(_ROUNDS):
         problem.estimate_noise(best)
-        best = problem.solve(best)
-    return problem.pose(best)
+        best = problem.solve(best.x)
+    return problem.pose(best.x)
 
 
 class _Problem:
@@ -191,36 +192,21 @@ class _Problem:
         parameters[2 : self.shape.start] = np.linalg.lstsq(self.linear, seen, rcond=None)[0]
         return parameters
 
-    def solve(self, parameters: np.ndarray) -> np.ndarray:
-        """Better parameters by Levenberg and Marquardt's method."""
-        damping = 1e-3
-        residuals, slopes = self._linearised(parameters)
-        for _ in range(_ITERATIONS):
-            normal = slopes.T @ slopes
-            damped = normal + damping * np.diag(np.diag(normal))
-            moved = parameters - np.linalg.solve(damped, slopes.T @ residuals)
-            moved[:2] = np.clip(moved[:2], (-100.0, -70.0), (100.0, 70.0))
-            new_residuals, new_slopes = self._linearised(moved)
-            gain = residuals @ residuals - new_residuals @ new_residuals
-            if gain > 0:
-                small = gain < 1e-6 * (residuals @ residuals)
-                parameters, residuals, slopes = moved, new_residuals, new_slopes
-                damping = max(damping / 5, 1e-9)
-                if small:
-                    break
-            elif damping > 1e6:
-                break
-            else:
-                damping *= 10
-        return parameters
+    def solve(self, start: np.ndarray) -> OptimizeResult:
+        """The nearest minimum by Levenberg and Marquardt's method: x, cost, jac and fun at x."""
+        return least_squares(
+            lambda x: self._linearised(x)[0],
+            start,
+            jac=lambda x: self._linearised(x)[1],
+            method="lm",
+            x_scale="jac",
+            ftol=1e-6,
+            max_nfev=_EVALUATIONS,
+        )
 
-    def cost(self, parameters: np.ndarray) -> float:
-        residuals, _ = self._linearised(parameters)
-        return float(residuals @ residuals)
-
-    def estimate_noise(self, parameters: np.ndarray) -> None:
-        """Sets the noise to what this fit leaves over, given how much freedom the fit had."""
-        residuals, slopes = self._linearised(parameters)
+    def estimate_noise(self, found: OptimizeResult) -> None:
+        """Set the noise to what the fit leaves over, given how much freedom it had."""
+        residuals, slopes = found.fun, found.jac
         inverse = np.linalg.inv(slopes.T @ slopes)
         count = len(self.model.mean)
 
@@ -271,7 +257,7 @@ class _Problem:
         seen = _see(points, yaw, pitch)
         turned = np.stack([_see(points, yaw + 0.01, pitch), _see(points, yaw, pitch + 0.01)])
         turns = self._stacked((turned - seen) / 0.01)
-        shapes = self._stacked(self._shape_slopes(points, yaw, pitch))
+        shapes = self._stacked((_see(points + 1e-4 * self.model.modes, yaw, pitch) - seen) / 1e-4)
         slopes = np.concatenate([-turns.T, self.linear, -shapes.T], axis=1)
         residuals = self.linear @ parameters[2 : self.shape.start] - self._stacked(seen)
         prior = np.zeros((2 + len(self.model.modes), len(parameters)))
@@ -281,15 +267,3 @@ class _Problem:
             np.concatenate([residuals / self.noise, prior @ parameters]),
             np.concatenate([slopes / self.noise[:, None], prior]),
         )
-
-    def _shape_slopes(self, points: np.ndarray, yaw: float, pitch: float) -> np.ndarray:
-        """(k, n, 3): derivative of `_see` by the coefficients (quotient rule)."""
-        camera = cameras.orbit(yaw, pitch).astype(np.float64)
-        seen = points @ camera[:3, :3].T + camera[:3, 3]
-        moves = self.model.modes @ camera[:3, :3].T
-        depth = -seen[:, 2]
-        plane = cameras.FOCAL * np.array([1, -1])
-        flat = plane * (
-            moves[..., :2] / depth[:, None] + seen[:, :2] * (moves[..., 2] / depth**2)[..., None]
-        )
-        return np.concatenate([flat, _WIDTHS * moves[..., 2:]], axis=-1)

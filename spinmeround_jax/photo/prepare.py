@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from typing import Any, Literal
 
 import numpy as np
 
 import spinmeround_jax
-from spinmeround_jax import schema
+from spinmeround_jax import files, schema
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, assets, face_resnet, images, mediapipe
 from spinmeround_jax.photo.align import Alignment
@@ -137,7 +136,7 @@ class Prepared:
     image: (512, 512, 3) uint8 on white. id_embedding: (512,) unit float32, or None with the reason
     in no_identity. crop: (512, 512, 4) float32 in [0, 1] before the background was removed. mask:
     (512, 512) float32, 1 = person. faces: all that were found, the largest first (none with
-    landmarks by hand). background: what told it from the person.
+    landmarks by hand). background: where the mask comes from.
     """
 
     name: str
@@ -175,7 +174,7 @@ class Prepared:
             "recognition": self.recognition,
             "source": {
                 "file": self.path.name,
-                "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
+                "sha256": files.sha256(self.path),
                 "size": [width, height],
             },
             "pose": {"yaw": round(head.yaw, 2), "pitch": round(head.pitch, 2)},
@@ -325,11 +324,7 @@ def _choose(faces: list[Face], number: int) -> Face:
 
 
 def _mask(
-    crop: np.ndarray,
-    picture: Picture,
-    alignment: Alignment,
-    background: Background,
-    models: Models,
+    crop: np.ndarray, picture: Picture, alignment: Alignment, background: Background, models: Models
 ) -> tuple[np.ndarray, str]:
     """(512, 512) float32, 1 = person, and what it comes from."""
     alpha = crop[..., 3]

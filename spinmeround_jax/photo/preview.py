@@ -1,4 +1,4 @@
-"""A picture of how a portrait came about: the photo with what was found, crop, mask, result."""
+"""An image of how a portrait came about: the photo with what was found, crop, mask, result."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Who a picture shows, as a recognition network sees it: the paper's ArcFace and VGGFace similarities.
+"""Who an image shows, as a recognition network sees it: the paper's ArcFace and VGGFace similarities.
 
 Any ONNX model of aligned faces serves: (b, 3, s, s) RGB in [-1, 1], s a multiple of 112 (or 128), to one
 vector a face; models that scale their input themselves are recognised by their first nodes (insightface).
-`likeness` compares with the identity that a model was given; here two sets of pictures are compared.
+`likeness` compares with the identity that a model was given; here two sets of images are compared.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Network(faces.Recogniser):
 
 
 class Recogniser:
-    """Pictures to vectors of who is in them.
+    """Images to vectors of who is in them.
 
     Args:
         path: an ONNX file, or a folder of models whose glintr100.onnx (ArcFace) it is.
@@ -117,6 +117,6 @@ class Recogniser:
         for vector, image, five in zip(vectors, flat, fives.reshape(-1, 5, 2), strict=True):
             if np.isfinite(five).all():
                 # Landmarks count from pixel corners, recognition from pixel centres.
-                with contextlib.suppress(FaceError):  # of this picture: it stays NaN
+                with contextlib.suppress(FaceError):  # of this image: it stays NaN
                     vector[:] = self._network.embed(to_uint8(image), five - 0.5)
         return vectors.reshape(*images.shape[:-3], self.size)

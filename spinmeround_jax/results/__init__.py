@@ -1,1 +1,1 @@
-"""What sampling writes: a folder per head and the page that shows them."""
+"""Results of sampling: folders of heads, the page that shows them, and transforms.json."""

@@ -1,13 +1,13 @@
-"""What sampling returns and leaves on disk: one folder per head, complete or not there at all.
+"""The result of sampling, and its folder: one per head, written completely or not at all.
 
 input.png, input_normals.png     as given, and its estimated normals (input_2.png ... with more)
 anchors/, anchors_normals/       the views of step 2
 views/, normals/                 view_000_yaw+007.5_pitch+00.0.png ...
-turntable.webp                   views and normals side by side, moving
-transforms.json                  cameras (Nerfstudio's convention)
-truth.png                        known views of a rendered head, where they were given
+turntable.webp                   animation of views and normals side by side
+transforms.json                  cameras (nerfstudio's convention)
+truth.png                        known views of a rendered head, if given
 likeness.csv                     similarity of each view to the input, by the recogniser of its identity
-settings.json                    everything needed to make this again
+settings.json                    everything needed to sample the head again
 """
 
 from __future__ import annotations
@@ -44,18 +44,17 @@ TURN_SECONDS = 4.0
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """What was sampled, for b heads; images and normals are float32 in [-1, 1], channels last.
+    """Sampled views of b heads; images and normals are float32 in [-1, 1], channels last.
 
-    Normals are unit vectors in the frame of the angles, and 0 (mid-grey) on the background. A model that
-    learnt normals in the head's frame (`normals_frame` "world") gives them there if the head looks into
-    the camera at yaw 0; of other portraits they lie in between.
+    Normals are unit vectors in the frame of the angles, and 0 (mid-grey) on the background. Models with
+    `normals_frame` "world" give them in that frame only if the head looks into the camera at yaw 0.
 
     Attributes:
         observed_angles, observed_images, observed_normals: (m, 2) and (b, m, h, w, 3), m may be 0.
         anchor_angles, anchor_images, anchor_normals: (k, 2) and (b, k, h, w, 3).
-        trajectory, images, normals: (n, 2) and (b, n, h, w, 3), the views asked for.
+        trajectory, images, normals: (n, 2) and (b, n, h, w, 3), the requested views.
         names: (b,) of the folders that `save` writes.
-        settings: (b,) what each was made with, for its settings.json.
+        settings: (b,) for settings.json.
     """
 
     observed_angles: np.ndarray
@@ -76,32 +75,26 @@ class Heads:
         return cameras.orbit(*self.trajectory.T)
 
     def head(self, index: int) -> Heads:
-        """The one head `index`, without the axis of heads."""
+        """The head `index`, without the axis of heads."""
         shared = {"observed_angles", "anchor_angles", "trajectory"}
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         each = {k: v if k in shared or not len(v) else v[index] for k, v in values.items()}
         return Heads(**each)
 
     def save(
-        self,
-        out: str | os.PathLike[str],
-        normals_space: str = "world",
-        overwrite: bool = False,
+        self, out: str | os.PathLike[str], normals_space: str = "world", overwrite: bool = False
     ) -> pathlib.Path:
-        """Write a folder for each head into `out`, and a page that shows all there; its path.
-
-        Args:
-            overwrite: replace earlier results of these names.
+        """Write a folder for each head and a page into `out`; returns the page's path.
 
         Raises:
-            InputError: there are such and `overwrite` is False, before anything is written; or see
+            InputError: a folder exists and `overwrite` is False, before anything is written; or see
                 `write_head`.
         """
         out = pathlib.Path(out)
         names = self.names or [f"head_{i}" for i in range(len(self.images))]
         for name in names if not overwrite else ():
             if (folder := out / name_inside(name)).exists():
-                raise InputError(f"{folder}: is there; save elsewhere, or with overwrite=True")
+                raise InputError(f"{folder}: exists; save elsewhere, or with overwrite=True")
         for i, name in enumerate(names):
             settings = self.settings[i] if self.settings else {}
             write_head(out / name_inside(name), self.head(i), settings, normals_space)
@@ -119,29 +112,29 @@ def write_head(
 ) -> None:
     """Write one head (see `Heads.head`) to `folder`, replacing an earlier result.
 
-    Everything goes to a hidden sibling first, and is renamed at the end.
-
     Args:
         normals_space: "world", or "camera" to rotate each normal map into its own camera.
-        photo: how a photo became the input (`photo.preview`), for the page.
+        photo: image of `photo.preview`, for the page.
 
     Raises:
-        InputError: pixels that are not finite, or `folder` is not ours to replace.
+        InputError: pixels that are not finite, or `folder` is not a result of this program.
     """
-    pictures = (head.images, head.normals, head.anchor_images, head.anchor_normals)
-    if not all(np.isfinite(picture).all() for picture in pictures):
-        raise InputError(f"{folder}: the model made values that are not finite; nothing written")
+    arrays = (head.images, head.normals, head.anchor_images, head.anchor_normals)
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise InputError(f"{folder}: the model gave values that are not finite; nothing written")
     check_ours(folder)
     with new_folder(folder) as partial:
-        _write_pictures(partial, head, normals_space, truth)
+        _write_images(partial, head, normals_space, truth)
         transforms.write(partial / transforms.NAME, _views(head), normals_space=normals_space)
-        angles = {
+        about = {
+            "generator": GENERATOR,
+            "normals_space": normals_space,
+            **settings,
             "observed_angles": head.observed_angles.tolist(),
             "anchor_angles": head.anchor_angles.tolist(),
             "trajectory": head.trajectory.tolist(),
             "truth_angles": truth.angles.tolist() if truth else None,
         }
-        about = {"generator": GENERATOR, "normals_space": normals_space, **settings, **angles}
         if photo:
             photo.save(partial / PHOTO, quality=90)
         if likeness:
@@ -152,7 +145,8 @@ def write_head(
                 "recognition": likeness.recognition,
                 "views": [_rounded(cosine) for cosine in likeness.similarity],
             }
-        _write_json(partial / SETTINGS, about)
+        text = json.dumps(about, indent=1, ensure_ascii=True) + "\n"
+        (partial / SETTINGS).write_text(text)
 
 
 def _views(head: Heads) -> list[transforms.View]:
@@ -168,7 +162,7 @@ def _views(head: Heads) -> list[transforms.View]:
     ]
 
 
-def _write_pictures(
+def _write_images(
     folder: pathlib.Path, head: Heads, normals_space: str, truth: Truth | None
 ) -> None:
     def spaced(normals: np.ndarray, angles: np.ndarray) -> np.ndarray:
@@ -194,22 +188,26 @@ def _write_pictures(
         for i, pixels in enumerate(to_uint8(images)):
             _write_png(folder / name / view_name(i, angles[i]), pixels, text)
 
-    pairs = to_uint8(np.concatenate([head.images, normals], axis=2))
-    frames = [Image.fromarray(pair) for pair in pairs]
-    frames[0].save(
-        folder / "turntable.webp",
-        save_all=True,
-        append_images=frames[1:],
-        duration=max(20, round(1000 * TURN_SECONDS / len(frames))),
-        loop=0,
-        quality=90,
-    )
+    write_turntable(folder / "turntable.webp", head.images, normals)
     if truth:
         rows = [truth.images]
         if truth.normals is not None:
             world = truth.normals / np.float32(127.5) - 1.0
             rows.append(to_uint8(spaced(world, truth.angles)))
         _write_png(folder / "truth.png", np.concatenate([np.concatenate(r, 1) for r in rows]))
+
+
+def write_turntable(path: pathlib.Path, images: np.ndarray, normals: np.ndarray) -> None:
+    """Animation (WebP) of (n, h, w, 3) images and normals in [-1, 1], side by side."""
+    frames = [Image.fromarray(pair) for pair in to_uint8(np.concatenate([images, normals], axis=2))]
+    frames[0].save(
+        path,
+        save_all=True,
+        append_images=frames[1:],
+        duration=max(20, round(1000 * TURN_SECONDS / len(frames))),
+        loop=0,
+        quality=90,
+    )
 
 
 def _write_likeness(path: pathlib.Path, angles: np.ndarray, likeness: Likeness) -> None:
@@ -222,7 +220,7 @@ def _write_likeness(path: pathlib.Path, angles: np.ndarray, likeness: Likeness) 
 
 
 def _rounded(cosine: float) -> float | None:
-    """None, an empty cell, where there is no face."""
+    """None, an empty cell, if there is no face."""
     return round(float(cosine), 4) if np.isfinite(cosine) else None
 
 
@@ -231,7 +229,3 @@ def _write_png(path: pathlib.Path, pixels: np.ndarray, text: dict[str, str] | No
     for key, value in (text or {}).items():
         info.add_text(key, value)
     Image.fromarray(pixels).save(path, pnginfo=info)
-
-
-def _write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=True) + "\n")

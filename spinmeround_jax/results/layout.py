@@ -1,4 +1,4 @@
-"""Names of the files in the folder of a head, and its settings."""
+"""Folders of results: the names of a head's files, and which folders are finished or may be replaced."""
 
 from __future__ import annotations
 
@@ -9,54 +9,70 @@ from typing import Any
 import numpy as np
 
 from spinmeround_jax import schema
+from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError, recover
 
 PHOTO = "photo.jpg"
 SETTINGS = "settings.json"
-PHOTO = "photo.jpg"
-PAGE = "index.html"  # stands among the heads, so none can have its name
+PAGE = "index.html"  # lies among the heads, so no head can have its name
 GENERATOR = "spinmeround_jax.sample"
 
 
-def is_finished(folder: pathlib.Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether `folder` is a complete result of ours, made with these settings.
+def is_finished(
+    folder: pathlib.Path,
+    wanted: Mapping[str, Any],
+    file: str = SETTINGS,
+    generator: str = GENERATOR,
+) -> bool:
+    """Whether `folder` is a complete result with these settings; `file` in it records them.
 
     Raises:
-        InputError: it is one with others, naming them, or not ours.
+        InputError: it is a result with others, naming them, or see `check_ours`.
     """
     recover(folder)
+    check_ours(folder, file, generator)
     if not folder.exists():
         return False
-    check_ours(folder)
-    found = read_settings(folder) or {}
-    if changes := schema.differences({k: v for k, v in found.items() if k in wanted}, wanted):
+    found = _restricted(read_settings(folder, file, generator) or {}, wanted)
+    if changes := schema.differences(found, wanted):
         raise InputError(
-            f"{folder}: is finished, made with other settings (there -> here: "
+            f"{folder}: is finished, with other settings or inputs (there -> here: "
             f"{'; '.join(changes[:5])}{'; ...' if len(changes) > 5 else ''}); --overwrite replaces "
             "it, or choose another --out"
         )
     return True
 
 
-def check_ours(folder: pathlib.Path) -> None:
-    """Raises InputError where `folder` is there and not a result of ours to replace."""
+def _restricted(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `found`, nested ones too, that `wanted` has."""
+    both = {name: found[name] for name in wanted if name in found}
+    return {
+        name: _restricted(value, wanted[name])
+        if isinstance(value, dict) and isinstance(wanted[name], dict)
+        else value
+        for name, value in both.items()
+    }
+
+
+def check_ours(folder: pathlib.Path, file: str = SETTINGS, generator: str = GENERATOR) -> None:
+    """Raises UsageError if `folder` exists and is not a result of `generator`, or has the page's name."""
     if folder.name == PAGE:
-        raise InputError(f"{folder}: is the name of the page; rename the input")
-    if (folder.exists() or folder.is_symlink()) and read_settings(folder) is None:
-        raise InputError(
-            f"{folder}: in the way, not written by this program; move it, or choose another --out"
-        )
+        raise UsageError(f"{folder}: is the name of the page; rename the input")
+    if folder.exists() or folder.is_symlink():
+        if read_settings(folder, file, generator) is None:
+            raise UsageError(
+                f"{folder}: in the way, not written by this program; move it, or choose another --out"
+            )
 
 
-def read_settings(folder: pathlib.Path) -> dict[str, Any] | None:
-    """`settings.json` of a folder written here, None where there is none."""
+def read_settings(
+    folder: pathlib.Path, file: str = SETTINGS, generator: str = GENERATOR
+) -> dict[str, Any] | None:
+    """The settings that `generator` recorded in its folder; None if they are missing or damaged."""
     try:
-        return schema.read(folder / SETTINGS, _SETTINGS)
+        return schema.read(folder / file, schema.record({"generator": schema.one_of(generator)}))
     except (OSError, ValueError):
         return None
-
-
-_SETTINGS = schema.record({"generator": schema.one_of(GENERATOR)})
 
 
 def view_name(index: int, angles: np.ndarray) -> str:
@@ -66,4 +82,5 @@ def view_name(index: int, angles: np.ndarray) -> str:
 
 
 def observed_name(index: int) -> str:
+    """input, input_2, input_3"""
     return f"input_{index + 1}" if index else "input"

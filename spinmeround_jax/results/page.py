@@ -1,4 +1,4 @@
-"""One self-contained HTML page with every head of an output folder: nothing to load but itself."""
+"""One self-contained HTML page that shows every head of an output folder."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ MARK = f'<meta name="generator" content="{layout.GENERATOR}">'
 
 
 class _Unshowable(Exception):
-    """What is wrong with a head's folder, in words for the page."""
+    """A head's folder is damaged; the message is for the page."""
 
 
 def write_page(out: pathlib.Path) -> pathlib.Path:
     """Write `out/index.html` from the finished heads in `out`; returns its path.
 
-    Heads whose folder is damaged are left out; the page and stderr tell which, and why.
+    Heads in damaged folders are left out; the page and stderr name them and the reason.
 
     Raises:
-        InputError: there is an index.html that was not written here.
+        InputError: there is an index.html that this program did not write.
     """
     path = out / layout.PAGE
     if path.is_dir() or (path.exists() and MARK not in path.read_text(errors="replace")):
@@ -50,14 +50,14 @@ def write_page(out: pathlib.Path) -> pathlib.Path:
             continue
         articles.append(article)
         rules += [sheet.rule() for sheet in sheets]
-    # Names of files need not be text: what cannot be encoded becomes a question mark.
+    # File names need not be text: characters that cannot be encoded become question marks.
     document = _document(articles, rules, left_out)
     write_atomically(path, document.encode(errors="replace"))
     return path
 
 
 def head_page(folder: pathlib.Path) -> str:
-    """The page of one finished head without a heading, to be shown in a frame.
+    """The page of one finished head, without a heading, for an iframe.
 
     Raises:
         InputError: the folder is damaged.
@@ -72,11 +72,11 @@ def head_page(folder: pathlib.Path) -> str:
 _FRAMED = "main{padding:0}article{margin:0;border:0;border-radius:0}"
 
 # --------------------------------------------------------------------------------------------------
-# Pictures: views are tiles of one sheet each, embedded once as the background of a CSS class
+# Images: tiles of one sheet each, embedded once as the background of a CSS class
 
 
 class _Sheet:
-    """Tiles (n, h, w, 3) uint8 in a nearly square grid, and how to show one of them."""
+    """Tiles (n, h, w, 3) uint8 in a nearly square grid, and the HTML that shows one of them."""
 
     def __init__(self, css_class: str, tiles: np.ndarray):
         self.css_class = css_class
@@ -95,7 +95,7 @@ class _Sheet:
         return f".{self.css_class}{{background-image:url({self._uri});background-size:{size}}}"
 
     def tile(self, index: int, label: str | None) -> str:
-        """One picture; without a label it is hidden from screen readers."""
+        """HTML of one tile; without a label it is hidden from screen readers."""
         row, column = divmod(index, self.columns)
         x = 100 * column / max(self.columns - 1, 1)
         y = 100 * row / max(self.rows - 1, 1)
@@ -120,7 +120,7 @@ def _open(path: pathlib.Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except Exception as error:  # whatever is in that file, the other heads can be shown
+    except Exception as error:  # the file can hold anything; the other heads are shown
         file = f"{path.parent.name}/{path.name}"
         raise _Unshowable(f"{file} is {'damaged' if path.exists() else 'missing'}") from error
 
@@ -144,7 +144,7 @@ def _views(folder: pathlib.Path, angles: np.ndarray) -> np.ndarray:
 
 
 def _head(folder: pathlib.Path, number: int) -> tuple[str, list[_Sheet]]:
-    """One <article> and its pictures, whose CSS classes `number` makes its own.
+    """One <article> and its sheets; `number` keeps their CSS classes apart from other heads'.
 
     Raises:
         _Unshowable: the folder is damaged.
@@ -156,10 +156,9 @@ def _head(folder: pathlib.Path, number: int) -> tuple[str, list[_Sheet]]:
         return _article(folder, settings, number)
     except _Unshowable:
         raise
-    except Exception as error:  # the settings can be anything
-        raise _Unshowable(
-            f"{layout.SETTINGS} and the pictures do not fit together: {error!r}"
-        ) from error
+    except Exception as error:  # the settings can hold anything
+        reason = f"{layout.SETTINGS} and the images do not fit together: {error!r}"
+        raise _Unshowable(reason) from error
 
 
 def _article(
@@ -196,7 +195,7 @@ def _article(
         f'<div class="bar"><button type="button" aria-label="play">▶</button>'
         f'<input type="range" min="0" max="{views.count - 1}" value="0"'
         f' aria-label="view of {name}" aria-valuetext="{_label(trajectory[0])}">'
-        # The slider tells the view; autoplay would have this read out ten times a second.
+        # The slider announces the view; while playing, this would be read out ten times a second.
         f'<output aria-live="off">{_label(trajectory[0])}</output></div></div>',
         "</div>",
         _photo(folder, settings),
@@ -225,13 +224,13 @@ def _article(
 
 
 def _photo(folder: pathlib.Path, settings: dict[str, Any]) -> str:
-    """How a photo became the input, and which identity was used; nothing for portraits."""
+    """Face, crop and mask of a photo, and the kind of identity; nothing for portraits."""
     if not (folder / layout.PHOTO).is_file():
         return ""
     about = html.escape(f"identity: {settings['identity']}")
     uri = _data_uri(_open(folder / layout.PHOTO))
     return (
-        f"<h3>Photo <small>what was found, the crop, the mask, the portrait; {about}</small></h3>"
+        f"<h3>Photo <small>landmarks, crop, mask, portrait; {about}</small></h3>"
         f'<img src="{uri}" alt="photo, crop, mask and portrait" style="max-width:100%">'
     )
 
@@ -242,10 +241,10 @@ def _truth(
     number: int,
     sampled: list[tuple[np.ndarray, _Sheet, _Sheet]],
 ) -> tuple[str, _Sheet]:
-    """Known views above the sampled ones at the same angles, where there are any.
+    """Known views above the sampled ones at the same angles, if any.
 
     Args:
-        sampled: (n, 2) angles, images, normals; earlier ones are preferred.
+        sampled: (n, 2) angles, images and normals; earlier entries are preferred.
     """
     angles = np.array(settings["truth_angles"], np.float32).reshape(-1, 2)
     pixels = np.asarray(_open(folder / "truth.png"))
@@ -271,12 +270,12 @@ def _truth(
                 nearest, sheets = same
                 cells.append(sheets[row].tile(nearest, f"sampled, {_label(pair)}"))
         columns.append(_figure("".join(cells), _label(pair)))
-    heading = "<h3>Truth <small>each true view, and below it the sampled one</small></h3>"
+    heading = "<h3>Truth <small>true views, and the sampled ones below them</small></h3>"
     return f'{heading}<div class="row">{"".join(columns)}</div>', sheet
 
 
 def _likeness(likeness: dict[str, Any], trajectory: np.ndarray) -> str:
-    """Similarity of the views' faces over yaw, as a plot from 0 to 1; those below stand at 0."""
+    """Plot over yaw of the similarity of the views' faces, from 0 to 1; lower values are at 0."""
     if likeness["mean"] is None:
         return "<h3>Likeness <small>no face was found in any view</small></h3>"
     width, height = 720, 120
@@ -339,7 +338,7 @@ def _table(settings: dict[str, Any]) -> str:
 
 
 def _document(articles: list[str], rules: list[str], left_out: list[str] | None) -> str:
-    """`left_out` None: without a heading."""
+    """The page; without a heading if `left_out` is None."""
     count = f"{len(articles)} head{'' if len(articles) == 1 else 's'}"
     notes = "".join(f"<p>left out: {html.escape(note)}</p>" for note in left_out or ())
     heading = f"<header><h1>SpinMeRound</h1><p>{count}. Drag one to turn it.</p>{notes}</header>"

@@ -1,4 +1,4 @@
-"""How the page of `page` looks and moves: its style sheet and its script, each written into it."""
+"""Style sheet and script of the page that `page` writes."""
 
 CSS = """
 :root{color-scheme:light dark;--page:#f6f5f2;--card:#fff;--ink:#1d1d1f;--soft:#6e6e73;

@@ -1,4 +1,4 @@
-"""Sheets of square pictures with words at their sides, for figures and previews."""
+"""Labelled grids of square images, for figures and previews."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GAP, MARGIN = 6, 8  # pixels
 INK, PAPER, EMPTY = (29, 29, 31), (255, 255, 255), (240, 240, 238)
 
 Tile = np.ndarray | None
-"""(h, w, 3) uint8, or None where there is no such view."""
+"""(h, w, 3) uint8, or None for an empty place."""
 
 
 def sheet(
@@ -25,7 +25,7 @@ def sheet(
 
     Args:
         labels: of rows. columns: of tiles.
-        headings: over groups of columns: words, and how many columns; between groups is a gap.
+        headings: over groups of columns: text and number of columns; a gap separates groups.
         side: pixels of a tile.
     """
     font = ImageFont.load_default(max(11, side // 10))

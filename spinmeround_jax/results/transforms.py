@@ -1,7 +1,7 @@
-"""nerfstudio's transforms.json, and the images that it names: read and written here only.
+"""nerfstudio's transforms.json and its images: the one reader and writer.
 
-Poses are camera-to-world matrices of OpenGL cameras (`cameras.py`), intrinsics count pixels of the image as
-it is stored, without its EXIF orientation. Reading checks everything that the headers of the images can tell.
+Poses are camera-to-world matrices of OpenGL cameras (`cameras.py`); intrinsics are in pixels of the stored
+image, before its EXIF orientation is applied. Reading checks everything that the images' headers allow.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from spinmeround_jax.files import InputError, explain, named
 from spinmeround_jax.photo import images
 
 NAME = "transforms.json"
-UP = (0.0, 1.0, 0.0)  # of the worlds written here
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG", ".WEBP")
+UP = (0.0, 1.0, 0.0)  # of the worlds that `write` writes
+_SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG", ".WEBP")
 _LENSES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
 _DISTORTION = ("k1", "k2", "p1", "p2")
 _HIGHER_DISTORTION = ("k3", "k4", "k5", "k6")
-_FARTHEST = 1e9  # of a camera from the origin; beyond, float64 cannot tell pixels apart
+_FARTHEST = 1e9  # distance of a camera; beyond, float64 cannot resolve pixels
 _MATRIX = schema.array(schema.array(schema.number(), 4, 4), 3, 4)
 _DOCUMENT = schema.record(
     {
@@ -40,12 +40,12 @@ _DOCUMENT = schema.record(
         "applied_transform": schema.nullable(_MATRIX),
     },
 )
-_NEAR_ONE = 1e-3  # how far rounded rotations may be from orthonormal
+_NEAR_ONE = 1e-3  # tolerance of the singular values of rounded rotations
 
 
 @dataclasses.dataclass(frozen=True)
 class Intrinsics:
-    """A pinhole and OpenCV's distortion; pixel centres lie at +0.5.
+    """Pinhole camera with OpenCV's distortion; pixel centres are at +0.5.
 
     focal, centre: x and y in pixels. size: width and height. distortion: k1, k2, p1, p2.
     """
@@ -60,10 +60,9 @@ class Intrinsics:
 class Frame:
     """A view on disk.
 
-    file_path: as transforms.json gives it. mask: bright where the subject is.
-    world_to_camera: (4, 4) float64.
-    orientation: EXIF orientation that the camera leaves out; 1 if there is none, or the camera is that of
-        the upright image. Image, mask and normals are read alike: see `read_image`.
+    file_path: as in transforms.json. mask: bright on the subject. world_to_camera: (4, 4) float64.
+    orientation: EXIF orientation of the image if its camera describes the stored pixels, else 1; image, mask
+        and normals are read accordingly, see `read_image`.
     """
 
     file_path: str
@@ -78,8 +77,11 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class Transforms:
-    """up: unit vector in the world, None if the file does not tell. applied_transform: (4, 4) from the
-    coordinates of the original data to the file's world, as nerfstudio records it."""
+    """Content of a file.
+
+    up: unit vector in the world, None if unknown. applied_transform: (4, 4) from the coordinates of the
+    original data to the file's world, as nerfstudio records it.
+    """
 
     path: pathlib.Path
     frames: tuple[Frame, ...]
@@ -87,13 +89,13 @@ class Transforms:
     applied_transform: np.ndarray
 
     def refuse_distortion(self) -> None:
-        """Raise InputError if a lens is distorted, for who needs straight rays."""
+        """Raise InputError if a lens has distortion."""
         for frame in self.frames:
             if any(frame.intrinsics.distortion):
                 named = dict(zip(_DISTORTION, frame.intrinsics.distortion, strict=True))
-                told = ", ".join(f"{name} {value:g}" for name, value in named.items() if value)
+                terms = ", ".join(f"{name} {value:g}" for name, value in named.items() if value)
                 raise InputError(
-                    f"{self.path}: {frame.file_path} has a lens with distortion ({told}); undistort the "
+                    f"{self.path}: {frame.file_path} has a lens with distortion ({terms}); undistort the "
                     "images, for example with colmap image_undistorter"
                 )
 
@@ -105,8 +107,8 @@ class Transforms:
 def read(path: pathlib.Path) -> Transforms:
     """Read transforms.json, or that of a folder.
 
-    Names without suffix mean the PNG, JPEG or WebP image of that name. Missing principal points lie in the
-    middle. Where width and height differ from the image's, see `fit_to_image`.
+    Names without suffix mean the PNG, JPEG or WebP image of that name. Missing principal points are in the
+    middle. `fit_to_image` handles a width and height that differ from the image's.
 
     Raises:
         InputError: naming the file and what is wrong with it.
@@ -115,7 +117,7 @@ def read(path: pathlib.Path) -> Transforms:
         path = path / NAME
     document = read_json(path, _DOCUMENT)
     entries = [{**document, **entry} for entry in document["frames"]]
-    files = [find_image(path, entry["file_path"]) for entry in entries]
+    files = [find_file(path, entry["file_path"], _SUFFIXES) for entry in entries]
     times = collections.Counter(file.resolve() for file in files)
     if twice := [file for file, n in times.items() if n > 1]:
         raise InputError(
@@ -133,7 +135,7 @@ def read(path: pathlib.Path) -> Transforms:
 
 
 def read_json(path: pathlib.Path, kind: schema.Kind) -> Any:
-    """`schema.read`, with its errors as InputError."""
+    """As `schema.read`, raising InputError."""
     try:
         return schema.read(path, kind)
     except OSError as error:
@@ -143,38 +145,32 @@ def read_json(path: pathlib.Path, kind: schema.Kind) -> Any:
 
 
 def checked(kind: schema.Kind, value: Any, where: str) -> Any:
-    """A value of this kind, else an InputError that begins with `where`."""
+    """The value, if it is of this kind; else InputError that begins with `where`."""
     try:
         return kind(value, where)
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
-def find_file(path: pathlib.Path, name: Any) -> pathlib.Path:
-    """The file that the JSON file `path` names, which must lie in the same folder or below.
+def find_file(path: pathlib.Path, name: Any, suffixes: Sequence[str] = ("",)) -> pathlib.Path:
+    """The file that the JSON file `path` names; it must be in the same folder or below.
 
-    Backslashes separate folders where no file has them in its name.
+    Backslashes separate folders unless a file has them in its name.
+
+    Args:
+        suffixes: tried after the name, in this order.
 
     Raises:
         InputError: not a name, outside of the folder (also through links), or no such file.
     """
-    return _find(path, name, ("",))
-
-
-def find_image(path: pathlib.Path, name: Any) -> pathlib.Path:
-    """`find_file`; the suffix of PNG, JPEG or WebP may be left out, as in Blender's data sets."""
-    return _find(path, name, ("", *_SUFFIXES))
-
-
-def _find(path: pathlib.Path, name: Any, suffixes: Sequence[str]) -> pathlib.Path:
     if not isinstance(name, str) or not name:
-        raise InputError(f"{path}: {name!r} is no file's name; a frame needs file_path")
+        raise InputError(f"{path}: {name!r} is not a file name; a frame needs file_path")
     try:
         folder = path.parent.resolve()
         for written in dict.fromkeys((name, name.replace("\\", "/"))):
             if not (folder / written).resolve().is_relative_to(folder):
                 raise InputError(
-                    f"{path}: {name!r} is outside of {folder}; images must lie beside the file or below"
+                    f"{path}: {name!r} is outside of {folder}; images must be in the same folder or below"
                 )
             for suffix in suffixes:
                 found = named(path.parent, written + suffix)
@@ -183,12 +179,8 @@ def _find(path: pathlib.Path, name: Any, suffixes: Sequence[str]) -> pathlib.Pat
         raise InputError(f"{path.parent / name}: no such file, but {path} names it")
     except InputError:
         raise
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # NUL, surrogates, too long, loops of links
-        raise InputError(f"{path}: {name!r} is no file's name ({error})") from error
+    except (OSError, ValueError, RuntimeError) as error:  # NUL, surrogates, length, link loops
+        raise InputError(f"{path}: {name!r} is not a file name ({error})") from error
 
 
 def _frame(path: pathlib.Path, entry: Mapping[str, Any], file: pathlib.Path) -> Frame:
@@ -197,7 +189,7 @@ def _frame(path: pathlib.Path, entry: Mapping[str, Any], file: pathlib.Path) -> 
     if space not in ("world", "camera"):
         raise InputError(f"{where}: normals_space {space!r}; expected world or camera")
     others = [
-        None if entry.get(key) is None else find_image(path, entry[key])
+        None if entry.get(key) is None else find_file(path, entry[key], _SUFFIXES)
         for key in ("mask_path", "normals_file_path")
     ]
     intrinsics, orientation = read_intrinsics(entry, file, where)
@@ -220,10 +212,10 @@ def read_intrinsics(
     Args:
         entry: nerfstudio's keys: fl_x or camera_angle_x; optionally fl_y or camera_angle_y, cx, cy, w, h,
             camera_model, k1, k2, p1, p2.
-        where: the file and the frame, for messages.
+        where: file and frame, for messages.
 
     Raises:
-        InputError: a number that cannot be right, a lens of another kind, an image of another shape.
+        InputError: an impossible number, an unsupported lens, an image of another shape.
     """
     header = images.read_header(file)
     stored = header.size
@@ -239,7 +231,7 @@ def read_intrinsics(
         if value is not None and known is None and not 0.25 * side < value < 0.75 * side:
             raise InputError(
                 f"{where}: {key} {value:g} is far from the middle of {stored[0]} x {stored[1]} pixels; if "
-                "the camera was that of larger or smaller images, say of which with w and h"
+                "the camera is that of larger or smaller images, give their size as w and h"
             )
         centre.append(side / 2 if value is None else value)
     intrinsics = Intrinsics(
@@ -251,10 +243,10 @@ def read_intrinsics(
 def fit_to_image(
     intrinsics: Intrinsics, header: images.Header, where: str
 ) -> tuple[Intrinsics, int]:
-    """Intrinsics of `intrinsics.size` -> those of the image's pixels, and `Frame.orientation`.
+    """Intrinsics of an image of `intrinsics.size` -> those of this image's pixels, and `Frame.orientation`.
 
-    COLMAP and nerfstudio calibrate the stored pixels. Where the camera's shape is only that of the upright
-    image it is the upright image's. An image of the same shape in another size scales the intrinsics.
+    COLMAP and nerfstudio calibrate the stored pixels; a camera whose shape is that of the upright image only
+    describes the upright image. Intrinsics are scaled if the image has another size of the same shape.
 
     Raises:
         InputError: the image has another shape.
@@ -265,11 +257,11 @@ def fit_to_image(
         return abs(size[0] / width - size[1] / height)
 
     ways = (header.size, header.orientation), (header.upright_size, 1)
-    size, orientation = min(ways, key=lambda way: difference(way[0]))  # the first of two equals
+    size, orientation = min(ways, key=lambda way: difference(way[0]))  # the stored one if equal
     if difference(size) >= 1 / width + 1 / height:  # sides are rounded to whole pixels
         raise InputError(
-            f"{where}: {header.size[0]} x {header.size[1]} pixels, but its camera is that of an image of "
-            f"{width:g} x {height:g}; give the images that were calibrated, uncropped"
+            f"{where}: {header.size[0]} x {header.size[1]} pixels, but its camera describes an image of "
+            f"{width:g} x {height:g}; give the calibrated images, not cropped"
         )
     scale = size[0] / width, size[1] / height
     focal, centre = (
@@ -283,7 +275,7 @@ def invert_pose(pose: np.ndarray, where: str) -> np.ndarray:
     """Inverse of a (4, 4) rigid pose, its rotation made orthonormal.
 
     Raises:
-        InputError: not a rotation and a translation, or beyond every scale.
+        InputError: not a rotation and a translation, or too far from the origin.
     """
     left, stretch, right = np.linalg.svd(pose[:3, :3])
     rotation = left @ right
@@ -299,14 +291,14 @@ def invert_pose(pose: np.ndarray, where: str) -> np.ndarray:
 
 
 def _square(rows: list[list[float]]) -> np.ndarray:
-    """(4, 4) of a matrix whose last row may be left out."""
+    """(4, 4) from a matrix whose last row may be missing."""
     return np.array([*rows, [0.0, 0.0, 0.0, 1.0]][:4])
 
 
 def _number(
     entry: Mapping[str, Any], key: str, where: str, low: float = -1e6, high: float = 1e6
 ) -> float | None:
-    """A number from `low` to `high`, None if it is not given."""
+    """A number from `low` to `high`, or None if missing."""
     kind = schema.nullable(schema.number(low, high))
     return checked(kind, entry.get(key), f"{where}: {key}")
 
@@ -320,8 +312,8 @@ def _focal(entry: Mapping[str, Any], axis: str, side: float, where: str) -> floa
 
 
 def _distortion(entry: Mapping[str, Any], where: str) -> tuple[float, float, float, float]:
-    """k1, k2, p1, p2; InputError for lenses that need more."""
-    if entry.get("distortion_params") is not None:  # nerfstudio's other way
+    """k1, k2, p1, p2; InputError for lenses with other terms."""
+    if entry.get("distortion_params") is not None:  # nerfstudio's other notation
         six = schema.array(schema.number(), 6, 6)
         values = checked(six, entry["distortion_params"], f"{where}: distortion_params")
         entry = {**entry, **dict(zip(("k1", "k2", "k3", "k4", "p1", "p2"), values, strict=True))}
@@ -340,7 +332,7 @@ def _distortion(entry: Mapping[str, Any], where: str) -> tuple[float, float, flo
 
 
 def read_image(file: pathlib.Path, orientation: int = 1) -> images.Picture:
-    """The pixels that the camera describes: upright, unless it leaves out an `orientation`.
+    """The pixels that the camera describes: upright, or as stored if it has an `orientation`.
 
     Raises:
         InputError: see `photo.images`.
@@ -351,13 +343,10 @@ def read_image(file: pathlib.Path, orientation: int = 1) -> images.Picture:
 def read_mask(
     picture: images.Picture, file: pathlib.Path | None, orientation: int = 1
 ) -> np.ndarray | None:
-    """(h, w) float32 in [0, 1], 1 on the subject: the mask file times the image's alpha.
+    """(h, w) float32 in [0, 1], 1 on the subject: the mask file times the image's alpha; None without both.
 
-    Alpha counts where a part worth mentioning is transparent (`Picture.has_alpha`): a stray pixel does not
-    make an opaque image a cut-out. A mask of another size but the same shape is resized.
-
-    Returns:
-        None if there is neither mask nor alpha.
+    Alpha is used if more than stray pixels are transparent (`Picture.has_alpha`). A mask of another size but
+    the same shape is resized.
 
     Raises:
         InputError: the mask is unreadable or has another shape.
@@ -367,9 +356,8 @@ def read_mask(
         return alpha
     pixels = read_image(file, orientation).pixels.astype(np.float32)
     mask = pixels[..., :3].mean(-1) * pixels[..., 3] / 255.0
-    mask /= (
-        255.0 if mask.max() > 1.0 else 1.0
-    )  # labels 0 and 1, which nerfstudio and COLMAP also take
+    if mask.max() > 1.0:  # else labels 0 and 1, which nerfstudio and COLMAP also read
+        mask /= 255.0
     height, width = picture.pixels.shape[:2]
     if mask.shape != (height, width):
         scale = width / mask.shape[1], height / mask.shape[0]
@@ -385,7 +373,7 @@ def read_mask(
 
 
 def read_normals(frame: Frame) -> np.ndarray | None:
-    """(h, w, 3) float32 in the world, at most 1 long and 0 on the background; None if there are none.
+    """(h, w, 3) float32 in the world, length at most 1, 0 on the background; None without a map.
 
     Raises:
         InputError: the map is unreadable, or has another size than the image.
@@ -405,19 +393,19 @@ def read_normals(frame: Frame) -> np.ndarray | None:
 
 
 def without_grey(normals: np.ndarray) -> np.ndarray:
-    """(..., 3) normals, at most 1 long, and 0 where they are shorter than 1/2: the background.
+    """(..., 3) normals of length at most 1, and 0 where shorter than 1/2: the background.
 
-    What is decoded from latents is grey there within a few levels, but never exactly.
+    Normal maps decoded from latents are never exactly grey there.
     """
     length = np.linalg.norm(normals, axis=-1, keepdims=True)
     return np.where(length > 0.5, normals / np.maximum(length, 1.0), 0.0)
 
 
 def unique_names(paths: Sequence[pathlib.PurePath]) -> list[str]:
-    """Names without suffix, none twice, not even where case does not count.
+    """Names without suffix, made unique, also where file names ignore case.
 
-    Files of one name in several folders (`cam3/0001.png`, `cam4/0001.png`) keep what tells them apart of
-    their folders: `cam3_0001`, `cam4_0001`.
+    Files of one name in several folders (`cam3/0001.png`, `cam4/0001.png`) are prefixed by the parts of
+    their folders that differ: `cam3_0001`, `cam4_0001`.
     """
 
     def ambiguous(names: list[str]) -> set[str]:
@@ -443,10 +431,7 @@ def unique_names(paths: Sequence[pathlib.PurePath]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A view to be written: its files, relative to transforms.json, and its camera.
-
-    details: further entries of the frame.
-    """
+    """A view to write: file paths relative to transforms.json, camera, and more entries of the frame."""
 
     file_path: str
     world_to_camera: np.ndarray
@@ -458,7 +443,7 @@ class View:
 def write(path: pathlib.Path, views: Sequence[View], **document: Any) -> None:
     """Write transforms.json of views without distortion in a world with y up.
 
-    Intrinsics that all views share are written once, the others in each frame.
+    Intrinsics shared by all views are written once, others in each frame.
 
     Args:
         document: further entries of the file, such as normals_space.

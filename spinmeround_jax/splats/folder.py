@@ -22,6 +22,7 @@ from PIL import Image
 from spinmeround_jax.files import InputError, new_folder
 from spinmeround_jax.photo.images import to_uint8
 from spinmeround_jax.results import transforms
+from spinmeround_jax.results.head_folder import write_turntable
 from spinmeround_jax.splats import mesh, scene, viewer, views
 from spinmeround_jax.splats.gaussians import Gaussians
 from spinmeround_jax.splats.ply import write_ply
@@ -29,7 +30,6 @@ from spinmeround_jax.splats.scene import Scene
 
 REPORT = "report.json"
 GENERATOR = "spinmeround_jax.reconstruct"
-TURN_SECONDS = 4.0
 TURN_VIEWS = 48
 
 
@@ -82,7 +82,7 @@ def write_folder(
             applied_transform=given.applied_transform[:3].tolist(),
         )
         turn = views.draw_views(gaussians, given, views.orbit(given, TURN_VIEWS))
-        write_turntable(partial / "turntable.webp", turn)
+        write_turntable(partial / "turntable.webp", 2 * turn.images - 1, turn.normals)
         report["left_out"] = {}
         try:
             write_viewer(partial / "viewer.html", gaussians, given, folder.name)
@@ -134,20 +134,6 @@ def write_meshes(folder: pathlib.Path, given: Scene, drawn: views.Drawn) -> None
     )  # fmt: skip
     mesh.write_ply(folder / "mesh.ply", surface)
     mesh.write_glb(folder / "mesh.glb", surface)
-
-
-def write_turntable(path: pathlib.Path, turn: views.Drawn) -> None:
-    """Pictures and normals side by side, moving."""
-    pairs = to_uint8(np.concatenate([2 * turn.images - 1, turn.normals], axis=2))
-    frames = [Image.fromarray(pair) for pair in pairs]
-    frames[0].save(
-        path,
-        save_all=True,
-        append_images=frames[1:],
-        duration=max(20, round(1000 * TURN_SECONDS / len(frames))),
-        loop=0,
-        quality=90,
-    )
 
 
 def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""Training of the autoencoder and of the diffusion model."""
+"""Training: step, loop, optimizer, autoencoder, evaluation and previews during training."""

@@ -1,7 +1,7 @@
-"""Training the autoencoder itself, where no pretrained one is loaded; images and normal maps alike.
+"""Training of the autoencoder, if no pretrained one is loaded, on images and normal maps alike.
 
-L1 + LPIPS + KL, without the adversarial loss of Stable Diffusion's (arXiv 2112.10752): at 64 pixels
-LPIPS alone keeps edges sharp. At the end the latents' statistics are measured, see `latents`.
+The loss is L1 + LPIPS + KL, without the adversarial loss of Stable Diffusion's (arXiv 2112.10752): at 64
+pixels LPIPS alone keeps edges sharp. At the end the statistics of the latents are measured.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ STATISTICS_BATCHES = 32
 def train_autoencoder(
     config: Config, workdir: pathlib.Path, mesh: Mesh, writer: SummaryWriter | None
 ) -> tuple[Autoencoder, tuple[float, ...], tuple[float, ...]]:
-    """The trained autoencoder, from `workdir/autoencoder` if it is finished there.
+    """Train the autoencoder, or load it from `workdir/autoencoder` if it is finished.
 
     Returns:
-        With it `latent_mean` and `latent_std` of `ModelConfig`.
+        The autoencoder, and `latent_mean` and `latent_std` of `ModelConfig`.
 
     Raises:
         loop.NotFiniteError, loop.Preempted: see `loop.run`.
@@ -47,23 +47,28 @@ def train_autoencoder(
     directory = config.autoencoder_training.directory or config.data.directory
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, directory=directory))
     finished = workdir / "autoencoder"
-    settings = made_with(config)
+    settings = settings_of(config)
     dtype = jnp.dtype(config.compute_dtype)
     if (finished / "model.json").is_file():
         autoencoder = checkpoints.load_autoencoder(finished, dtype)
-        made = checkpoints.read_provenance(finished)
-        if autoencoder.config != config.model.autoencoder or made.get("made_with") != settings:
+        provenance = checkpoints.read_provenance(finished)
+        if (
+            autoencoder.config != config.model.autoencoder
+            or provenance.get("made_with") != settings
+        ):
             raise InputError(
                 f"{finished}: was trained with other settings of the autoencoder, its training or "
                 "the data; delete the folder to train it again, or start a new run with another "
                 "--workdir"
             )
-        return autoencoder, tuple(made["latent_mean"]), tuple(made["latent_std"])
+        return autoencoder, tuple(provenance["latent_mean"]), tuple(provenance["latent_std"])
 
-    # -- Data: single views, so that a batch shows as many subjects as it can
+    # -- Data: single views, so that a batch has many subjects
     training = config.autoencoder_training
     batch_size = training.optimizer.batch_size
-    mesh = sharding.make_mesh(devices=mesh.devices.flatten())  # one view each: none to split
+    mesh = sharding.make_mesh(
+        devices=mesh.devices.flatten()
+    )  # one view per example: nothing to split
     sharding.check_batch_size(mesh, batch_size)
     loader = _loader(config, config.seed, jax.process_index(), jax.process_count())
 
@@ -95,7 +100,7 @@ def train_autoencoder(
         crop_key, posterior_key = jax.random.split(optim.step_key(config.seed, 0, state.step))
 
         def loss_fn(params: parameters.Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
-            images = random_crops(latents.pictures(batch), training.crop, crop_key)
+            images = random_crops(latents.images_and_normals(batch), training.crop, crop_key)
             return autoencoder_loss(
                 parameters.merge(graphdef, params), images, posterior_key, training
             )
@@ -139,7 +144,7 @@ def train_autoencoder(
 
     # -- Statistics of the latents
     autoencoder = parameters.merge(graphdef, state.ema)
-    with_other_draws = _loader(config, config.seed + 1, 0, 1)  # the same in all processes
+    with_other_draws = _loader(config, config.seed + 1, 0, 1)  # equal in all processes
     with contextlib.closing(with_other_draws):
         batches = (next(with_other_draws) for _ in range(min(training.steps, STATISTICS_BATCHES)))
         mean, std = latents.statistics(autoencoder, batches)
@@ -148,8 +153,8 @@ def train_autoencoder(
     return autoencoder, mean, std
 
 
-def made_with(config: Config) -> dict[str, Any]:
-    """What the autoencoder depends on beside its own config, as JSON gives it back."""
+def settings_of(config: Config) -> dict[str, Any]:
+    """What decides the autoencoder besides its own config, as parsed JSON."""
     settings = {
         "seed": config.seed,
         "training": dataclasses.asdict(config.autoencoder_training),
@@ -180,7 +185,7 @@ def _loader(
 
 
 def random_crops(images: jax.Array, size: int, key: jax.Array) -> jax.Array:
-    """(n, h, w, c) -> (n, size, size, c), each from a place of its own."""
+    """(n, h, w, c) -> (n, size, size, c) at independent positions."""
     n, height, width, channels = images.shape
     if size == height == width:
         return images
@@ -195,11 +200,11 @@ def random_crops(images: jax.Array, size: int, key: jax.Array) -> jax.Array:
 def reconstruction_psnr(
     graphdef: nnx.GraphDef, params: parameters.Parameters, batch: Batch
 ) -> dict[str, float]:
-    """dB between {"image", "normals"} of a batch and what the autoencoder makes of them, mean over views."""
+    """PSNR in dB of {"image", "normals"} through the autoencoder, mean over views."""
     found = {}
-    for kind, pictures in (("image", batch.images), ("normals", batch.normals)):
-        made = np.stack([previews.reconstruct(graphdef, params, views) for views in pictures])
-        found[kind] = float(metrics.psnr(made, pictures).mean())
+    for kind, originals in (("image", batch.images), ("normals", batch.normals)):
+        decoded = np.stack([previews.reconstruct(graphdef, params, views) for views in originals])
+        found[kind] = float(metrics.psnr(decoded, originals).mean())
     return found
 
 

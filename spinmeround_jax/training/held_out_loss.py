@@ -1,7 +1,7 @@
-"""The diffusion loss at fixed noise levels: the same heads, views and noise each time it is computed.
+"""The diffusion loss at fixed noise levels, with the same heads, views and noise each time.
 
-Training draws its noise level anew in every step, so that its loss tells little between two steps and
-nothing about heads it does not see. These figures do, and their gap is what was learnt by heart.
+The training loss draws a new noise level in every step and covers training heads only. These losses are
+comparable between steps, and the gap between held-out and training heads measures memorisation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRAINED, HELD_OUT = "train", "held_out"  # splits
 def fixed_heads(config: Config) -> dict[str, Batch]:
     """By split, a batch of `config.held_out.heads` heads: nothing dropped, on white, one view observed.
 
-    A data set without held-out heads has only those that are trained on.
+    Without held-out heads in the data set there are training heads only.
     """
     plain = dataclasses.replace(
         config.data, random_background=0.0, guidance_dropout=0.0, identity_dropout=0.0,
@@ -67,7 +67,7 @@ def fixed_losses(
 ) -> Callable[[Tree], dict[str, float]]:
     """Parameters by network -> "held_out_10", "train_10" and their "gap_10" for sigma 10, and so on.
 
-    The gap is held out / trained on - 1.
+    The gap is held out / train - 1.
 
     Args:
         frozen: as of `train.freeze`, with the autoencoder.
@@ -97,7 +97,7 @@ def fixed_losses(
             ]
         )  # fmt: skip
 
-    # Every device does the same: kernels cannot be partitioned, and it is little.
+    # Replicated: kernels cannot be partitioned, and this is little work.
     compiled = jax.jit(
         jax.shard_map(losses, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     )

@@ -1,6 +1,6 @@
-"""What the denoiser sees of pictures: (b, v, h, w, 2 z) latents, the RGB half first, then the normals'.
+"""Latents of batches: (b, v, h, w, 2 z), the image's half first, then the normals'.
 
-From pictures through the autoencoder, or from moments computed ahead (`latent_files`).
+They come from images through the autoencoder, or from stored moments (`latent_files`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from spinmeround_jax.models import Autoencoder, ModelConfig, parameters
 def statistics(
     autoencoder: Autoencoder, batches: Iterable[Batch]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """`latent_mean` and `latent_std`, 2 z numbers each, over batches with pictures.
+    """`latent_mean` and `latent_std`, 2 z numbers each, over batches with images.
 
-    One deviation for all channels of the images and one for those of the normals, the root of their
-    mean variance: fine detail stays small beside coarse shape, so that the loss weighs it as pictures do.
-    Every process of several computes them for itself, so give all the same batches.
+    One standard deviation for all channels of the images and one for those of the normals, the root of
+    their mean variance: fine detail keeps a small part in the latents, as it has in images, and in the loss.
+    Every process computes them itself: give all the same batches.
     """
     graphdef, params = parameters.split(autoencoder)
-    params = jax.device_get(params)  # they may lie on the devices of all processes
+    params = jax.device_get(params)  # they may be on the devices of all processes
 
     @jax.jit
     def sums(params: parameters.Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -42,7 +42,7 @@ def statistics(
     return tuple(mean.tolist()), tuple(std.ravel().tolist())
 
 
-def pictures(batch: Batch) -> jax.Array:
+def images_and_normals(batch: Batch) -> jax.Array:
     """Images, then normal maps, of all views of each example: (b 2 v, h, w, 3) in [-1, 1]."""
     both = jnp.stack([jnp.asarray(batch.images), jnp.asarray(batch.normals)], axis=1)
     return both.reshape(-1, *both.shape[3:])
@@ -58,7 +58,7 @@ def of_batch(
     """Standardised latents (b, v, h, w, 2 z) of a batch; no gradient.
 
     Args:
-        graphdef, params: of the autoencoder, which a batch that holds moments does not need.
+        graphdef, params: of the autoencoder; not used if the batch holds moments.
         noise: (b, v, h, w, 2 z) unit normal, to draw from the posterior; None takes its mean.
     """
     return jax.lax.stop_gradient(standardise(_raw(batch, graphdef, params, noise), config))
@@ -69,7 +69,7 @@ def _raw(batch, graphdef, params, noise=None) -> jax.Array:
     if batch.moments is not None:
         mean, std = jnp.split(batch.moments, 2, axis=-1)  # (b, v, 2, h, w, z)
     else:
-        moments = parameters.merge(graphdef, params).posterior(pictures(batch))
+        moments = parameters.merge(graphdef, params).posterior(images_and_normals(batch))
         mean, std = (rearrange(x, "(b two v) h w z -> b v two h w z", two=2, v=v) for x in moments)
     mean, std = (rearrange(x, "b v two h w z -> b v h w (two z)") for x in (mean, std))
     return mean if noise is None else mean + std * noise

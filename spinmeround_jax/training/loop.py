@@ -1,4 +1,4 @@
-"""The step loop that both trainings share: metrics, checkpoints, preemption, broken losses."""
+"""The step loop of both trainings: metrics, checkpoints, preemption, losses that are not finite."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
-from spinmeround_jax import cli, distributed, sharding
+from spinmeround_jax import cli, sharding
 from spinmeround_jax.checkpoints import Checkpoints
+from spinmeround_jax.training import distributed
 from spinmeround_jax.training.optim import TrainState
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-# Steps queued on the device ahead of the one running. More gains nothing, holds batches in memory
-# and delays the answer to SIGTERM.
+# Steps queued on the device after the running one. More would only hold batches in memory and delay the
+# reaction to SIGTERM.
 QUEUED_STEPS = 2
 
 
@@ -75,17 +76,17 @@ def run(
     on_sample: Callable[[TrainState, int], None],
     skip: Collection[int] = (),
 ) -> TrainState:
-    """Train from `state.step` to `steps`, waiting for the device only where there is a report.
+    """Train from `state.step` to `steps`, waiting for the device only when metrics are reported.
 
     Args:
         step_fn: jitted (state, batch of global arrays) -> (state, {name: scalar metric}).
         writer: of TensorBoard events; None in all processes but the first.
-        on_evaluate: figures that are reported beside the step's own, such as losses of held-out heads.
-        on_sample: draws what there is to see of (state, step).
-        skip: steps, counted from 0, whose batches are passed over.
+        on_evaluate: more metrics, such as losses of held-out heads.
+        on_sample: draws previews of (state, step).
+        skip: steps, counted from 0, whose batches are skipped.
 
     Raises:
-        NotFiniteError: naming the step and what its batch held; no checkpoint has that step in it.
+        NotFiniteError: naming the step and its examples; no checkpoint includes that step.
         Preempted: after a signal, with a checkpoint of the last step.
     """
     start = int(state.step)
@@ -97,9 +98,17 @@ def run(
         if (bad := int(state.bad_step)) >= 0:
             raise NotFiniteError(_not_finite(name, bad, batch_size, checkpoints.steps()))
 
+    def report(step: int, values: Mapping[str, float], *remarks: str) -> None:
+        if writer is None or not values:
+            return
+        for key, value in values.items():
+            writer.add_scalar(f"{name}/{key}", value, step)
+        figures = [f"{key} {value:.4g}" for key, value in values.items()]
+        bar.write("  ".join([f"{name} {step}/{steps}", *figures, *remarks]))
+
     with contextlib.ExitStack() as stack:
         signalled = stack.enter_context(_signals(several))
-        # However this ends, what was saved gets to the disk, and a signal does not hinder it.
+        # Saving is completed however the loop ends, before signals are handled as usual again.
         stack.callback(checkpoints.wait)
         bar = stack.enter_context(
             cli.progress(initial=start, total=steps, desc=name, unit="step", disable=writer is None)
@@ -120,9 +129,11 @@ def run(
                 check()
                 now = time.monotonic()
                 if fetched := jax.device_get(recent):
+                    seconds = (now - clock) / len(recent)
                     values = {k: float(np.mean([m[k] for m in fetched])) for k in fetched[-1]}
-                    values["examples_per_second"] = len(recent) * batch_size / (now - clock)
-                    _report(name, step, steps, values, (now - clock) / len(recent), writer, bar)
+                    values["examples_per_second"] = batch_size / seconds
+                    left = tqdm.tqdm.format_interval(int((steps - step) * seconds))
+                    report(step, values, f"{1000 * seconds:.0f} ms/step  ETA {left}")
                 recent, clock = [], now
             if step % cadence.checkpoint == 0 or step == steps or stop:
                 check()
@@ -133,69 +144,37 @@ def run(
                 )
             before = time.monotonic()
             if step % cadence.evaluate == 0 or step == steps:
-                _write(name, step, steps, on_evaluate(state), writer, bar)
+                report(step, on_evaluate(state))
             if step % cadence.sample == 0 or step == steps:
                 on_sample(state, step)
-            clock += time.monotonic() - before  # neither is training time
-    if signalled and not several:  # of several processes, JAX still knows
+            clock += time.monotonic() - before  # neither counts as training time
+    if signalled and not several:  # with several processes, JAX remembers the signal
         raise Preempted(f"{name}: stopped after its last step, the checkpoint is written")
     return state
 
 
 def _not_finite(name: str, bad: int, batch_size: int, kept: list[int]) -> str:
-    told = "no checkpoint was written yet"
+    saved = "no checkpoint was written yet"
     if kept:
-        told = f"checkpoints are kept of {', '.join(map(str, kept))}, none with that step in it"
+        saved = f"checkpoints are kept of {', '.join(map(str, kept))}, none includes that step"
     advice = "Resume with a lower learning_rate or max_gradient_norm of the optimizer"
     if name == "diffusion":
         advice += (
-            f"; without this batch (--skip_steps {bad}); or, as the weights may have grown before, "
-            "from an earlier checkpoint (--from_step)"
+            f"; without this batch (--skip_steps {bad}); or from an earlier checkpoint (--from_step), as "
+            "the weights may have diverged before"
         )
     return (
         f"{name}: the loss or its gradient is not finite at step {bad}, that is in examples "
         f"{bad * batch_size} to {(bad + 1) * batch_size - 1} of the loader (all counted from 0); "
-        f"{told}. {advice}"
+        f"{saved}. {advice}"
     )
-
-
-def _report(
-    name: str,
-    step: int,
-    steps: int,
-    values: dict[str, float],
-    seconds_per_step: float,
-    writer: SummaryWriter | None,
-    bar: tqdm.tqdm,
-) -> None:
-    left = tqdm.tqdm.format_interval(int((steps - step) * seconds_per_step))
-    _write(
-        name, step, steps, values, writer, bar, f"{1000 * seconds_per_step:.0f} ms/step  ETA {left}"
-    )
-
-
-def _write(
-    name: str,
-    step: int,
-    steps: int,
-    values: Mapping[str, float],
-    writer: SummaryWriter | None,
-    bar: tqdm.tqdm,
-    remark: str = "",
-) -> None:
-    if writer is None or not values:
-        return
-    for key, value in values.items():
-        writer.add_scalar(f"{name}/{key}", value, step)
-    figures = [f"{key} {value:.4g}" for key, value in values.items()]
-    bar.write("  ".join([f"{name} {step}/{steps}", *figures, *filter(None, [remark])]))
 
 
 @contextlib.contextmanager
 def _signals(several: bool) -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; a second SIGINT interrupts at once.
+    """Collect SIGTERM and SIGINT instead of ending the process; a second SIGINT interrupts at once.
 
-    With several processes SIGTERM is left to JAX, which tells all of them, and SIGINT becomes one: see
+    With several processes JAX handles SIGTERM, and SIGINT is converted to it: see
     `distributed.should_stop`.
     """
     received: list[int] = []

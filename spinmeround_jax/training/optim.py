@@ -17,11 +17,11 @@ Tree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a training step reads and writes.
+    """The state of training, input and output of every step.
 
     Attributes:
         params, ema: float32 pytrees of one structure.
-        step: () int32, updates done; the step's random key is folded from it.
+        step: () int32, number of updates; random keys depend on it.
         bad_step: () int32, the first step whose loss or gradient was not finite, else -1.
     """
 
@@ -67,11 +67,11 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
 
 
 def step_key(seed: int, stream: int, step: jax.Array) -> jax.Array:
-    """The random key of a step: it depends on the step alone, so that a resumed run draws the same.
+    """The random key of a step; it depends on nothing else, so that a resumed run draws the same.
 
     Args:
-        stream: keeps trainings of one seed apart. The parameters' initialisers count from 0 in the
-            place where this counts from a million.
+        stream: distinguishes trainings with one seed. Initialisers of parameters fold in numbers from 0,
+            this function from a million.
     """
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1_000_000 + stream), step)
 
@@ -88,7 +88,7 @@ def init(params: Tree, transform: optax.GradientTransformation) -> TrainState:
 
 
 def ema_decay(decay: float, step: jax.Array) -> jax.Array:
-    """min(decay, (1 + t) / (10 + t)): early on the average is short, so the start is forgotten."""
+    """min(decay, (1 + t) / (10 + t)): a short average early on forgets the initialisation."""
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
@@ -109,6 +109,6 @@ def update(
     params = optax.apply_updates(state.params, updates)
     keep = ema_decay(decay, state.step)
     ema = jax.tree.map(lambda e, p: keep * e + (1.0 - keep) * p, state.ema, params)
-    sound = jnp.isfinite(loss) & jnp.isfinite(norm)
-    bad_step = jnp.where((state.bad_step < 0) & ~sound, state.step, state.bad_step)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
     return TrainState(params, ema, opt_state, state.step + 1, bad_step), norm

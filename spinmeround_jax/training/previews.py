@@ -1,4 +1,4 @@
-"""What training shows of itself: pictures of held-out subjects, as PNG files and in TensorBoard."""
+"""Previews during training: images of held-out subjects, as PNG files and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ NEAR = 4.0  # degrees within which a stored view is the truth of a sampled one
 
 
 def held_out(config: Config, count: int) -> list[Subject]:
-    """The first subjects of the split not trained on (where there is none, of the one that is).
+    """The first subjects of a held-out split (of the training split if there is none).
 
-    Each with the views that are drawn, as they are kept for the whole run: the most frontal one, then
-    those nearest to an even turntable that begins there; normals in the model's frame.
+    Each with its most frontal view, then those nearest to a turntable that starts there; normals in the
+    model's frame.
     """
     directory = config.data.directory
     splits = read_manifest(directory)["splits"]
@@ -70,7 +70,7 @@ def reconstruct(
 def reconstructions(
     graphdef: nnx.GraphDef, params: parameters.Parameters, subjects: list[Subject]
 ) -> Image.Image:
-    """For each of `held_out` rows of images, their reconstructions, normals, and theirs."""
+    """For each subject rows of images, their reconstructions, normals, and their reconstructions."""
     rows, labels = [], []
     for subject in subjects:
         for name, originals in (("images", subject.images[1:]), ("normals", subject.normals[1:])):
@@ -87,12 +87,12 @@ def anchors(
     config: Config,
     subjects: list[Subject],
 ) -> Image.Image:
-    """For each of `held_out` rows of images and normals, the frontal view then a ring, and the truth.
+    """For each subject rows of images and normals around it, sampled and true.
 
-    Truth is blank where no view is stored near enough.
+    The truth is blank where no stored view is near enough.
 
     Args:
-        params: whole, on one device of this process, see `sharding.gathered`.
+        params: complete, on one device of this process, see `sharding.gathered`.
     """
     model = Model(
         config.model,
@@ -100,7 +100,7 @@ def anchors(
     )
     (device,) = jax.tree.leaves(params)[0].devices()
     sampling = dataclasses.replace(config.sampling, steps=SAMPLING_STEPS)
-    # One subject after another: all at once need more memory than a training step.
+    # One subject at a time: all together need more memory than a training step.
     networks = Networks(model, sampling, config.ablation, 1, None, [device])
     images, normals = (
         networks.encode(np.stack([getattr(subject, name)[0] for subject in subjects]), kind)
@@ -123,7 +123,7 @@ def anchors(
     rows, labels = [], []
     for i, subject in enumerate(subjects):
         sampled = networks.decode(latents[i], angles[i])
-        truth = subject.images[1:], _counted_from(angles[i], subject, config)
+        truth = subject.images[1:], _true_normals(angles[i], subject, config)
         stored = np.stack([subject.yaw, subject.pitch], axis=-1)
         wanted = cameras.turntable(config.model.views) + stored[0]
         near = cameras.angular_distance(stored[1:], wanted) < NEAR
@@ -140,8 +140,8 @@ def anchors(
     return sheet(rows, labels, [("", len(columns))], columns, config.model.image_size)
 
 
-def _counted_from(angles: np.ndarray, subject: Subject, config: Config) -> np.ndarray:
-    """(n, h, w, 3) true normals of the ring in the frame in which the (n, 2) angles are counted."""
+def _true_normals(angles: np.ndarray, subject: Subject, config: Config) -> np.ndarray:
+    """(n, h, w, 3) true normals of the stored views, in the frame of the (n, 2) angles."""
     normals, poses = subject.normals[1:], subject.world_to_camera[1:]
     if config.model.normals_frame == "world":
         normals = cameras.normals_to_camera(normals, poses)
@@ -149,12 +149,12 @@ def _counted_from(angles: np.ndarray, subject: Subject, config: Config) -> np.nd
 
 
 def write(
-    picture: Image.Image, name: str, step: int, workdir: pathlib.Path, writer: SummaryWriter | None
+    image: Image.Image, name: str, step: int, workdir: pathlib.Path, writer: SummaryWriter | None
 ) -> None:
-    """Write a picture to `workdir/samples/<name>_<step>.png`, in the first process only."""
+    """Write an image to `workdir/samples/<name>_<step>.png`, in the first process only."""
     if writer is None:
         return
     folder = workdir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
-    picture.save(folder / f"{name}_{step:07d}.png")
-    writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+    image.save(folder / f"{name}_{step:07d}.png")
+    writer.add_image(name, np.asarray(image), step, dataformats="HWC")

@@ -1,14 +1,9 @@
 """One step of training the diffusion model, on any mesh.
 
-The step is written for one device (`jax.shard_map`), so that its collectives are the ones that stand
-here and no others:
-
-- each parameter that is split over "fsdp" is gathered once, in the precision of the arithmetic, and
-  its gradient is summed and split again once, in that precision;
-- gradients are then summed in float32 over the remaining axes;
-- where the views of an example are split, each joint attention gathers its keys and values
-  (`models.attention`), and its backward pass sums and splits their gradients;
-- sums of a few numbers: the loss, its shares, the number of target views.
+The step is written for one device (`jax.shard_map`), so that all its collectives are written here:
+parameters split over "fsdp" are gathered once, in the compute dtype, and their gradients summed and split once;
+gradients are summed in float32 over the other axes; joint attention over split views gathers keys and values
+(`models.attention`); the loss, its shares and the number of target views are summed.
 """
 
 from __future__ import annotations
@@ -66,7 +61,7 @@ def make_step(
     def step(
         state: optim.TrainState, frozen: Tree, batch: Batch
     ) -> tuple[optim.TrainState, Metrics]:
-        # Drawn for the global batch, so that every mesh draws the same.
+        # Drawn for the global batch: the same on every mesh.
         key = optim.step_key(config.seed, 1, state.step)
         sigma_key, noise_key, posterior_key = jax.random.split(key, 3)
         targets = jnp.sum(~batch.observed, axis=1)
@@ -87,7 +82,7 @@ def make_step(
                 None if draw is None else views,
             ),
             out_specs=(P(), P(), split),
-            check_vma=False,  # what is summed where is written out below
+            check_vma=False,  # all sums are explicit
         )(state.params, frozen, batch, sigma, noise, draw)  # fmt: skip
         state, norm = optim.update(state, loss, gradients, transform, config.optimizer.ema_decay)
         return state, {"loss": loss, **shares, "gradient_norm": norm}
@@ -100,7 +95,7 @@ def _on_one_device(
     params: Tree, frozen: Tree, batch: Batch,
     sigma: jax.Array, noise: jax.Array, draw: jax.Array | None,
 ) -> tuple[jax.Array, Metrics, Tree]:  # fmt: skip
-    """This device's share of examples, views and parameters -> global loss, shares; its gradients."""
+    """This device's examples, views and parameters -> global loss and shares, and its gradients."""
     targets = jax.lax.psum(jnp.sum(~batch.observed), sharding.AXES)
     gather = functools.partial(_gather, split=split, dtype=jnp.dtype(config.compute_dtype))
     gathered, scatter = jax.vjp(gather, params)
@@ -142,7 +137,7 @@ def _gather(params: Tree, *, split: Tree, dtype: jnp.dtype) -> Tree:
 
 
 def _sum_where_copied(gradient: jax.Array, spec: P) -> jax.Array:
-    """The sum over the devices that hold the same share; over "fsdp" the gather's transpose did it."""
+    """The sum over the devices that hold the same part; the gather's transpose sums over "fsdp"."""
     axes = [axis for axis in sharding.AXES if axis not in spec]
     return jax.lax.psum(gradient.astype(jnp.float32), axes)
 
@@ -174,7 +169,7 @@ def batch_loss(
     targets: jax.Array | None = None,
     how: Execution = PLAIN,
 ) -> tuple[jax.Array, Metrics]:
-    """The diffusion loss of a batch: noise, dropout of what is given, the paper's ablations.
+    """The diffusion loss of a batch, with dropout of the conditioning and the paper's ablations.
 
     Args:
         params: of "unet" and "identity".
@@ -182,7 +177,7 @@ def batch_loss(
         clean: (b, v, h, w, c) latents of all views.
         sigma, noise: (b,) and (b, v, h, w, c).
         targets: see `diffusion_loss`.
-        how: the UNet computes.
+        how: execution of the UNet.
     """
     if ablation.no_normals:
         clean = deny_normals(clean)
@@ -216,7 +211,7 @@ def loss_per_head(
 ) -> jax.Array:
     """(b,) losses of the examples of a batch at the () noise level, see `batch_loss`.
 
-    One example after another, so that any number takes the memory of one.
+    Examples are computed one after another, in the memory of one.
     """
 
     def one(example: tuple[jax.Array, Batch, jax.Array]) -> jax.Array:

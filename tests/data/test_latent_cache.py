@@ -208,7 +208,7 @@ def test_latents_of_another_autoencoder_or_other_colours_are_refused(
         cache(autoencoder, copy, directory, backgrounds=3)
     with pytest.raises(InputError, match="normals_frame was world, is camera"):
         cache(autoencoder, copy, directory, normals_frame="camera")
-    with pytest.raises(ValueError, match="world frame, the model has them in the camera frame"):
+    with pytest.raises(ValueError, match="world frame, the model uses the camera frame"):
         loader(directory, latents=copy, normals_frame="camera")
     assert everything(copy) == everything(cached)
 

@@ -269,7 +269,7 @@ def test_pictures_that_cannot_be_compact_are_refused():
     pose = cameras.orbit(0, 0)
     rgba, normals = ball(256, pose)
     for bad in (normals / 2, np.where(normals == 0, 0.5, normals)):
-        with pytest.raises(ValueError, match="length of the picture's alpha"):
+        with pytest.raises(ValueError, match="length of the image's alpha"):
             records.encode_view(rgba, bad, pose)
     with pytest.raises(ValueError, match="differ in size"):
         records.encode_view(rgba, normals[:128], pose)
@@ -559,7 +559,7 @@ def test_an_absurd_length_is_not_allocated(tmp_path):
 def test_an_absurd_offset_is_named(shard, offset):
     index = shards.read_index(shard)
     absurd = dataclasses.replace(index, offsets=np.full_like(index.offsets, offset))
-    with pytest.raises(InputError, match="truncated"):
+    with pytest.raises(InputError, match=r"truncated|cannot be read"):
         absurd.read_views(0, [0])
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spinmeround_jax import reconstruct, sample, sample_options
+from spinmeround_jax import reconstruct, sample
 from spinmeround_jax.evaluation import figures
 from spinmeround_jax.results import sheet
 from tests.support.view_folders import RING, view, write_head
@@ -92,9 +92,9 @@ def test_unconditional_asks_sample_for_people_and_draws_them(tmp_path, monkeypat
     ]
     arguments += ["--work", str(tmp_path / "work"), "--out", str(out), "--", "--steps", "9"]
     assert figures.main(arguments) == 0
-    parsed = sample_options.build_parser().parse_args(commands[0])  # it is a command of sample's
+    parsed = sample.build_parser().parse_args(commands[0])  # it is a command of sample's
     assert (parsed.unconditional, parsed.seed, parsed.steps) == (2, 5, 9)
-    assert sample_options.parse_trajectory(parsed).shape == (8, 2)
+    assert sample.parse_trajectory(parsed).shape == (8, 2)
     with Image.open(out) as picture:
         assert picture.height > 4 * 16
     monkeypatch.setattr(sample, "main", lambda command: 2)

@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from spinmeround_jax import checkpoints, distributed
+from spinmeround_jax import checkpoints
+from spinmeround_jax.training import distributed
 from tests.support import launch_worker
 from tests.support.paths import ROOT
 from tests.support.synthetic_shards import write_dataset
@@ -253,7 +254,7 @@ def test_a_single_process_stays_alone(joined, monkeypatch):
     assert joined == []
     monkeypatch.undo()
     script = (
-        "import jax; from spinmeround_jax import distributed; distributed.initialize(); "
+        "import jax; from spinmeround_jax.training import distributed; distributed.initialize(); "
         "assert jax.process_count() == 1 and not jax.distributed.is_initialized()"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -189,7 +189,7 @@ def test_a_bad_photo_gets_one_message_and_stops_no_other(command, tmp_path, case
         (None, [], "--input"),
         (None, ["--input", "{photo}"], "missing; it finds faces and five landmarks. Get it with"),
         (None, ["--input", "{photo}", "--face", "0"], "at least 1"),
-        (None, ["--input", "{empty}"], "no pictures in this folder"),
+        (None, ["--input", "{empty}"], "no images in this folder"),
         (None, ["--input", "{photo}", "{twin}"], "same portrait"),
         ({"a.png": five()}, ["--input", "{photo}", "--recognition", "none.onnx"], "no such recog"),
         ({"a.png": five()}, ["--input", "{photo}", "--recognition", "{photo}"], "not the recognition"),

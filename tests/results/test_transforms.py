@@ -190,7 +190,7 @@ def test_without_a_principal_point_it_is_in_the_middle(tmp_path):
     for path in tmp_path.glob("*.png"):  # half as large, and nobody says what the camera was for
         Image.open(path).resize((30, 40)).save(path)
     save(tmp_path, without(about, "w", "h"))
-    with pytest.raises(InputError, match="say of which with w and h"):
+    with pytest.raises(InputError, match="give their size as w and h"):
         transforms.read(tmp_path)
 
 
@@ -320,9 +320,9 @@ def first_frame(**changes):
         (first_frame(file_path=0), "file_path"),
         (first_frame(file_path="a\0.png"), r"frames\[0\]\.file_path"),
         (first_frame(file_path="\ud800.png"), r"frames\[0\]\.file_path"),
-        (first_frame(file_path="x" * 500), "no file's name"),
-        (first_frame(mask_path="x\0"), "no file's name"),
-        (first_frame(file_path="loop.png"), "no file's name"),
+        (first_frame(file_path="x" * 500), "not a file name"),
+        (first_frame(mask_path="x\0"), "not a file name"),
+        (first_frame(file_path="loop.png"), "not a file name"),
         (first_frame(file_path="pipe.png"), "no such file"),
         (first_frame(file_path="text.png"), r"text\.png: not a readable image"),
         (first_frame(normals_file_path="missing.png"), r"missing\.png: no such file"),

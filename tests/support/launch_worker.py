@@ -13,10 +13,10 @@ import time
 import jax
 import jax.numpy as jnp
 
-from spinmeround_jax import checkpoints, distributed, sharding
+from spinmeround_jax import checkpoints, sharding
 from spinmeround_jax.config import DataConfig, OptimizerConfig, StageConfig
 from spinmeround_jax.data import loader as data_loader
-from spinmeround_jax.training import loop, optim
+from spinmeround_jax.training import distributed, loop, optim
 
 OPTIMIZER = OptimizerConfig(
     learning_rate=0.01, warmup_steps=0, schedule="constant", weight_decay=0.0, beta1=0.9,

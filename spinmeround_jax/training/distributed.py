@@ -1,8 +1,8 @@
-"""Many processes as one run: how they find each other, and how they stop at the same step.
+"""Runs of many processes: how they connect, and how they stop after the same step.
 
-Stopping. Steps are collective: a process that stops alone leaves the others waiting for ever. So a
-SIGTERM to any process goes to JAX's preemption service, which tells all processes of a step none of
-them has begun; all finish it, write the checkpoint together and end.
+Steps are collective: a process that stops alone leaves the others waiting. So a SIGTERM to any process goes
+to JAX's preemption service, which names a step that no process has begun; all finish it, write the checkpoint
+together and end.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import signal
 import jax
 from jax.experimental import multihost_utils
 
-# A process that says nothing for so long is taken for dead and the others end with an error. Long
-# enough for a stalled network or host, short beside what a waiting pod costs.
-HEARTBEAT_TIMEOUT = 60  # seconds
-# How long a process that ends waits for the others to end; one that fails waits in vain.
-SHUTDOWN_TIMEOUT = 90  # seconds, more than the above: a death is to be told as one
+# Seconds without a sign of life after which a process counts as dead, and the others end with an error.
+HEARTBEAT_TIMEOUT = 60
+# Seconds that an ending process waits for the others; longer than the above, so that a death is reported.
+SHUTDOWN_TIMEOUT = 90
 
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:]+\]|[\w.-]+):\d{1,5}")
 _asked = 0  # the last step of `should_stop`
@@ -27,19 +26,19 @@ _asked = 0  # the last step of `should_stop`
 def initialize(
     coordinator: str | None = None, process_count: int | None = None, process_id: int | None = None
 ) -> None:
-    """Join the other processes of this run; with a single one do nothing.
+    """Connect to the other processes of this run, if any.
 
-    Call it before anything touches a device. What is not given is taken from the environment
-    (JAX_COORDINATOR_ADDRESS, JAX_PROCESS_COUNT, JAX_PROCESS_ID); with none of them JAX finds the
-    processes of a Cloud TPU pod, SLURM, Open MPI or Kubernetes. A process count of 1 forbids that.
+    Call it before any device is used. Missing arguments are read from the environment
+    (JAX_COORDINATOR_ADDRESS, JAX_PROCESS_COUNT, JAX_PROCESS_ID); without any of them JAX finds the
+    processes of a Cloud TPU pod, SLURM, Open MPI or Kubernetes, unless the process count is 1.
 
     Args:
-        coordinator: HOST:PORT where process 0 listens, the same in all processes.
+        coordinator: HOST:PORT of process 0, the same in all processes.
         process_id: 0 to process_count - 1.
 
     Raises:
-        ValueError: some of the three are missing, or cannot be.
-        ConnectionError: the others did not come, or a cluster was found that cannot be joined.
+        ValueError: some of the three are missing or invalid.
+        ConnectionError: the other processes were not reached.
     """
     flagged = coordinator is not None
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
@@ -62,7 +61,7 @@ def initialize(
     if not 0 <= process_id < process_count:
         raise ValueError(f"--process_id must be in 0..{process_count - 1}, got {process_id}")
     try:
-        # What is said here is all there is: a node of a SLURM cluster may be used without SLURM.
+        # Without detection: a node of a SLURM cluster may be used without SLURM.
         jax.distributed.initialize(
             coordinator,
             process_count,
@@ -85,9 +84,9 @@ def _join_cluster() -> None:
         )
     except ValueError as error:
         if "coordinator_address should be defined" in str(error):
-            return  # JAX found no cluster: a process of its own
+            return  # no cluster: this process runs alone
         raise ValueError(
-            f"what the environment tells of a cluster is not enough: {error}"
+            f"the environment does not describe the cluster completely: {error}"
         ) from error
     except RuntimeError as error:
         raise ConnectionError(
@@ -108,14 +107,13 @@ def _number(name: str, value: int | None) -> int | None:
 
 
 def should_stop(step: int) -> bool:
-    """Whether the step just made, counted from 1, is the one after which all processes stop.
+    """Whether all processes stop after the finished step `step`, counted from 1 as by Orbax.
 
-    Of several processes, every one must ask after every step. Steps are counted as Orbax counts them,
-    which asks the same service when it saves.
+    With several processes, each must call this after every step.
     """
     global _asked
-    # The step to stop after is the one that follows those asked about when the signal came. That one
-    # is never made where a loop ended or a resumed one had not begun.
+    # The service names the step after the last one asked about, which is never run if a loop ended there,
+    # or if a resumed loop starts later.
     between = step != _asked + 1 and multihost_utils.reached_preemption_sync_point(_asked + 1)
     _asked = step
     return multihost_utils.reached_preemption_sync_point(step) or between
