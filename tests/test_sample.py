@@ -550,7 +550,7 @@ def test_heads_are_replaced_on_request_only(tmp_path):
     heads = dataclasses.replace(heads, names=("a",))
     heads.save(tmp_path)
     written = (tmp_path / "a" / layout.SETTINGS).stat().st_mtime_ns
-    with pytest.raises(InputError, match=r"a: is there.*overwrite=True"):
+    with pytest.raises(InputError, match=r"a: exists.*overwrite=True"):
         heads.save(tmp_path)
     assert (tmp_path / "a" / layout.SETTINGS).stat().st_mtime_ns == written
     heads.save(tmp_path, overwrite=True)

@@ -42,7 +42,9 @@ def repeated_on_four_devices():  # in a process of its own
     for devices in (None, jax.devices()[:1]):
         pipeline = Pipeline(random_model(), SAMPLING, NO_ABLATION, 4, devices=devices)
         results.append(sampling.repeat(pipeline, pictures, pictures, np.zeros((3, 2))))
-        placed = jax.tree.leaves(pipeline.networks._autoencoder[1])[0].sharding.device_set
+        placed = jax.tree.leaves(pipeline.networks._networks["autoencoder"][1])[
+            0
+        ].sharding.device_set
         assert len(placed) == (1 if devices else 4)
     np.testing.assert_allclose(results[0], results[1], atol=2e-4)
     print("the same on four devices")
