@@ -29,6 +29,8 @@ from spinmeround_jax import cli, files
 from spinmeround_jax.files import InputError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers")
+# Largest root mean square of the difference from PyTorch, in standard deviations of PyTorch's output.
+LIMITS = {"float32": 1e-3, "bfloat16": 0.2}
 _MATRIX = 4096  # side of the matrices whose product measures the peak of a CPU
 
 
@@ -49,35 +51,24 @@ def compare(cases: Mapping[str, Callable[[], Any]], rounds: int, desc: str) -> d
         desc: label of the progress bar.
 
     Returns:
-        "rounds": by case, seconds by clock ("wall", or "processor" of all threads of this process) of each;
-        "seconds": by case and clock, their `spread`; with the cases "jax" and "torch" also "torch_over_jax":
-        PyTorch's time over ours in each round, above 1 where ours is faster.
+        "rounds": by case and clock ("wall", or "processor" of all threads of this process) seconds of each;
+        "seconds": their `spread`; with the cases "jax" and "torch" also "torch_over_jax": by clock, PyTorch's
+        time over ours in each round, above 1 where ours is faster.
     """
-    measured: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
-    with tqdm.tqdm(total=rounds * len(cases), desc=desc, unit="run") as bar:
-        for _ in range(rounds):
-            for name, run in cases.items():
-                wall, processor = time.perf_counter(), time.process_time()
-                run()
-                seconds = time.perf_counter() - wall, time.process_time() - processor
-                measured[name].append(dict(zip(("wall", "processor"), seconds, strict=True)))
-                bar.update()
-
-    def by_clock(value: Callable[[str], Sequence[float]]) -> dict[str, dict[str, float]]:
-        return {clock: spread(value(clock)) for clock in ("wall", "processor")}
-
-    report: dict[str, Any] = {
-        "rounds": measured,
-        "seconds": {
-            name: by_clock(lambda clock, found=found: [round_[clock] for round_ in found])
-            for name, found in measured.items()
-        },
-    }
+    measured: dict[str, dict[str, list[float]]] = {x: {"wall": [], "processor": []} for x in cases}
+    for name in tqdm.tqdm([*cases] * rounds, desc=desc, unit="run"):
+        wall, processor = time.perf_counter(), time.process_time()
+        cases[name]()
+        measured[name]["wall"].append(time.perf_counter() - wall)
+        measured[name]["processor"].append(time.process_time() - processor)
+    report: dict[str, Any] = {"rounds": measured, "seconds": {}}
+    for name, clocks in measured.items():
+        report["seconds"][name] = {clock: spread(values) for clock, values in clocks.items()}
     if {"jax", "torch"} <= set(cases):
-        pairs = list(zip(measured["jax"], measured["torch"], strict=True))
-        report["torch_over_jax"] = by_clock(
-            lambda clock: [torch[clock] / ours[clock] for ours, torch in pairs]
-        )
+        report["torch_over_jax"] = {
+            clock: spread(np.divide(measured["torch"][clock], ours).tolist())
+            for clock, ours in measured["jax"].items()
+        }
     return report
 
 
@@ -177,6 +168,22 @@ def machine() -> dict[str, Any]:
     }
 
 
+def check_equal(ours: np.ndarray, theirs: np.ndarray, dtype: str, what: str) -> dict[str, float]:
+    """Difference of the outputs of two implementations, in standard deviations of the second's.
+
+    Raises:
+        ValueError: it is larger than rounding in `dtype` explains.
+    """
+    error = np.abs(np.asarray(ours, np.float64) - theirs) / np.std(theirs)
+    found = {"largest": float(error.max()), "rms": float(np.sqrt(np.mean(error**2)))}
+    if not found["rms"] < LIMITS[dtype]:
+        raise ValueError(
+            f"{what}: ours and PyTorch's differ by {found['rms']:.2g} deviations in {dtype} "
+            f"(limit {LIMITS[dtype]:g}): they are not the same function"
+        )
+    return found
+
+
 def random_parameters(shapes: Mapping[str, Any], seed: int = 0) -> dict[str, jax.Array]:
     """Values for parameters by name (anything with a shape), such that activations keep their scale.
 
@@ -245,10 +252,15 @@ def main(
         return arguments
 
     def report(arguments: argparse.Namespace) -> None:
-        settings = {name: str(value) for name, value in vars(arguments).items() if value}
-        finish({"settings": settings, "machine": machine(), **run(arguments)}, arguments.out)
+        finish({**about(arguments), **run(arguments)}, arguments.out)
 
     return cli.main(parse, report, argv)
+
+
+def about(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings and the machine."""
+    settings = {name: str(value) for name, value in vars(arguments).items() if value}
+    return {"settings": settings, "machine": machine()}
 
 
 def finish(report: Mapping[str, Any], out: pathlib.Path | None) -> None:

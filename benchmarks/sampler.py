@@ -17,7 +17,6 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import measuring
-from benchmarks.forward import check_equal
 from launch import programs
 from spinmeround_jax import cameras, checkpoints, cli
 from spinmeround_jax.config import Config, SamplingConfig, load_config
@@ -214,7 +213,9 @@ def against_torch(
         np.asarray(sigmas),
         chosen.guidance_scale,
     )
-    difference = check_equal(sampled, theirs.sample(), config.compute_dtype, "joint sampling")
+    difference = measuring.check_equal(
+        sampled, theirs.sample(), config.compute_dtype, "joint sampling"
+    )
     compared = measuring.compare(
         {"jax": run_ours, "torch": theirs.sample}, arguments.repeats, "against torch"
     )

@@ -138,19 +138,6 @@ class TorchUNet:
         out = self.forward(x, c_noise.repeat_interleave(v), context).sample
         return out.float().permute(0, 2, 3, 1).unflatten(0, (b, v))
 
-    @torch.inference_mode()
-    def evaluate(
-        self,
-        x: torch.Tensor,
-        c_noise: torch.Tensor,
-        context: torch.Tensor,
-        fetch: bool = True,
-    ) -> np.ndarray | None:
-        """Wait for the output; return it as an array if `fetch`."""
-        out = self(x, c_noise, context)
-        self.wait()
-        return out.cpu().numpy() if fetch else None
-
     def wait(self) -> None:
         """Until the device is idle."""
         if self.device.type == "cuda":

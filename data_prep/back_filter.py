@@ -1,27 +1,19 @@
 """Scores that tell heads with a known fault of 3-D generators: a second face, or debris, at the back.
 
-Trained on pictures that mostly show faces, such generators sometimes put another face on the back of
+Trained on images that mostly show faces, such generators sometimes put another face on the back of
 a head (An et al., CVPR 2023, fig. 3). The paper's authors threw out three of ten heads by hand; these
 scores find the plain cases, `panohead` shows the rest to a person.
-
-    python -m data_prep.back_filter --data data/heads64    # how well `mirror` tells them apart
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
 
-from spinmeround_jax import cli
-from spinmeround_jax.data import records, shards
-from spinmeround_jax.data.manifest import read_manifest
-from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import pose
 from spinmeround_jax.photo.landmarks import load_model
 from spinmeround_jax.photo.prepare import Models
@@ -129,64 +121,3 @@ def faults(scores: Mapping[str, Scores], thresholds: Thresholds) -> dict[str, li
         if against:
             found[name] = against
     return found
-
-
-# --------------------------------------------------------------------------------------------------
-# How well it works
-
-
-def separation(data: pathlib.Path, split: str = "train", most: int = 200) -> np.ndarray:
-    """(heads, 2) mirror_similarity of the back of rendered heads, and of another's face behind.
-
-    Raises:
-        InputError: no such data, or no view from behind in it.
-    """
-    reliefs: list[list[np.ndarray]] = []
-    manifest = read_manifest(data)
-    for entry in manifest["splits"].get(split, []):
-        index = shards.read_index(data / entry["file"])
-        for row in range(len(index.subjects)):
-            towards = index.world_to_camera[row, :, 2, :3]
-            chosen = [int((towards @ (0.0, 0.0, side)).argmax()) for side in (1.0, -1.0)]
-            if len(reliefs) == most or abs(towards[chosen[1], 2] + 1.0) > 1e-3:
-                break
-            views = index.read_views(row, chosen)
-            reliefs.append(
-                [
-                    records.decode_normals(view.normals, manifest["image_size"], str(index.path))
-                    @ view.world_to_camera[:3, :3].T
-                    for view in views
-                ]
-            )
-    if len(reliefs) < 2:
-        raise InputError(f"{data}: fewer than two {split} heads with a view from behind")
-    return np.array(
-        [
-            [mirror_similarity(front, back), mirror_similarity(front, reliefs[i - 1][0])]
-            for i, (front, back) in enumerate(reliefs)
-        ]
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    found = separation(args.data)
-    limit = Thresholds().mirror
-    for name, values in zip(("backs of heads", "another's face behind"), found.T, strict=True):
-        low, middle, high = np.percentile(values, [1, 50, 99])
-        print(
-            f"{name}: {len(values)}, median {middle:.2f}, 1 % below {low:.2f}, 1 % above {high:.2f}, "
-            f"{100 * (values > limit).mean():.1f} % above the threshold {limit:g}"
-        )
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = cli.build_parser(
-        "data_prep.back_filter",
-        "Measure how well the relief of a face behind is told from the back of a head.",
-    )
-    parser.add_argument("--data", type=cli.path, required=True, help="rendered heads, or gs://...")
-    return cli.main(parser.parse_args, run, argv)
-
-
-if __name__ == "__main__":
-    cli.end(main())

@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   python -m data_prep.cache_latents --checkpoint converted/ --data data/panohead512 \\
       --out data/panohead512/latents --shard 1/4
 
---data and --out may be gs://... A killed run goes on where it was. Then, for training:
+--data and --out may be gs://... A killed run resumes. Then, for training:
 --config.latents.directory=data/heads64/latents
 """
 
@@ -58,9 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         help="config.model.normals_frame of the training (camera)",
     )  # fmt: skip
     parser.add_argument("--shard", type=cli.part, default=(0, 1), metavar="I/N", help="(0/1, all)")
-    parser.add_argument(
-        "--batch-size", type=cli.integer(1), default=32, help="pictures at once (32)"
-    )
+    parser.add_argument("--batch-size", type=cli.integer(1), default=32, help="images at once (32)")
     return cli.main(parser.parse_args, run, argv)
 
 

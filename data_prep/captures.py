@@ -20,14 +20,12 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import argparse
 import contextlib
 import dataclasses
-import functools
 import io
 import json
 import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
@@ -69,17 +67,12 @@ EXAMPLES = """examples:
   python -m spinmeround_jax.sample --checkpoint weights/... --input data/captures/portraits --out out/
 
 Without models: landmarks.json in a capture, {"photo.png": [[x, y], ... 5 or 68 points]} for two photos
-or more, and identity.npy, an ArcFace vector. A killed run goes on where it stopped.
+or more, and identity.npy, an ArcFace vector. A killed run resumes.
 """
 
 
 # --------------------------------------------------------------------------------------------------
 # The command
-
-
-@functools.lru_cache(maxsize=1)
-def _models(folder: pathlib.Path | None) -> Models:
-    return Models(folder, front_end="insightface")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +92,7 @@ class Maker:
         """
         folder = self.folder / name
         try:
-            views, embedding = read_capture(folder, self.options, _models(self.models))
+            views, embedding = read_capture(folder, self.options, identity.models(self.models))
             write_capture(self.out, name, views, embedding, self.options)
         except AssetError:
             raise
@@ -183,48 +176,26 @@ def run(args: argparse.Namespace) -> int:
     names = find(args.input)
     folders = [args.input / name for name in names]
     if not all((folder / LANDMARKS).exists() for folder in folders):
-        identity.check_detector(_models(args.models))
+        identity.check_detector(identity.models(args.models))
     if not all((folder / IDENTITY).exists() for folder in folders):
-        identity.check(_models(args.models))
+        identity.check(identity.models(args.models))
     options = Options(args.size, args.keep_background, args.sequence, args.frame)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        _check_settings(args.out, options)
-        todo = [n for n in names if not (args.out / "portraits" / f"{n}.json").exists()]
-        maker = Maker(args.input, args.out, options, args.models)
-        reasons: dict[str, str] = {}
-        with cli.progress(total=len(names), initial=len(names) - len(todo), unit="capture") as bar:
-            with contextlib.closing(made(maker.make, todo, args.workers)) as results:
-                for name, result in zip(todo, results, strict=True):
-                    if isinstance(result, SubjectRejected):
-                        reasons[name] = str(result)
-                    bar.update()
-        _write_rejected(args.out, reasons)
-    except BrokenProcessPool as error:
-        raise InputError(
-            "A worker process was killed, perhaps because memory ran out; the same command goes on, "
-            "fewer --workers need less memory"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"{error.filename or args.out}: {error.strerror or error!r}; mend that, and the same "
-            "command goes on"
-        ) from error
+    args.out.mkdir(parents=True, exist_ok=True)
+    factory.check_settings(args.out / "captures.json", dataclasses.asdict(options))
+    todo = [n for n in names if not (args.out / "portraits" / f"{n}.json").exists()]
+    maker = Maker(args.input, args.out, options, args.models)
+    reasons: dict[str, str] = {}
+    with cli.progress(total=len(names), initial=len(names) - len(todo), unit="capture") as bar:
+        with contextlib.closing(made(maker.make, todo, args.workers)) as results:
+            for name, result in zip(todo, results, strict=True):
+                if isinstance(result, SubjectRejected):
+                    reasons[name] = str(result)
+                bar.update()
+    _write_rejected(args.out, reasons)
     print(f"{len(names) - len(reasons)} of {len(names)} captures: {args.out}")
     for name, reason in reasons.items():
         print(f"rejected: {name}: {reason}", file=sys.stderr)
     return 1 if reasons else 0
-
-
-def _check_settings(out: pathlib.Path, options: Options) -> None:
-    path, wanted = out / "captures.json", json.dumps(dataclasses.asdict(options)).encode()
-    if not path.exists():
-        write_atomically(path, wanted)
-    elif path.read_bytes() != wanted:
-        raise InputError(
-            f"{path}: {out} was begun with other settings or is damaged; give the same settings to "
-            "continue, or another --out"
-        )
 
 
 def _write_rejected(out: pathlib.Path, reasons: Mapping[str, str]) -> None:

@@ -47,7 +47,7 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name_inside(subject.subject)}.png"
     if path.exists() and path.read_bytes() != frontal.image:
-        raise InputError(f"{path}: another picture is in the way; choose another --out")
+        raise InputError(f"{path}: another image is in the way; choose another --out")
     write_atomically(path, frontal.image)
     rows = [np.concatenate(list(views), axis=1) for views in (subject.images, subject.normals)]
     pixels = to_uint8(np.concatenate(rows))

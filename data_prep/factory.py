@@ -14,18 +14,18 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from tqdm import tqdm
 
 from data_prep.workers import SubjectRejected, made
-from spinmeround_jax import cli
-from spinmeround_jax.data import shards
+from spinmeround_jax import cameras, cli
+from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.manifest import shard_name, write_manifest
 from spinmeround_jax.data.records import ViewRecord
-from spinmeround_jax.files import InputError, explain, lock, write_atomically
+from spinmeround_jax.files import InputError, lock, write_atomically
 
 SETTINGS = "render_settings.json"
 REJECTED = "rejected.jsonl"
@@ -48,7 +48,7 @@ class Source(Protocol):
         """All that decides what is written, for JSON; a folder holds one such set of settings."""
 
     def manifest(self) -> dict[str, Any]:
-        """image_size, views, seed, source and license of the manifest, and what else is to be told."""
+        """image_size, views, seed, source and license of the manifest, and further entries."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +117,39 @@ def is_done(job: Job) -> bool:
 # Writing
 
 
+def view_records(
+    subject: str,
+    views: Iterable[tuple[np.ndarray, np.ndarray]],
+    angles: np.ndarray,
+    id_embedding: np.ndarray,
+    source: str,
+    license: str,
+) -> list[ViewRecord]:
+    """The records of a subject.
+
+    Args:
+        views: of each, rgba (s, s, 4) uint8 and normals (s, s, 3) times coverage, in the world.
+        angles: (n, 2) yaws and pitches.
+    """
+    found = []
+    for view, ((rgba, normals), (yaw, pitch)) in enumerate(zip(views, angles, strict=True)):
+        pose = cameras.orbit(yaw, pitch)
+        found.append(
+            ViewRecord(
+                subject=subject,
+                view=view,
+                **records.encode_view(rgba, normals, pose),
+                world_to_camera=pose,
+                yaw=float(yaw),
+                pitch=float(pitch),
+                id_embedding=id_embedding,
+                source=source,
+                license=license,
+            )
+        )
+    return found
+
+
 def write_shard(
     job: Job, results: Iterator[list[ViewRecord] | SubjectRejected], bar: tqdm | None = None
 ) -> None:
@@ -161,36 +194,33 @@ def _lines(entries: Iterator[dict[str, str]]) -> bytes:
     return "".join(json.dumps(entry) + "\n" for entry in entries).encode()
 
 
-def check_settings(source: Source, out: pathlib.Path, shard_subjects: int) -> None:
-    """Refuses to mix two different data sets in one folder; writes the settings where none are.
+def check_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to mix results of different settings in one folder; write `path` where it is not there.
 
     Raises:
-        InputError: the folder was begun with other settings, or tells of none that can be read.
+        InputError: the folder was begun with other settings, or `path` cannot be read.
     """
-    wanted = {**source.settings(), "shard_subjects": shard_subjects}
-    wanted = json.loads(json.dumps(wanted))  # as it will be read again: lists, not tuples
-    path = out / SETTINGS
-    if path.exists():
-        try:
-            found = dict(json.loads(path.read_text()))
-        except Exception as error:  # the file can hold anything
-            raise InputError(
-                f"{path}: damaged ({error!r}). Restore it, or choose another --out; delete it only "
-                "if all shards beside it were made with the settings given now."
-            ) from error
-        if found != wanted:
-            names = [*wanted, *(name for name in found if name not in wanted)]
-            differing = {
-                name: (found.get(name), wanted.get(name))
-                for name in names
-                if found.get(name) != wanted.get(name)
-            }
-            raise InputError(
-                f"{out} was begun with other settings (there, here): {differing}.\n"
-                "Give the same settings to continue it, or another --out."
-            )
+    wanted = json.loads(json.dumps(settings))  # as it will be read again: lists, not tuples
+    if not path.exists():
+        write_atomically(path, json.dumps(wanted, indent=2).encode())
         return
-    write_atomically(path, json.dumps(wanted, indent=2).encode())
+    try:
+        found = dict(json.loads(path.read_text()))
+    except Exception as error:  # the file can hold anything
+        raise InputError(
+            f"{path}: damaged ({error!r}). Restore it, or choose another --out; delete it only "
+            "if everything beside it was made with the settings given now."
+        ) from error
+    differing = {
+        name: (found.get(name), wanted.get(name))
+        for name in {**wanted, **found}
+        if found.get(name) != wanted.get(name)
+    }
+    if differing:
+        raise InputError(
+            f"{path.parent} was begun with other settings (there, here): {differing}.\n"
+            "Give the same settings to continue it, or another --out."
+        )
 
 
 def finish(source: Source, out: pathlib.Path, jobs: Sequence[Job]) -> dict[str, str]:
@@ -239,33 +269,24 @@ def write_dataset(
         Whether the whole data set is there.
 
     Raises:
-        InputError: what was done is kept, and the message says how to go on.
+        InputError: the folder was begun with other settings, or every subject was rejected.
+        BrokenProcessPool, OSError: finished shards are kept; the same command resumes.
     """
     jobs = plan(source, out, shard_subjects)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        check_settings(source, out, shard_subjects)
-        mine = jobs[share[0] :: share[1]]
-        todo = [j for j in mine if not is_done(j) or (retry_rejected and rejected(j))]
-        _write(source, mine, todo, workers)
-        missing = [job for job in jobs if not is_done(job)]
-        if missing:
-            print(
-                f"{len(jobs) - len(missing)} of {len(jobs)} shards are there. The manifest is "
-                f"written by the machine that finds all of them in {out}; if they are collected "
-                "from several disks, give this command once more on all of them, without --shard."
-            )
-            return False
-        reasons = finish(source, out, jobs)
-    except BrokenProcessPool as error:
-        raise InputError(
-            "A worker process was killed, perhaps because memory ran out. The same command "
-            "continues where this one stopped; fewer --workers need less memory."
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"{explain(error, out)}. Finished shards are kept; the same command continues there."
-        ) from error
+    out.mkdir(parents=True, exist_ok=True)
+    check_settings(out / SETTINGS, {**source.settings(), "shard_subjects": shard_subjects})
+    mine = jobs[share[0] :: share[1]]
+    todo = [j for j in mine if not is_done(j) or (retry_rejected and rejected(j))]
+    _write(source, mine, todo, workers)
+    missing = [job for job in jobs if not is_done(job)]
+    if missing:
+        print(
+            f"{len(jobs) - len(missing)} of {len(jobs)} shards are there. The manifest is "
+            f"written by the machine that finds all of them in {out}; if they are collected "
+            "from several disks, give this command once more on all of them, without --shard."
+        )
+        return False
+    reasons = finish(source, out, jobs)
     total = sum(len(job.subjects) for job in jobs)
     print(f"{total - len(reasons)} subjects in {len(jobs)} shards: {out}")
     if reasons:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,13 +16,19 @@ from spinmeround_jax.photo.prepare import Models
 MAX_YAW, MAX_PITCH = 15.0, 10.0  # degrees, of a view that is frontal enough
 
 
+@functools.lru_cache(maxsize=1)
+def models(folder: pathlib.Path | None) -> Models:
+    """insightface's, one set per process; see `assets.models_folder`."""
+    return Models(folder, front_end="insightface")
+
+
 def frontal(angles: np.ndarray) -> np.ndarray:
     """Numbers of the (n, 2) views (yaw, pitch) that count as frontal."""
     return np.flatnonzero((np.abs(angles) <= (MAX_YAW, MAX_PITCH)).all(axis=1))
 
 
 def check_detector(models: Models) -> None:
-    """So that a missing model is told before hours of work.
+    """Report a missing model before hours of work.
 
     Raises:
         AssetError: a model that finds faces is missing.

@@ -15,7 +15,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import argparse
 import dataclasses
-import functools
 import hashlib
 import os
 import pathlib
@@ -51,7 +50,7 @@ EXAMPLES = """examples:
 The five landmarks: eye on the image's left, eye on its right, tip of the nose, corner of the mouth on
 the image's left, on its right; in the mesh's coordinates, or as numbers of vertices. With landmarks
 and an ArcFace vector (.npy) beside every mesh no model is needed. What cannot be used is listed in
-rejected.jsonl; mend it and give --retry-rejected.
+rejected.jsonl; fix it and give --retry-rejected.
 """
 
 
@@ -92,7 +91,7 @@ class Meshes:
         return {"train": self.train, "held_out": self.held_out}
 
     def records(self, subject: str) -> list[records.ViewRecord]:
-        return view_records(self, _models(self.models), self.folder / subject)
+        return view_records(self, identity.models(self.models), self.folder / subject)
 
     def settings(self) -> dict[str, Any]:
         names = "\n".join((*self.train, "", *self.held_out)).encode()
@@ -118,11 +117,6 @@ class Meshes:
         }
 
 
-@functools.lru_cache(maxsize=1)
-def _models(folder: pathlib.Path | None) -> Models:
-    return Models(folder, front_end="insightface")
-
-
 def place(path: pathlib.Path, scan: Scan, models: Models, up: str, front: str):
     """(scale, rotation, offset) that takes the mesh to the canonical frame.
 
@@ -139,7 +133,7 @@ def view_records(source: Meshes, models: Models, path: pathlib.Path) -> list[rec
     """All views of one mesh.
 
     Raises:
-        SubjectRejected: unreadable, cannot be aligned, or nobody can be recognised.
+        SubjectRejected: unreadable, cannot be aligned, or no face can be recognised.
         AssetError: a model is needed that is not there.
     """
     name = path.relative_to(source.folder).as_posix()
@@ -149,8 +143,10 @@ def view_records(source: Meshes, models: Models, path: pathlib.Path) -> list[rec
         parts = [part.moved(*where) for part in scan.parts]
         scene = textured.scene(parts)
         angles = viewpoints.viewpoints(source.views)
-        poses = cameras.orbit(*angles.T)
-        views = [textured.draw(scene, parts, pose, source.size, source.samples) for pose in poses]
+        views = [
+            textured.draw(scene, parts, cameras.orbit(*angle), source.size, source.samples)
+            for angle in angles
+        ]
         if path.with_suffix(".npy").exists():
             embedding = portraits.read_identity(path.with_suffix(".npy"))
         else:
@@ -160,20 +156,14 @@ def view_records(source: Meshes, models: Models, path: pathlib.Path) -> list[rec
         raise
     except InputError as error:
         raise SubjectRejected(str(error)) from error
-    return [
-        records.ViewRecord(
-            subject=name,
-            view=number,
-            **records.encode_view(view.rgba, view.soft_normals, pose),
-            world_to_camera=pose,
-            yaw=float(yaw),
-            pitch=float(pitch),
-            id_embedding=embedding,
-            source=f"data_prep.meshes {path.name}",
-            license=source.license,
-        )
-        for number, (view, pose, (yaw, pitch)) in enumerate(zip(views, poses, angles, strict=True))
-    ]
+    return factory.view_records(
+        name,
+        ((view.rgba, view.soft_normals) for view in views),
+        angles,
+        embedding,
+        f"data_prep.meshes {path.name}",
+        source.license,
+    )
 
 
 def build(args: argparse.Namespace) -> Meshes:
@@ -196,7 +186,7 @@ def build(args: argparse.Namespace) -> Meshes:
     for person, scans in people.items():
         split[person in chosen] += [path.relative_to(args.input).as_posix() for path in scans]
         paths += scans
-    models = Models(args.models, front_end="insightface")
+    models = identity.models(args.models)
     if not all(path.with_name(path.stem + LANDMARKS).exists() for path in paths):
         identity.check_detector(models)
     if not all(path.with_suffix(".npy").exists() for path in paths):

@@ -2,7 +2,7 @@
 
 Two steps. `screen` looks at each person from a few sides, scores the generator's known faults and
 draws contact sheets; a person then edits a list; `render` writes 125 views of those who are left.
-docs/data_factory.md tells what you need and how long it takes.
+docs/data_factory.md says what you need and how long it takes.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Generator(Protocol):
     """People by seed; panohead_network.PanoHead is one."""
 
     def images(self, seed: int, world_to_camera: np.ndarray) -> np.ndarray:
-        """(n, h, w, 3) uint8 pictures, with background, from (n, 4, 4) cameras of `cameras`."""
+        """(n, h, w, 3) uint8 images, with background, from (n, 4, 4) cameras of `cameras`."""
 
     def density(self, seed: int, size: int) -> tuple[np.ndarray, float]:
         """(size, size, size) float32 at the points of isosurface.grid(size, box), and the box."""
@@ -110,11 +110,6 @@ def _generator(network: Network, options: Options) -> Generator:
     return panohead_network.PanoHead(
         module, network.device, options.truncation_psi, options.truncation_cutoff
     )
-
-
-@functools.lru_cache(maxsize=1)
-def _models(folder: pathlib.Path | None) -> Models:
-    return Models(folder, front_end="insightface")
 
 
 def subject_name(seed: int) -> str:
@@ -179,14 +174,14 @@ class Screen:
     def look(self, name: str) -> screening.Look:
         return look_at(
             _generator(self.network, self.options), seed_of(name), self.options,
-            _models(self.models) if self.faces else None,
+            identity.models(self.models) if self.faces else None,
         )  # fmt: skip
 
 
 def look_at(
     generator: Generator, seed: int, options: Options, models: Models | None
 ) -> screening.Look:
-    """Scores and a strip of pictures of one person.
+    """Scores and a strip of images of one person.
 
     Raises:
         SubjectRejected: the density holds no head.
@@ -230,7 +225,7 @@ class PanoHeads:
 
     def records(self, subject: str) -> list[records.ViewRecord]:
         generator = _generator(self.network, self.options)
-        return view_records(self, generator, _models(self.models), subject)
+        return view_records(self, generator, identity.models(self.models), subject)
 
     def settings(self) -> dict[str, Any]:
         seeds = json.dumps(self.seeds).encode()
@@ -269,20 +264,14 @@ def view_records(
     views, _ = views_of(generator, seed_of(subject), angles, source.options)
     front = [on_white(views[number].rgba) for number in identity.frontal(angles)]
     embedding = identity.embed(models, front)
-    return [
-        records.ViewRecord(
-            subject=subject,
-            view=number,
-            **records.encode_view(view.rgba, view.normals, cameras.orbit(yaw, pitch)),
-            world_to_camera=cameras.orbit(yaw, pitch),
-            yaw=float(yaw),
-            pitch=float(pitch),
-            id_embedding=embedding,
-            source=f"data_prep.panohead {source.network.pickled.name}",
-            license=LICENSE,
-        )
-        for number, (view, (yaw, pitch)) in enumerate(zip(views, angles, strict=True))
-    ]
+    return factory.view_records(
+        subject,
+        ((view.rgba, view.normals) for view in views),
+        angles,
+        embedding,
+        f"data_prep.panohead {source.network.pickled.name}",
+        LICENSE,
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -361,9 +350,9 @@ def run(args: argparse.Namespace) -> None:
         _collect(args)
         return
     if args.command == "screen" and args.faces:
-        identity.check_detector(_models(args.models))
+        identity.check_detector(identity.models(args.models))
     elif args.command == "render":
-        identity.check(_models(args.models))
+        identity.check(identity.models(args.models))
     options = Options(args.size, args.grid, args.level, args.truncation)
     network = _network(args)
     if args.command == "screen":

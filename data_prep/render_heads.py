@@ -1,7 +1,7 @@
 """Renders parametric people to TFRecord shards: `python -m data_prep.render_heads --help`.
 
 Every subject is a pure function of --seed and its number, so the result does not depend on the
-number of workers, and a run that was killed goes on where it stopped when started again.
+number of workers, and a run that was killed resumes.
 """
 
 from __future__ import annotations
@@ -103,24 +103,19 @@ class ParametricHeads:
         person = person_of(self.seed, subject)
         scene, _ = build_scene(person, self.size, self.framing)
         identity = rendered_identity.embed(scene)
-        out = []
-        for view, (yaw, pitch) in enumerate(self._viewpoints(subject)):
-            pose = cameras.orbit(yaw, pitch)
-            picture = render.render_view(scene, pose, self.size, self.samples)
-            out.append(
-                records.ViewRecord(
-                    subject=subject,
-                    view=view,
-                    **records.encode_view(picture.rgba, picture.soft_normals, pose),
-                    world_to_camera=pose,
-                    yaw=float(yaw),
-                    pitch=float(pitch),
-                    id_embedding=identity,
-                    source=f"data_prep.render_heads seed={self.seed} size={self.size}",
-                    license=assets.LICENSE,
-                )
-            )
-        return out
+        angles = self._viewpoints(subject)
+        pictures = (
+            render.render_view(scene, cameras.orbit(*angle), self.size, self.samples)
+            for angle in angles
+        )
+        return factory.view_records(
+            subject,
+            ((picture.rgba, picture.soft_normals) for picture in pictures),
+            angles,
+            identity,
+            f"data_prep.render_heads seed={self.seed} size={self.size}",
+            assets.LICENSE,
+        )
 
     def _viewpoints(self, subject: str) -> np.ndarray:
         views = viewpoints.viewpoints(self.views)
@@ -189,7 +184,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--preview",
         default="contact_sheet.png",
-        help="overview picture, written into --out; empty for none",
+        help="overview image, written into --out; empty for none",
     )
     args = parser.parse_args(argv)
     if pathlib.Path(args.preview).name == "..":

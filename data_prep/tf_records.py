@@ -1,6 +1,6 @@
-"""Reads the records with TensorFlow, for those who live there: parsing and both kinds of pictures.
+"""Reads the records with TensorFlow, for those who live there: parsing and both kinds of images.
 
-Needs `pip install 'spinmeround_jax[tfds]'`. `docs/data_format.md` tells what the fields are.
+Needs `pip install 'spinmeround_jax[tfds]'`. docs/data_format.md describes the fields.
 """
 
 from __future__ import annotations
@@ -38,13 +38,11 @@ def decode_picture(encoded: tf.Tensor, size: int, channels: int) -> tf.Tensor:
     return tf.ensure_shape(pixels, (size, size, channels))
 
 
-def normals_decoder(
-    channels: int,
-) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+def normals_decoder(channels: int) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
     """What turns stored normals into vectors, as `records.decode_view` does.
 
     Args:
-        channels: of the stored picture: 3 (PNG of components) or 4 (compact), see `channels_of`.
+        channels: of the stored image: 3 (PNG of components) or 4 (compact), see `channels_of`.
 
     Returns:
         A function of (h, w, channels) uint8, the image's (h, w) uint8 alpha and (4, 4)

@@ -5,7 +5,7 @@
 
     heads = tfds.load("spinmeround_heads", data_dir="data/heads64", split="train")
 
-An example is one view, with pictures decoded; `data_dir` is a folder with manifest.json, also in a
+An example is one view, with images decoded; `data_dir` is a folder with manifest.json, also in a
 bucket. Needs `pip install 'spinmeround_jax[tfds]'`.
 """
 

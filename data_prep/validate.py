@@ -16,12 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.validation import page
-from data_prep.validation.checks import (
-    Findings,
-    Task,
-    check,
-    subject_faults,
-)
+from data_prep.validation.checks import Findings, Task, check, subject_faults
 from spinmeround_jax import cli
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.data import shards
@@ -32,7 +27,7 @@ EXAMPLES = """examples:
   python -m data_prep.validate data/heads64
   python -m data_prep.validate gs://bucket/heads512 --out validation --workers 16
 
-Writes validation.json (statistics, every fault) and validation.html (the same, with pictures). Exit
+Writes validation.json (statistics, every fault) and validation.html (the same, with images). Exit
 status: 0 all is well, 1 faults were found, 2 there is no data set.
 """
 
@@ -87,7 +82,7 @@ def findings(todo: Sequence[Task], workers: int) -> Iterator[Findings]:
 
 def statistics(findings: Sequence[Findings]) -> dict[str, Any]:
     """Per split: counts, bytes, formats, coverage, cameras, decoding time."""
-    told = {}
+    summary = {}
     for split in dict.fromkeys(found.task.split for found in findings):
         of_split = [found for found in findings if found.task.split == split and found.records]
         if not of_split:
@@ -96,7 +91,7 @@ def statistics(findings: Sequence[Findings]) -> dict[str, Any]:
         coverage = np.concatenate([found.coverage for found in of_split])
         yaw, pitch = np.concatenate([found.angles for found in of_split]).T
         count = sum(found.records for found in of_split)
-        told[split] = {
+        summary[split] = {
             "subjects": len(of_split),
             "records": count,
             "bytes": int(sizes.sum()),
@@ -109,7 +104,7 @@ def statistics(findings: Sequence[Findings]) -> dict[str, Any]:
                 1e3 * sum(found.decode_seconds for found in of_split) / count, 2
             ),
         }
-    return told
+    return summary
 
 
 def _range(values: np.ndarray, digits: int) -> dict[str, float]:
@@ -127,7 +122,7 @@ def validate(
     """
     try:
         manifest = read_manifest(directory)
-    except InputError as error:  # 1 tells of faults in a data set
+    except InputError as error:  # exit code 1 means faults in a data set
         raise UsageError(str(error)) from error
     todo, faults = tasks(directory, manifest, pictures)
     checked = []

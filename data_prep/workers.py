@@ -36,7 +36,7 @@ def _made_or_rejected(make: Callable[[str], T], name: str) -> T | SubjectRejecte
 def _start_worker(make: Callable[[str], Any]) -> None:
     global _make
     _make = make
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C end at once; the parent tells of it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C end at once; the parent reports it
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 

@@ -22,6 +22,7 @@ from spinmeround_jax.evaluation import (
     report,
     results,
 )
+from spinmeround_jax.evaluation.models import named
 
 DESCRIPTION = """Evaluate models and other methods, and compare with baselines and the paper's figures.
 
@@ -158,7 +159,7 @@ def _check_rows(args: argparse.Namespace) -> None:
     """Raises UsageError unless all rows of the table have different names."""
     if args.protocol == "heads":
         heads.check_rows(args)
-    rows = [folders.named(item)[0] for item in args.method]
+    rows = [named(item)[0] for item in args.method]
     if len(set(rows)) < len(rows) or "truth" in rows:
         raise UsageError(f"--method: rows would be {rows}; name each method: NAME=DIR")
 

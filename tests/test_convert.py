@@ -302,7 +302,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys, package, name
 )
 def test_what_to_convert_is_said_once(tmp_path, capsys, arguments):
     assert run(*arguments, "--out", tmp_path / "model") == 2
-    assert re.search(r"give (--released FILE, )?--run DIR", capsys.readouterr().err)
+    assert re.search(r"(give --released FILE,|need) (--run DIR)", capsys.readouterr().err)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ _GL_TO_CV = np.diag([1.0, -1.0, -1.0, 1.0])
 class Photo:
     """A calibrated photograph.
 
-    mask: a picture, bright where the person is; None: the photo's own transparency, if any.
+    mask: an image, bright where the person is; None: the photo's own transparency, if any.
     world_to_camera: (4, 4) float64, OpenCV's camera (x right, y down, looking along +z), any world.
     focal, centre: (2,) pixels, x and y; pixel centres at +0.5. distortion: (4,) k1, k2, p1, p2.
     orientation: EXIF orientation that the camera leaves out, see `transforms.Frame`.
@@ -278,7 +278,7 @@ def _nersemble_frame(folder: pathlib.Path, sequence: str | None, frame: int | No
     }
     if not frames or (frame is not None and frame not in frames):
         raise InputError(
-            f"{chosen}: no pictures of frame {'' if frame is None else frame}; docs/data_factory.md "
-            "tells how to take them out of the videos"
+            f"{chosen}: no images of frame {'' if frame is None else frame}; docs/data_factory.md "
+            "says how to take them out of the videos"
         )
     return frames[min(frames) if frame is None else frame]

@@ -26,7 +26,7 @@ _GOOD_FIT, _WORST_FIT = 0.01, 0.03
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """size: pixels of the pictures made. sequence, frame: of NeRSemble."""
+    """size: pixels of the images made. sequence, frame: of NeRSemble."""
 
     size: int
     keep_background: bool

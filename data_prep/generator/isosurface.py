@@ -68,7 +68,7 @@ def extract(density: np.ndarray, box: float, level: float, margin: float = 0.0) 
     # Air wherever another piece is, and in what is all around it, so that no crumb of it remains.
     others = ndimage.binary_dilation((pieces > 0) & (pieces != largest))
     field[others & (pieces != largest)] = outside
-    # Hollows inside would be seen by nobody, but would cost triangles.
+    # Cavities are never visible, but would cost triangles.
     filled = ndimage.binary_fill_holes(pieces == largest)
     inner = ndimage.binary_erosion(filled, iterations=2)
     field[inner] = np.maximum(field[inner], level + 1.0)

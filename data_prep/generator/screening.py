@@ -1,6 +1,6 @@
 """Looking at many generated heads before all their views are made: scores, sheets, reject lists.
 
-looks/NAME.json, looks/NAME.jpg     scores and a strip of pictures of one head, as soon as made
+looks/NAME.json, looks/NAME.jpg     scores and a strip of images of one head, as soon as made
 scores.jsonl                        all scores, a line per head
 reject_auto.txt                     names that the thresholds reject, with the reasons; made anew
 reject.txt                          names that a person rejects; never written to once it is there
@@ -17,11 +17,11 @@ import io
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data_prep import factory
 from data_prep.back_filter import Scores, Thresholds, faults
 from data_prep.workers import SubjectRejected, made
 from spinmeround_jax import cli
@@ -38,7 +38,7 @@ _HEADER = """# Heads that are not to be used, one a line; everything after '#' i
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """Scores of a head, and (s, s, 3) uint8 pictures of it for a person."""
+    """Scores of a head, and (s, s, 3) uint8 images of it for a person."""
 
     scores: Scores
     pictures: list[np.ndarray]
@@ -67,43 +67,22 @@ def screen(
         Whether all of `names` were looked at.
 
     Raises:
-        InputError: other settings, a worker was killed, a full disk.
+        InputError: `out` was begun with other settings.
+        BrokenProcessPool, OSError: what was done is kept; the same command resumes.
     """
-    try:
-        (out / "looks").mkdir(parents=True, exist_ok=True)
-        _check_settings(out, settings)
-        mine = list(names)[share[0] :: share[1]]
-        todo = [name for name in mine if not _look_path(out, name).exists()]
-        with contextlib.closing(made(look, todo, workers)) as looks:
-            with cli.progress(total=len(mine), initial=len(mine) - len(todo), unit="head") as bar:
-                for name, result in zip(todo, looks, strict=True):
-                    _write_look(out, name, result)
-                    bar.update()
-    except BrokenProcessPool as error:
-        raise InputError(
-            "A worker process was killed, perhaps because memory ran out; the same command goes on "
-            "where this one stopped, fewer --workers need less memory"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"{error.filename or out}: {error.strerror or error!r}; mend that, and the same command "
-            "goes on"
-        ) from error
+    (out / "looks").mkdir(parents=True, exist_ok=True)
+    factory.check_settings(out / SETTINGS, settings)
+    mine = list(names)[share[0] :: share[1]]
+    todo = [name for name in mine if not _look_path(out, name).exists()]
+    with contextlib.closing(made(look, todo, workers)) as looks:
+        with cli.progress(total=len(mine), initial=len(mine) - len(todo), unit="head") as bar:
+            for name, result in zip(todo, looks, strict=True):
+                _write_look(out, name, result)
+                bar.update()
     left = sum(not _look_path(out, name).exists() for name in names)
     if left:
         print(f"{left} of {len(names)} heads are left to other machines: {out}")
     return left == 0
-
-
-def _check_settings(out: pathlib.Path, settings: dict) -> None:
-    path, wanted = out / SETTINGS, json.dumps(settings, indent=1).encode()
-    if not path.exists():
-        write_atomically(path, wanted)
-    elif path.read_bytes() != wanted:
-        raise InputError(
-            f"{path}: {out} was begun with other settings or is damaged; give the same settings to "
-            "continue, or another --out"
-        )
 
 
 def _look_path(out: pathlib.Path, name: str) -> pathlib.Path:

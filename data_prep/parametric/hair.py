@@ -1,10 +1,11 @@
 """Scalp hair: for every style a direction field, lengths and layers for strands of the scalp.
 
 Styles: bald, buzz, short, side_part, quiff, bob, long, bun, ponytail, curly, ringlets, afro.
-Positions are decimetres; regions are told by the neutral template position under a point.
+Positions are decimetres; regions are defined by the neutral template position under a point.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -196,19 +197,10 @@ def hair_meshes(head: Head, body: Body) -> list[render.Mesh]:
     if style == "bald":
         return []
     count = {
-        "buzz": 9000,
-        "short": 5500,
-        "side_part": 5500,
-        "quiff": 5500,
-        "bob": 6000,
-        "long": 6500,
-        "curly": 4500,
-        "ringlets": 6500,
-        "afro": 6500,
-        "bun": 4000,
-        "ponytail": 4000,
-    }[style]
-    # Small pictures get fewer, wider locks: the same cover at a fraction of the triangles.
+        "buzz": 9000, "short": 5500, "side_part": 5500, "quiff": 5500, "bob": 6000, "long": 6500,
+        "curly": 4500, "ringlets": 6500, "afro": 6500, "bun": 4000, "ponytail": 4000,
+    }[style]  # fmt: skip
+    # Small images get fewer, wider locks: the same cover at a fraction of the triangles.
     sparse = 0.6 if head.level == 1 else 1.0
     count = int(count * sparse)
     roots = _roots(head, body, count, rng)
@@ -218,16 +210,13 @@ def hair_meshes(head: Head, body: Body) -> list[render.Mesh]:
     layer = rng.random(count)
     width = sparse**-0.75
     top = np.clip((y - 7.7) / 0.4, 0, 1)
+    grow = functools.partial(strands.grow, body, roots)
     if style == "buzz":
-        paths = strands.grow(
-            body, roots, _short_field(head), 0.05 + 0.06 * long * vary, 0.5, 0.012 + 0.01 * layer, 2
-        )
+        paths = grow(_short_field(head), 0.05 + 0.06 * long * vary, 0.5, 0.012 + 0.01 * layer, 2)
         return [_draw(head, body, paths, 0.015 * width, rng, 0.1, gloss=0.4)]
     if style == "short":
         length = (0.16 + 0.16 * long + 0.22 * top * (0.4 + long)) * vary
-        paths = strands.grow(
-            body,
-            roots,
+        paths = grow(
             _short_field(head),
             length,
             0.5 + 0.5 * full,
@@ -237,9 +226,7 @@ def hair_meshes(head: Head, body: Body) -> list[render.Mesh]:
         return [_draw(head, body, paths, 0.045 * width, rng, 0.3, reach=0.45)]
     if style == "side_part":
         length = (0.22 + 0.1 * long + (0.35 + 0.35 * long) * top) * vary
-        paths = strands.grow(
-            body,
-            roots,
+        paths = grow(
             _parted_field(head),
             length,
             0.3 + 0.4 * full * top,
@@ -250,14 +237,8 @@ def hair_meshes(head: Head, body: Body) -> list[render.Mesh]:
     if style == "quiff":
         front = np.clip((z - 0.2) / 0.8, 0, 1)
         length = (0.17 + 0.08 * long + (0.3 + 0.4 * long) * top * (0.5 + 0.5 * front)) * vary
-        paths = strands.grow(
-            body,
-            roots,
-            _quiff_field(head),
-            length,
-            0.4 + 0.8 * top,
-            0.03 + (0.03 + 0.12 * top) * layer,
-            7,
+        paths = grow(
+            _quiff_field(head), length, 0.4 + 0.8 * top, 0.03 + (0.03 + 0.12 * top) * layer, 7
         )
         return [_draw(head, body, paths, 0.045 * width, rng, 0.35, reach=0.7)]
     if style in ("bob", "long"):
@@ -275,9 +256,7 @@ def hair_meshes(head: Head, body: Body) -> list[render.Mesh]:
             return fringe & (p[:, 1] < brow + 0.06 * np.sin(40 * phase))
 
         clearance = 0.05 + (0.1 + 0.16 * full + 0.1 * wavy) * layer
-        paths = strands.grow(
-            body,
-            roots,
+        paths = grow(
             _falling_field(head, phase, fringe),
             length,
             0.45,
@@ -293,9 +272,7 @@ def hair_meshes(head: Head, body: Body) -> list[render.Mesh]:
         return _tied(head, body, roots, layer, width, rng)
     if style == "curly":
         length = (0.55 + 0.95 * long) * vary
-        paths = strands.grow(
-            body,
-            roots,
+        paths = grow(
             _curly_field(head, phase, 0.45 + 0.3 * full, 0.45 + 0.45 * long),
             length,
             0.9,
@@ -306,9 +283,7 @@ def hair_meshes(head: Head, body: Body) -> list[render.Mesh]:
         return [_draw(head, body, paths, 0.055 * width, rng, 0.6, gloss=0.8)]
     front = np.clip((z - 0.6) / 0.5, 0, 1) + np.clip((7.2 - y) / 0.5, 0, 1)
     length = (0.6 + 0.6 * full) * rng.uniform(0.55, 1.0, count) * (1 - 0.45 * np.minimum(front, 1))
-    paths = strands.grow(
-        body, roots, _curly_field(head, phase, 1.1, 0.0), length, 1.5, 0.03 + 0.1 * layer, 12, 0.7
-    )
+    paths = grow(_curly_field(head, phase, 1.1, 0.0), length, 1.5, 0.03 + 0.1 * layer, 12, 0.7)
     return [_draw(head, body, paths, 0.06 * width, rng, 0.85, gloss=0.35)]
 
 

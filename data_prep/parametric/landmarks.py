@@ -18,6 +18,7 @@ from data_prep.parametric.people import sample_person
 from data_prep.render_heads import person_seed
 from spinmeround_jax import cli
 from spinmeround_jax.cli import UsageError
+from spinmeround_jax.files import write_atomically
 from spinmeround_jax.photo import landmarks
 
 SEED = 77
@@ -76,9 +77,7 @@ def run(args: argparse.Namespace) -> None:
         made_by=f"python -m data_prep.parametric.landmarks --people {args.people} --modes {args.modes}",
         people=f"data_prep people 0 to {args.people - 1} of seed {SEED}, level 1; {assets.LICENSE}",
     )
-    temporary = args.out.with_name(f".{args.out.name}.partial")
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(args.out)
+    write_atomically(args.out, buffer.getvalue())
     print(f"{args.out}: {args.people} people, {args.modes} modes, {args.out.stat().st_size} bytes")
 
 

@@ -17,97 +17,44 @@ from data_prep.rendering import environments
 
 RACES = ("african", "asian", "caucasian")
 HAIR_STYLES = (
-    "bald",
-    "buzz",
-    "short",
-    "side_part",
-    "quiff",
-    "bob",
-    "long",
-    "bun",
-    "ponytail",
-    "curly",
-    "ringlets",
-    "afro",
-)
+    "bald", "buzz", "short", "side_part", "quiff", "bob", "long", "bun", "ponytail", "curly",
+    "ringlets", "afro",
+)  # fmt: skip
 HATS = ("none", "beanie", "cap")
 BEARD_STYLES = ("none", "stubble", "full", "moustache", "goatee")
 _OPPOSITES = (
-    ("decr", "incr"),
-    ("down", "up"),
-    ("in", "out"),
-    ("backward", "forward"),
-    ("concave", "convex"),
-    ("compress", "uncompress"),
-)
+    ("decr", "incr"), ("down", "up"), ("in", "out"), ("backward", "forward"),
+    ("concave", "convex"), ("compress", "uncompress"),
+)  # fmt: skip
 _HEAD_SHAPES = (
-    "diamond",
-    "invertedtriangular",
-    "oval",
-    "rectangular",
-    "round",
-    "square",
-    "triangular",
-)
+    "diamond", "invertedtriangular", "oval", "rectangular", "round", "square", "triangular",
+)  # fmt: skip
 
 # Skin albedo (sRGB) from lightest to darkest: hand-picked anchors spanning the human range.
 _SKIN_LEVELS = np.array([0.0, 0.18, 0.36, 0.54, 0.7, 0.86, 1.0])
-_SKIN_COLOURS = (
-    np.array(
-        [
-            (240, 208, 192),
-            (230, 190, 166),
-            (210, 165, 134),
-            (180, 131, 98),
-            (143, 98, 70),
-            (103, 69, 50),
-            (72, 49, 39),
-        ]
-    )
-    / 255.0
-)
+_SKIN_COLOURS = np.array([
+    (240, 208, 192), (230, 190, 166), (210, 165, 134), (180, 131, 98), (143, 98, 70), (103, 69, 50),
+    (72, 49, 39),
+]) / 255.0  # fmt: skip
 _HAIR_COLOURS = {
-    "black": (24, 21, 20),
-    "dark_brown": (48, 34, 26),
-    "brown": (82, 56, 38),
-    "light_brown": (124, 90, 60),
-    "blond": (190, 152, 98),
-    "light_blond": (221, 192, 144),
-    "auburn": (104, 44, 26),
-    "red": (150, 66, 30),
-    "ginger": (196, 104, 52),
-    "grey": (140, 138, 134),
-    "white": (214, 212, 206),
-}
+    "black": (24, 21, 20), "dark_brown": (48, 34, 26), "brown": (82, 56, 38),
+    "light_brown": (124, 90, 60), "blond": (190, 152, 98), "light_blond": (221, 192, 144),
+    "auburn": (104, 44, 26), "red": (150, 66, 30), "ginger": (196, 104, 52),
+    "grey": (140, 138, 134), "white": (214, 212, 206),
+}  # fmt: skip
 _IRIS_COLOURS = {
-    "brown": (74, 46, 28),
-    "dark_brown": (48, 30, 20),
-    "hazel": (112, 84, 44),
-    "green": (88, 106, 66),
-    "blue": (84, 118, 148),
-    "grey": (112, 122, 128),
+    "brown": (74, 46, 28), "dark_brown": (48, 30, 20), "hazel": (112, 84, 44),
+    "green": (88, 106, 66), "blue": (84, 118, 148), "grey": (112, 122, 128),
     "amber": (142, 98, 40),
-}
+}  # fmt: skip
 # Weights of MakeHuman's expression units at full strength: what an ordinary face does.
 _EXPRESSIONS = {
-    "mouth-open": 0.55,
-    "mouth-pursing": 0.6,
-    "mouth-protusion": 0.6,
-    "mouth-compression": 0.7,
-    "mouth-depression": 0.6,
-    "mouth-depression-retraction": 0.5,
-    "mouth-elevation": 0.6,
-    "mouth-eversion": 0.5,
-    "mouth-upward-retraction": 0.3,
-    "mouth-part-later": 0.6,
-    "nose-compression": 0.6,
-    "eyebrows-inner-up": 0.8,
-    "eyebrows-extern-up": 0.7,
-    "eye-closure": 0.9,
-    "eye-opened-up": 0.7,
-    "eye-slit": 0.6,
-    "neck-platysma": 0.5,
-}
+    "mouth-open": 0.55, "mouth-pursing": 0.6, "mouth-protusion": 0.6, "mouth-compression": 0.7,
+    "mouth-depression": 0.6, "mouth-depression-retraction": 0.5, "mouth-elevation": 0.6,
+    "mouth-eversion": 0.5, "mouth-upward-retraction": 0.3, "mouth-part-later": 0.6,
+    "nose-compression": 0.6, "eyebrows-inner-up": 0.8, "eyebrows-extern-up": 0.7,
+    "eye-closure": 0.9, "eye-opened-up": 0.7, "eye-slit": 0.6, "neck-platysma": 0.5,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -219,26 +166,14 @@ def _hair_style(rng: np.random.Generator, male: bool, age: float) -> str:
     odds = dict.fromkeys(HAIR_STYLES, 0.02)
     if male:
         odds |= {
-            "bald": 0.05 + 0.12 * (age > 45),
-            "buzz": 0.14,
-            "short": 0.22,
-            "side_part": 0.18,
-            "quiff": 0.14,
-            "curly": 0.1,
-            "long": 0.05,
-            "afro": 0.05,
-        }
+            "bald": 0.05 + 0.12 * (age > 45), "buzz": 0.14, "short": 0.22, "side_part": 0.18,
+            "quiff": 0.14, "curly": 0.1, "long": 0.05, "afro": 0.05,
+        }  # fmt: skip
     else:
         odds |= {
-            "long": 0.24,
-            "bob": 0.17,
-            "bun": 0.12,
-            "ponytail": 0.12,
-            "curly": 0.1,
-            "ringlets": 0.12,
-            "short": 0.05,
-            "afro": 0.05,
-        }
+            "long": 0.24, "bob": 0.17, "bun": 0.12, "ponytail": 0.12, "curly": 0.1,
+            "ringlets": 0.12, "short": 0.05, "afro": 0.05,
+        }  # fmt: skip
     weights = np.array([odds[name] for name in HAIR_STYLES])
     return str(rng.choice(HAIR_STYLES, p=weights / weights.sum()))
 

@@ -25,7 +25,7 @@ class Body:
 
     @classmethod
     def of(cls, head: Head) -> "Body":
-        # The level-1 skin is fine enough to collide with at any picture size.
+        # The level-1 skin is fine enough to collide with at any image size.
         part = template.part("skin", 1)
         points = part.stencil @ head.vertices
         normals = vertex_normals(points, part.faces)

@@ -13,24 +13,11 @@ import scipy.sparse as sp
 from data_prep.parametric import assets
 
 CUT_HEIGHT = 3.8  # faces above this y of the neutral base mesh are kept: the upper arms
-_PARTS = {
-    "skin": "body",
-    "left_eye": "helper-l-eye",
-    "right_eye": "helper-r-eye",
-}
+_PARTS = {"skin": "body", "left_eye": "helper-l-eye", "right_eye": "helper-r-eye"}
 MORPH_FOLDERS = (
-    "cheek",
-    "chin",
-    "ears",
-    "eyebrows",
-    "eyes",
-    "forehead",
-    "head",
-    "mouth",
-    "neck",
-    "nose",
+    "cheek", "chin", "ears", "eyebrows", "eyes", "forehead", "head", "mouth", "neck", "nose",
     "asym",
-)
+)  # fmt: skip
 _SKIPPED = ("asymm-", "head-trans", "head-angle", "neck-trans", "-shape-pointed")
 
 

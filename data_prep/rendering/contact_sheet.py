@@ -1,4 +1,4 @@
-"""An overview picture: one row per subject, a few views, and their normals."""
+"""An overview image: one row per subject, a few views, and their normals."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A picture with its background, and the coverage of the head -> straight-alpha colours."""
+"""An image with its background, and the coverage of the head -> straight-alpha colours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy import ndimage
 def cut_out(image: np.ndarray, alpha: np.ndarray, edge: int = 2) -> np.ndarray:
     """(h, w, 4) uint8 with straight alpha, white where alpha is 0.
 
-    At the silhouette the picture mixes head and background, and its outline need not be exactly that
+    At the silhouette the image mixes head and background, and its outline need not be exactly that
     of `alpha`. So colours within `edge` pixels of it are taken from the nearest pixel further inside.
 
     Args:

@@ -72,7 +72,7 @@ def place_light(
 
     exposure: around 1. balance: 0 keeps the colour of the light, 1 makes it white (on average).
     """
-    # What the light is behind the head no portrait tells: not too much of another colour and strength.
+    # No portrait shows the light behind the head: not too much of another colour and strength.
     surroundings = (1 - _EVEN_LIGHT) * environments.turned(place.irradiance, turn)
     lamp_colour = (1 - _EVEN_LIGHT) * place.lamp_colour
     surroundings[0] += _EVEN_LIGHT * (place.irradiance[0] + place.lamp_colour / 4 / _CONSTANT)

@@ -1,4 +1,4 @@
-"""Checks of the records of a data set: format, camera, picture, normals, identity."""
+"""Checks of the records of a data set: format, camera, image, normals, identity."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ from spinmeround_jax.data.records import ViewRecord
 from spinmeround_jax.files import InputError
 
 MAX_LENGTH_ERROR = 0.03  # of a normal: 8 bits a component round it by up to 0.7 %
-MAX_SHARE = 1e-3  # of a picture's pixels that may have a wrong length, for odd ones in thin hair
+MAX_SHARE = 1e-3  # of an image's pixels that may have a wrong length, for odd ones in thin hair
 MIN_FACING = 0.3  # mean cosine between normals and the line to the camera; a ball has 2/3
 SAME_IDENTITY = 0.9999  # cosine
 SHOWN_ANGLES = ((0, 0), (45, 0), (90, 0), (180, 0), (-90, 0), (30, 30))  # on the page
@@ -46,13 +46,13 @@ class Findings:
     records: int = 0
     decode_seconds: float = 0.0
     angles: list[tuple[float, float]] = dataclasses.field(default_factory=list)
-    coverage: list[float] = dataclasses.field(default_factory=list)  # share of the picture
+    coverage: list[float] = dataclasses.field(default_factory=list)  # share of the image
     formats: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     pictures: list[tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
 
 
 def check(task: Task) -> Findings:
-    """All checks of one task, in a worker process. What is wrong is told, never raised."""
+    """All checks of one task, in a worker process. Faults are reported, never raised."""
     findings = Findings(task)
     try:
         if task.row < 0:
@@ -140,7 +140,7 @@ def picture_faults(record: ViewRecord, rgba: np.ndarray, normals: np.ndarray) ->
     """Something is shown; normals are unit length inside, 0 outside, and face the camera."""
     alpha = rgba[..., 3]
     if alpha.max() < 128:
-        yield "the picture is empty"
+        yield "the image is empty"
         return
     length = np.sqrt(np.square(normals).sum(-1))
     inside = alpha == 255
@@ -206,7 +206,7 @@ TILE = 128  # pixels
 
 
 def thumbnail(rgba: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(TILE, TILE, 3) uint8 of the picture on white, and of the normals."""
+    """(TILE, TILE, 3) uint8 of the image on white, and of the normals."""
     picture = Image.fromarray(rgba)
     white = Image.new("RGBA", picture.size, "white")
     shown = Image.alpha_composite(white, picture).convert("RGB")

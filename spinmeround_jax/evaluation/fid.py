@@ -1,4 +1,4 @@
-"""Frechet Inception Distance (Heusel et al., arXiv 1706.08500): how alike two sets of pictures are.
+"""Frechet Inception Distance (Heusel et al., arXiv 1706.08500): how alike two sets of images are.
 
 The network is not shipped: it is the Inception-V3 of 2015-12-05 that published FIDs use, as an ONNX file
 that takes (b, 3, 299, 299) in [-1, 1] and gives the (b, 2048) of the last pooling. pytorch-fid has it:
@@ -10,7 +10,7 @@ that takes (b, 3, 299, 299) in [-1, 1] and gives the (b, 2048) of the last pooli
     torch.onnx.export(network, torch.zeros(2, 3, 299, 299), "inception.onnx", input_names=["x"],
                       dynamic_axes={"x": {0: "b"}}, dynamo=False)
 
-Pictures are enlarged as clean-fid does (Parmar et al., arXiv 2104.11222): bicubic, in floating point.
+Images are enlarged as clean-fid does (Parmar et al., arXiv 2104.11222): bicubic, in floating point.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
     usual root of A B it needs no repair when A or B is nearly singular.
 
     Args:
-        features_a, features_b: (n, d) and (m, d), one row per picture.
+        features_a, features_b: (n, d) and (m, d), one row per image.
 
     Raises:
         ValueError: n or m is not larger than d, so that a covariance lacks directions and the distance
-            says how few pictures there were; at 2048 features the least is 2049 a side. The bias falls
+            says how few images there were; at 2048 features the least is 2049 a side. The bias falls
             as 1 / n: compare only equal counts, and 10,000 or more with published figures. Also if
             shapes do not fit or a number is not finite.
     """
@@ -73,7 +73,7 @@ def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class InceptionFeatures:
-    """Pictures to the 2048 numbers that FID compares. `sha256` identifies the file.
+    """Images to the 2048 numbers that FID compares. `sha256` identifies the file.
 
     Args:
         path: the ONNX file, see this module's text.
@@ -120,7 +120,7 @@ class InceptionFeatures:
         self._batch = shape[0] if isinstance(shape[0], int) else None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """(..., h, w, 3) pictures in [-1, 1] to (..., 2048) float32.
+        """(..., h, w, 3) images in [-1, 1] to (..., 2048) float32.
 
         Raises:
             InputError: the network's answer is not of that shape.

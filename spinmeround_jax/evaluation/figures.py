@@ -13,7 +13,8 @@ from PIL import Image
 
 from spinmeround_jax import cameras, cli, files, reconstruct, sample
 from spinmeround_jax.cli import UsageError
-from spinmeround_jax.evaluation import folders, view_folders
+from spinmeround_jax.evaluation import view_folders
+from spinmeround_jax.evaluation.models import named
 from spinmeround_jax.evaluation.view_folders import Frame
 from spinmeround_jax.files import InputError, write_atomically
 from spinmeround_jax.photo.images import to_uint8
@@ -57,7 +58,7 @@ def at_yaw(frames: Sequence[Frame], yaw: float) -> Frame | None:
 
 
 def tile(frame: Frame | None, normals: bool = False) -> Tile:
-    """A view's picture, or its normals."""
+    """A view's image, or its normals."""
     if frame is None or (normals and not frame.has_normals):
         return None
     image, its_normals, _ = view_folders.load(frame, None)
@@ -70,7 +71,7 @@ def tile(frame: Frame | None, normals: bool = False) -> Tile:
 
 def compare(args: argparse.Namespace) -> Image.Image:
     """A row for the truth and for every method (fig. 4)."""
-    methods = dict(folders.named(item) for item in args.method)
+    methods = dict(named(item) for item in args.method)
     if args.truth:
         methods = {"true": args.truth, **methods}
     heads = {name: view_folders.find_heads(folder) for name, folder in methods.items()}
@@ -172,7 +173,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if rest and args.figure == "compare":
         raise UsageError("compare passes nothing on; leave out --")
     if args.figure == "compare":
-        names = [folders.named(item)[0] for item in args.method]
+        names = [named(item)[0] for item in args.method]
         if len(set(names)) < len(names) or "true" in names:
             raise UsageError(f"--method: rows would be {names}; name each method: NAME=DIR")
     args.rest = rest

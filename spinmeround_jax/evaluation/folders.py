@@ -13,6 +13,7 @@ from tqdm import tqdm
 from spinmeround_jax import cameras
 from spinmeround_jax.evaluation import frechet, measures, view_folders
 from spinmeround_jax.evaluation.measures import REPROJECTION, REPROJECTION_NORMALS, Score, Views
+from spinmeround_jax.evaluation.models import named
 from spinmeround_jax.evaluation.parts import Parts, stamp_of
 from spinmeround_jax.evaluation.results import Result, Strip
 from spinmeround_jax.evaluation.view_folders import Frame
@@ -43,12 +44,6 @@ def run(args: argparse.Namespace) -> Result:
 def _front(frame: Frame) -> bool:
     angles = frame.yaw_pitch
     return angles is not None and max(map(abs, angles)) < cameras.SAME_VIEW
-
-
-def named(item: str) -> tuple[str, pathlib.Path]:
-    """Name and folder from [NAME=]DIR."""
-    name, _, folder = item.rpartition("=")
-    return name or pathlib.Path(folder).resolve().name, pathlib.Path(folder)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""FID of every row of a result: over all its pictures, against all true ones (see `fid`)."""
+"""FID of every row of a result: over all its images, against all true ones (see `fid`)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def added(
     instruments: Instruments,
     kept: Parts,
 ) -> list[Score]:
-    """`scores` with their FID, where its network is given and there are pictures enough.
+    """`scores` with their FID, where its network is given and there are images enough.
 
-    Where there are not, `instruments.notes` tells how many there are.
+    Where there are not, `instruments.notes` says how many there are.
     """
     if FID.name not in instruments.wanted or instruments.inception is None:
         return list(scores)

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -235,7 +236,7 @@ class _Heads:
         """The rows that need no model."""
         baselines, poses = self.baselines, cameras.orbit(*self.trajectory.T)
 
-        def make(chunk: list[int]) -> dict[str, np.ndarray]:
+        def make(chunk: list[int], bar: tqdm) -> dict[str, np.ndarray]:
             ring, truth = self.truth(chunk)
             mean = repeated(baselines["images"], baselines["normals"], truth.mask)
             chosen = baselines["nearest"][chunk].tolist()
@@ -247,49 +248,52 @@ class _Heads:
                 **_prefixed("true", true),
             }
 
-        found = []
-        for chunk in tqdm(self.chunks, desc="references", unit="part"):
-            decided = {"row": "references", "subjects": chunk, "of": self.count}
-            found.append(self.parts.make(decided, functools.partial(make, chunk)))
+        found = self._made("references", {"row": "references", "of": self.count}, make)
         rows = [(MEAN, "mean"), (NEAREST, "nearest"), (TRUE, "true")]
         scores = [Score(name, "reference", _joined(found, prefix)) for name, prefix in rows]
         return [score for score in scores if score.values]
 
-    def _decided(self, candidate: Candidate, variant: Variant, chunk: list[int]) -> dict[str, Any]:
-        about = {"row": "model", "seed": self.args.seed, "subjects": chunk}
-        return {**about, **candidate.decided_by(variant)}
+    def _made(
+        self,
+        name: str,
+        decided: dict[str, Any],
+        make: Callable[[list[int], tqdm], dict[str, np.ndarray]],
+    ) -> list[dict[str, np.ndarray]]:
+        """A part for each chunk of subjects, kept of an earlier run or made of (chunk, bar)."""
+        found = []
+        with tqdm(desc=name, unit="part", total=len(self.chunks)) as bar:
+            for chunk in self.chunks:
+                about = {**decided, "subjects": chunk}
+                found.append(self.parts.make(about, functools.partial(make, chunk, bar)))
+                bar.update()
+        return found
+
+    def _decided(self, candidate: Candidate, variant: Variant) -> dict[str, Any]:
+        return {"row": "model", "seed": self.args.seed, **candidate.decided_by(variant)}
 
     def sampled(self, candidate: Candidate, variant: Variant) -> Score:
         """A model, sampled in one way."""
         name = models.row_name(candidate.name, variant)
-        decided = [self._decided(candidate, variant, chunk) for chunk in self.chunks]
-        with tqdm(desc=name, unit="part", total=len(decided)) as bar:
-            pipeline = functools.cache(lambda: candidate.pipeline(variant, bar))
 
-            def make(chunk: list[int]) -> dict[str, np.ndarray]:
-                ring, truth = self.truth(chunk)
-                seeds = self.args.seed + np.array(chunk)
-                identities = self.identities(chunk)
-                made = sampling.spin(
-                    pipeline(), variant, ring.images[:, :1], identities, self.trajectory, seeds
-                )
-                anchors = Views(made.images, made.normals, ring.mask).at(self.anchors)
-                values = self.compare(anchors, truth)
-                if measures.CONSISTENCY.name in self.wanted:
-                    change = [measures.neighbour_difference(x.images) for x in (made, ring)]
-                    values[measures.CONSISTENCY.name] = change[0] / change[1]
-                poses = cameras.orbit(*self.trajectory.T)
-                values |= measures.reprojections(made.images, made.normals, poses, self.wanted)
-                pictures = {
-                    "images": to_uint8(anchors.images),
-                    "normals": to_uint8(anchors.normals),
-                }
-                return _prefixed("value", values) | pictures
+        def make(chunk: list[int], bar: tqdm) -> dict[str, np.ndarray]:
+            ring, truth = self.truth(chunk)
+            pipeline = candidate.pipeline(variant, bar)
+            seeds = self.args.seed + np.array(chunk)
+            identities = self.identities(chunk)
+            made = sampling.spin(
+                pipeline, variant, ring.images[:, :1], identities, self.trajectory, seeds
+            )
+            anchors = Views(made.images, made.normals, ring.mask).at(self.anchors)
+            values = self.compare(anchors, truth)
+            if measures.CONSISTENCY.name in self.wanted:
+                change = [measures.neighbour_difference(x.images) for x in (made, ring)]
+                values[measures.CONSISTENCY.name] = change[0] / change[1]
+            poses = cameras.orbit(*self.trajectory.T)
+            values |= measures.reprojections(made.images, made.normals, poses, self.wanted)
+            pictures = {"images": to_uint8(anchors.images), "normals": to_uint8(anchors.normals)}
+            return _prefixed("value", values) | pictures
 
-            found = []
-            for chunk, d in zip(self.chunks, decided, strict=True):
-                found.append(self.parts.make(d, functools.partial(make, chunk)))
-                bar.update()
+        found = self._made(name, self._decided(candidate, variant), make)
         return Score(name, "model", _joined(found, "value"))
 
     def turned(self, candidate: Candidate) -> Score:
@@ -300,9 +304,8 @@ class _Heads:
         name, own = turned_name(candidate.name), candidate.variants[0]
         angles = cameras.anchors()
 
-        def make(chunk: list[int]) -> dict[str, np.ndarray]:
-            with tqdm(disable=True) as bar:
-                pipeline = candidate.pipeline(own, bar)
+        def make(chunk: list[int], bar: tqdm) -> dict[str, np.ndarray]:
+            pipeline = candidate.pipeline(own, bar)
             identities, seeds = self.identities(chunk), self.args.seed + np.array(chunk)
             found = []
             for yaw in TURNED:
@@ -315,10 +318,8 @@ class _Heads:
                 found.append(measures.compare(made, truth, self.instruments))
             return _prefixed("value", {k: np.mean([x[k] for x in found], axis=0) for k in found[0]})
 
-        found = []
-        for chunk in tqdm(self.chunks, desc=name, unit="part"):
-            decided = {**self._decided(candidate, own, chunk), "row": "turned"}
-            found.append(self.parts.make(decided, functools.partial(make, chunk)))
+        decided = {**self._decided(candidate, own), "row": "turned"}
+        found = self._made(name, decided, make)
         return Score(name, "model", _joined(found, "value"))
 
     def with_losses(self, candidate: Candidate, score: Score) -> Score:
@@ -331,9 +332,7 @@ class _Heads:
 
         @functools.cache
         def loss() -> losses.Loss:
-            with tqdm(disable=True) as bar:
-                own = candidate.variants[0]
-                pipeline = candidate.pipeline(own, bar)
+            pipeline = candidate.pipeline(candidate.variants[0])
             return losses.Loss(candidate.model, candidate.description.ablation, pipeline, SIGMA)
 
         def make(source: HeldOut, count: int, chunk: list[int]) -> dict[str, np.ndarray]:
@@ -374,19 +373,15 @@ class _Heads:
     def ceiling(self, candidate: Candidate) -> Score:
         """The truth through the model's autoencoder: what diffusion can at best reach."""
 
-        def make(chunk: list[int]) -> dict[str, np.ndarray]:
+        def make(chunk: list[int], bar: tqdm) -> dict[str, np.ndarray]:
             _, truth = self.truth(chunk)
-            with tqdm(disable=True) as bar:
-                pipeline = candidate.pipeline(candidate.variants[0], bar)
+            pipeline = candidate.pipeline(candidate.variants[0], bar)
             again = sampling.repeat(pipeline, truth.images, truth.normals, cameras.anchors())
             repeat = Views(*again, truth.mask)
             return _prefixed("value", self.compare(repeat, truth))
 
         name = ceiling_name(candidate.name)
-        found = []
-        for chunk in tqdm(self.chunks, desc=name, unit="part"):
-            decided = {"row": "ceiling", "weights": candidate.weights, "subjects": chunk}
-            found.append(self.parts.make(decided, functools.partial(make, chunk)))
+        found = self._made(name, {"row": "ceiling", "weights": candidate.weights}, make)
         return Score(name, "reference", _joined(found, "value"))
 
     def strips(self, subject: int) -> list[Strip]:
@@ -405,7 +400,7 @@ class _Heads:
         chunk = next(chunk for chunk in self.chunks if subject in chunk)
         for candidate in self.candidates:
             for variant in candidate.variants:
-                part = self.parts.get(self._decided(candidate, variant, chunk))
+                part = self.parts.get({**self._decided(candidate, variant), "subjects": chunk})
                 name = models.row_name(candidate.name, variant)
                 images.append((name, part["images"][subject - chunk[0]]))
                 normals.append((f"{name}, normals", part["normals"][subject - chunk[0]]))

@@ -65,7 +65,7 @@ INSTALL = "pip install 'spinmeround_jax[evaluate]'"
 class Views:
     """s subjects at the same n views: images, normals (s, n, h, w, 3) in [-1, 1], mask (s, n, h, w).
 
-    Normals are None where a method has none; the mask tells where the truth's are. `fives` are the
+    Normals are None where a method has none; the mask says where the truth has them. `fives` are the
     landmarks of the truth's faces, see `Instruments.looked_at`.
     """
 
@@ -118,7 +118,7 @@ class Instruments:
     files: Mapping[str, str]
 
     def looked_at(self, truth: Views) -> Views:
-        """`truth` with the landmarks of its faces, where somebody is to be recognised."""
+        """`truth` with the landmarks of its faces, where a recogniser is used."""
         if not self.recognisers:
             return truth
         finder = next(iter(self.recognisers.values()))
@@ -140,9 +140,7 @@ def choose(args: argparse.Namespace, size: int) -> Instruments:
     if size < metrics.SSIM_WINDOW:
         missing[SSIM.name] = f"needs {metrics.SSIM_WINDOW} pixels, these images have {size}"
     reprojections = (REPROJECTION.name, REPROJECTION_NORMALS.name)
-    if importlib.util.find_spec("scipy") is None:
-        missing |= dict.fromkeys(reprojections, f"needs scipy: {INSTALL}")
-    elif size < SMALLEST_SURFACE:
+    if size < SMALLEST_SURFACE:
         reason = f"needs {SMALLEST_SURFACE} pixels to find a surface in, these images have {size}"
         missing |= dict.fromkeys(reprojections, reason)
     recognisers, files = {}, {}

@@ -88,8 +88,9 @@ class Candidate:
             found.append(f"{self.name} learnt identities by {names[0]}, these are by {names[1]}")
         return found
 
-    def pipeline(self, variant: Variant, bar: tqdm) -> Pipeline:
-        """Its pipeline, telling `bar`."""
+    def pipeline(self, variant: Variant, bar: tqdm | None = None) -> Pipeline:
+        """Its pipeline, which reports its progress to `bar`."""
+        bar = bar or tqdm(disable=True)
         return Pipeline(
             self.model,
             variant.sampling,

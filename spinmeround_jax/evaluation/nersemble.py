@@ -1,6 +1,6 @@
 """The protocol `nersemble`: the paper's capture of 16 cameras, prepared by `data_prep.captures`.
 
-Models are sampled from the input camera's picture at the other cameras into folders of views, which are
+Models are sampled from the input camera's image at the other cameras into folders of views, which are
 then judged as everybody else's are. What the paper leaves open is in nersemble.json, as our choice.
 """
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from spinmeround_jax import cameras
 from spinmeround_jax.evaluation import folders, sampling, view_folders
-from spinmeround_jax.evaluation.models import Candidate, row_name
+from spinmeround_jax.evaluation.models import Candidate, named, row_name
 from spinmeround_jax.evaluation.parts import environment, stamp_of
 from spinmeround_jax.evaluation.results import Result
 from spinmeround_jax.evaluation.sampling import Variant
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> Result:
     for name, its in frames.items():
         if missing := [s for s in protocol["cameras"] if serial_of(its, s) is None]:
             raise InputError(
-                f"{truth[name]}: no picture of {len(missing)} of the {len(protocol['cameras'])} "
+                f"{truth[name]}: no image of {len(missing)} of the {len(protocol['cameras'])} "
                 f"cameras, such as {missing[0]}; the protocol wants all"
             )
     methods: dict[str, pathlib.Path] = {}
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> Result:
             out = args.out / "sampled" / row_name(candidate.name, variant).replace("/", "_")
             _sample(candidate, variant, truth, frames, out, args)
             methods[row_name(candidate.name, variant)] = out
-    methods |= dict(folders.named(item) for item in args.method)
+    methods |= dict(named(item) for item in args.method)
     if not methods:
         raise ValueError("--protocol nersemble needs --checkpoint or --method")
     judged = set(protocol["cameras"]) - {protocol["input_camera"]}
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def serial_of(frames: list[Frame], serial: str) -> Frame | None:
-    """The picture that a camera took."""
+    """The image that a camera took."""
     return next((frame for frame in frames if serial in frame.name), None)
 
 
@@ -173,14 +173,14 @@ def _write(
 ) -> None:
     """Views under the truth's names and cameras, whole or not at all."""
     size = images.shape[1]
+    focal = frames[0].focal * size
+    camera = transforms.Intrinsics((focal, focal), (size / 2, size / 2), (size, size))
     views = []
     with new_folder(folder) as unfinished:
         (unfinished / "views").mkdir()
         for frame, pixels in zip(frames, to_uint8(images), strict=True):
             name = f"views/{frame.name}.png"
             Image.fromarray(pixels).save(unfinished / name)
-            focal = frames[0].focal * size
-            camera = transforms.Intrinsics((focal, focal), (size / 2, size / 2), (size, size))
             views.append(transforms.View(name, frame.world_to_camera, camera))
         transforms.write(unfinished / transforms.NAME, views)
         (unfinished / MADE_OF).write_text(json.dumps(made_of))

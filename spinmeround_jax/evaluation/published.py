@@ -17,9 +17,9 @@ def note(protocol: str) -> str:
     """How far the figures of a protocol may be laid beside them."""
     if protocol == "nersemble":
         return (
-            "the same cameras; the choice of frames and the crop are ours, the paper tells neither"
+            "the same cameras; the choice of frames and the crop are ours, the paper states neither"
         )
-    return "other people, other pictures: not to be compared with the figures above"
+    return "other people, other images: not to be compared with the figures above"
 
 
 def text(protocol: str) -> str:

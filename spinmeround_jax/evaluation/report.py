@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file with tables, plots and pictures, and nothing to load."""
+"""The report of an evaluation: one HTML file with tables, plots and images, and nothing to load."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _charts(result: Result) -> str:
 def _curves(result: Result) -> str:
     if result.yaws is None or len(np.unique(result.yaws)) < 3:
         return ""
-    # The models first: there are only so many colours that can be told apart.
+    # The models first: there are only so many distinguishable colours.
     scores = sorted(result.scores, key=lambda score: score.kind != "model")
     drawn = [
         f"<div><h4>{html.escape(measure.heading)}</h4>{chart}</div>"
@@ -206,7 +206,7 @@ def _pictures(result: Result) -> str:
     first = next(score.name for score in result.scores if score.kind == "model")
     measure = result.ranking().label
     about = f"<p><small>By the {html.escape(measure)} of {html.escape(first)}.</small></p>"
-    return _article("Pictures", about + "".join(parts))
+    return _article("Images", about + "".join(parts))
 
 
 def _strip(pictures: Sequence[np.ndarray]) -> str:

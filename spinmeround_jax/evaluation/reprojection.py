@@ -2,14 +2,15 @@
 
 Every pixel of a view is lifted to the surface, seen by the neighbour's camera and compared with what
 the neighbour shows there, in both directions. What the neighbour cannot see (behind an edge, outside
-its picture) or sees at a grazing angle is left out, and counted: the share that was compared is part of
+its image) or sees at a grazing angle is left out, and counted: the share that was compared is part of
 the result. This is the classic check of multi-view depth (e.g. COLMAP's, Schoenberger et al. 2016,
-section 4.4) with the geometry given, so that it judges pictures and normals.
+section 4.4) with the geometry given, so that it judges images and normals.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 from spinmeround_jax import cameras
 from spinmeround_jax.evaluation import surface
@@ -82,7 +83,7 @@ def reprojection(
     known = mask & np.isfinite(depth) & (np.nan_to_num(depth) > 0)
     depth = np.where(known, depth, 0.0)
     # The outermost pixels are mixed with the background.
-    inner = np.stack([_eroded(one) for one in known])
+    inner = ndimage.binary_erosion(known, np.ones((1, 3, 3)))
     pairs = ring_pairs(n) if pairs is None else np.asarray(pairs)
 
     def warp(i: int, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -126,13 +127,6 @@ def reprojection(
         results["normals"].append(angle.mean() if enough else np.nan)
         results["valid"].append(len(l1) / max(1, mask[i].sum() + mask[j].sum()))
     return {name: np.array(values) for name, values in results.items()} | {"pairs": pairs}
-
-
-def _eroded(mask: np.ndarray) -> np.ndarray:
-    """Without the pixels that touch, also by a corner, one outside the (h, w) mask or the frame."""
-    padded = np.pad(mask, 1)
-    h, w = mask.shape
-    return np.all([padded[a : a + h, b : b + w] for a in range(3) for b in range(3)], axis=0)
 
 
 def _angle(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ CONFIDENCE = 95  # percent
 RESAMPLINGS = 4000  # of the subjects, for confidence intervals
 
 Strip = tuple[str, np.ndarray]
-"""A row of pictures of one subject: what it is, and (n, h, w, 3) uint8."""
+"""A row of images of one subject: what it is, and (n, h, w, 3) uint8."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Result:
         protocol, sentence: its name; what was compared with what, in words.
         subjects: (s) names. views: (n) names, such as "45°". yaws: (n,) degrees, or None.
         scores: the rows of the tables.
-        strips: all rows of pictures of a subject by its number, the truth first; images of a row of
+        strips: all rows of images of a subject by its number, the truth first; images of a row of
             the tables go by its name. columns: what their views are, such as "45°".
         details: more for scores.json. notes: what could not be measured, and why.
     """
@@ -210,7 +210,7 @@ def _write_csv(path: pathlib.Path, heading: Sequence[str], rows: Sequence[Sequen
 
 
 def grid(rows: Sequence[np.ndarray], path: pathlib.Path) -> None:
-    """Write rows of (n, h, w, 3) uint8 pictures as one PNG, small ones scaled twice."""
+    """Write rows of (n, h, w, 3) uint8 images as one PNG, small ones scaled twice."""
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
     image = Image.fromarray(sheet)
     if rows[0].shape[2] <= 128:

@@ -1,4 +1,4 @@
-"""The surface that a set of views shows: pixels to points and back, and depth when nobody knows it.
+"""The surface that a set of views shows: pixels to points and back, and depth where it is unknown.
 
 Depth is derived in two steps. The visual hull of the silhouettes (Laurentini 1994) is right where a head
 bulges and too near where it does not: between hair and cheek, under the brow and the chin. Behind it the
@@ -12,6 +12,7 @@ are steps that normals do not tell.
 from __future__ import annotations
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
 
 from spinmeround_jax import cameras
 
@@ -63,10 +64,7 @@ def project(
 
 
 def depth_from_views(
-    normals: np.ndarray,
-    mask: np.ndarray,
-    world_to_camera: np.ndarray,
-    focal: float = cameras.FOCAL,
+    normals: np.ndarray, mask: np.ndarray, world_to_camera: np.ndarray, focal: float = cameras.FOCAL
 ) -> np.ndarray:
     """Depth of each view from the silhouettes and the normals of all.
 
@@ -81,15 +79,8 @@ def depth_from_views(
         other views' silhouettes leave no room for what this one shows.
 
     Raises:
-        ImportError: scipy is not installed.
         ValueError: the views do not surround the head.
     """
-    try:
-        import scipy.ndimage  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"depth is derived with scipy; pip install 'spinmeround_jax[evaluate]' ({error})"
-        ) from error
     world_to_camera = np.asarray(world_to_camera, np.float64)
     towards = world_to_camera[:, 2, :3]
     if len(towards) < 4 or np.linalg.norm(towards.mean(0)) > 0.6:
@@ -122,8 +113,6 @@ def _hull(mask: np.ndarray, world_to_camera: np.ndarray, focal: float, half: flo
     Of each point the views' signed distances to the silhouette (world units) are ranked and the
     smallest taken, after those that may be outvoted. A view that does not see the point says nothing.
     """
-    from scipy.ndimage import distance_transform_edt, map_coordinates
-
     n, h, w = mask.shape
     axis = np.linspace(-half, half, HULL_CELLS)
     rank = int(OUTVOTED * n)
@@ -142,7 +131,7 @@ def _hull(mask: np.ndarray, world_to_camera: np.ndarray, focal: float, half: flo
             pixels = map_coordinates(signed[i], at, order=1, mode="nearest")
             seen[i][inside] = pixels * z[inside] / (focal * w)
         ranked = np.partition(seen, rank, axis=0)[rank]
-        hull[k] = np.where(np.isfinite(ranked), ranked, -half)  # nobody sees it: not the head
+        hull[k] = np.where(np.isfinite(ranked), ranked, -half)  # no view sees it: not the head
     return hull
 
 
@@ -150,8 +139,6 @@ def _hull_depth(
     hull: np.ndarray, half: float, rays: np.ndarray, world_to_camera: np.ndarray
 ) -> np.ndarray:
     """(m,) depth where (m, 3) camera-space rays enter the hull; NaN where they miss it."""
-    from scipy.ndimage import map_coordinates
-
     # Through the cube of the hull, a cell at a time: its field is smooth.
     steps = np.linspace(-1.3, 1.3, int(1.3 * HULL_CELLS)) * half - world_to_camera[2, 3]
     origin = -world_to_camera[:3, :3].T @ world_to_camera[:3, 3]
@@ -183,8 +170,6 @@ def _agreed(
     start: (a, b) depth, NaN where there is none. lattice: (2, a, b) rows and columns of the pixels.
     unit: (n, h, w, 3) normals of length 1, zero on the background.
     """
-    from scipy.ndimage import gaussian_filter, map_coordinates
-
     towards = world_to_camera[:, 2, :3]
     angle = np.rad2deg(np.arccos(np.clip(towards @ towards[view], -1.0, 1.0)))
     nearby = [
@@ -225,8 +210,6 @@ def _agreed(
 
 def _enlarged(depth: np.ndarray, step: int, size: tuple[int, int]) -> np.ndarray:
     """(h, w) from every `step`-th pixel, bilinear; NaN where the nearest of them is."""
-    from scipy.ndimage import distance_transform_edt, map_coordinates
-
     known = np.isfinite(depth)
     if step == 1 or not known.any():
         return depth if step == 1 else np.full(size, np.nan)

@@ -1,6 +1,6 @@
 """Folders of views, as `sample`, `data_prep.captures`, nerfstudio or another method leaves them.
 
-A head is a folder with nerfstudio's transforms.json (see `results.transforms`), or with pictures alone, in it
+A head is a folder with nerfstudio's transforms.json (see `results.transforms`), or with images alone, in it
 or in its views/ or images/. Many heads are a folder of such folders.
 """
 
@@ -36,7 +36,7 @@ class Frame:
 
     @property
     def world_to_camera(self) -> np.ndarray | None:
-        """(4, 4) OpenGL, None where nobody says."""
+        """(4, 4) OpenGL, None where unknown."""
         return None if self.known is None else self.known.world_to_camera
 
     @property
@@ -74,7 +74,7 @@ def find_heads(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     heads = {p.name: p for p in inside if (p / transforms.NAME).is_file() or _pictures(p)}
     if not heads:
-        raise InputError(f"{folder}: no views in it: neither {transforms.NAME} nor pictures")
+        raise InputError(f"{folder}: no views in it: neither {transforms.NAME} nor images")
     return heads
 
 
@@ -83,7 +83,7 @@ def _pictures(folder: pathlib.Path) -> list[pathlib.Path]:
         found = sorted(place.glob("*")) if place.is_dir() else []
         found = [p for p in found if images.is_picture_name(p) and not p.name.startswith(".")]
         if found and place == folder and len(found) < 2:
-            continue  # one picture beside a folder of views is an input
+            continue  # one image beside a folder of views is an input
         if found:
             return found
     return []
@@ -154,10 +154,10 @@ def load(frame: Frame, size: int | None) -> tuple[np.ndarray, np.ndarray | None,
     there are normals; None if there is none of these.
 
     Args:
-        size: to which height square pictures are brought; None leaves them.
+        size: to which height square images are brought; None leaves them.
 
     Raises:
-        InputError: a picture cannot be read, or is not square where a size is asked for.
+        InputError: an image cannot be read, or is not square where a size is asked for.
     """
     orientation = frame.known.orientation if frame.known else 1
     picture = transforms.read_image(frame.image, orientation)

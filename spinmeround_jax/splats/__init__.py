@@ -1,8 +1,8 @@
 """3D Gaussians from views with cameras, and what is made of them.
 
 gaussians   parameters, spherical harmonics, where a fit begins
-rasterise   Gaussians and a camera -> picture, alpha, depth, normals: JAX on every device
-scene       transforms.json and its pictures -> views to fit
+rasterise   Gaussians and a camera -> image, alpha, depth, normals: JAX on every device
+scene       transforms.json and its images -> views to fit
 hull        the visual hull of the masks
 fit         views -> Gaussians
 relocation  faded Gaussians are put where others are seen

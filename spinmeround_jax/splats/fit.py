@@ -162,7 +162,9 @@ def _make_step(
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: _State, view: _View) -> tuple[_State, dict[str, jax.Array]]:
-        (loss, told), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.gaussians, view)
+        (loss, measured), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+            state.gaussians, view
+        )
         parts = [loss, *jax.tree.leaves(gradient)]
         sound = jnp.all(jnp.array([jnp.isfinite(part).all() for part in parts]))
         direction, moments = adam.update(gradient, state.adam)
@@ -175,7 +177,7 @@ def _make_step(
         # A gradient that is not finite is not followed; the next view may give a sound one.
         stayed = dataclasses.replace(state, step=state.step + 1, faults=state.faults + 1)
         after = jax.tree.map(lambda a, b: jnp.where(sound, a, b), after, stayed)
-        return after, {**told, "faults": after.faults}
+        return after, {**measured, "faults": after.faults}
 
     return step
 
@@ -230,10 +232,10 @@ def fit(
     recent: list[dict[str, jax.Array]] = []
     faults, overflow = 0, 0
     for n in range(resumed_at, settings.steps):
-        state, told = step(state, view(_view_of(n, len(scene), settings.seed)))
-        recent.append(told)
+        state, measured = step(state, view(_view_of(n, len(scene), settings.seed)))
+        recent.append(measured)
         if len(recent) == 20 or n + 1 == settings.steps:
-            values = {k: np.array([float(t[k]) for t in recent]) for k in told}
+            values = {k: np.array([float(t[k]) for t in recent]) for k in measured}
             recent = []
             faults += int((values["faults"] > 0).sum())
             overflow = max(overflow, int(values["overflow"].max()))
@@ -266,7 +268,7 @@ def _check(scene: Scene, settings: FitSettings) -> None:
     if min(scene.size) < smallest:
         height, width = scene.size
         raise InputError(
-            f"pictures of {width}x{height} pixels; this loss needs {smallest}: --lpips 0, or larger pictures"
+            f"images of {width}x{height} pixels; this loss needs {smallest}: --lpips 0, or larger images"
         )
     if settings.steps < 1 or settings.count < 1:
         raise InputError("at least one step and one Gaussian are needed")

@@ -3,7 +3,7 @@
 splats.ply, viewer.html          the Gaussians, and a page to spin them
 mesh.glb, mesh.ply               the surface
 views/, normals/, transforms.json  the given cameras, drawn from the Gaussians
-turntable.webp                   pictures and normals side by side, moving
+turntable.webp                   images and normals side by side, moving
 report.json                      settings, distances, what was left out
 """
 
@@ -66,7 +66,7 @@ def write_folder(
 ) -> None:
     """All files to a hidden sibling, which is then renamed.
 
-    Splats of which no mesh or page can be made are kept: `report` then tells why, under "left_out".
+    Splats of which no mesh or page can be made are kept: `report` then says why, under "left_out".
     """
     with new_folder(folder) as partial:
         write_ply(partial / "splats.ply", gaussians)

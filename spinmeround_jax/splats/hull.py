@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 from spinmeround_jax.files import InputError
 from spinmeround_jax.splats.scene import Scene, camera_positions, middle_and_radius
 
 RESOLUTION = 80  # voxels along the cube's edge
 AGREEMENT = (
-    0.9  # of the views that see a voxel must have it in their mask: generated views disagree
+    0.9  # share of the views that see a voxel with it in their mask: generated ones disagree
 )
 SEEN = 0.5  # of all views must see it
 
@@ -29,17 +30,10 @@ def surface(
     middle, radius = middle_and_radius(scene)
     inside, edge = _carve(scene, middle, radius)
     # The outside of the outermost layer, and how the occupancy falls across it.
-    core = np.zeros_like(inside)
-    core[1:-1, 1:-1, 1:-1] = (
-        inside[1:-1, 1:-1, 1:-1]
-        & inside[2:, 1:-1, 1:-1] & inside[:-2, 1:-1, 1:-1]
-        & inside[1:-1, 2:, 1:-1] & inside[1:-1, :-2, 1:-1]
-        & inside[1:-1, 1:-1, 2:] & inside[1:-1, 1:-1, :-2]
-    )  # fmt: skip
-    shell = np.argwhere(inside & ~core)
+    shell = np.argwhere(inside & ~ndimage.binary_erosion(inside))
     if len(shell) < 8:
         raise InputError(
-            "the masks have no common inside; are the cameras those of the pictures, is the background plain?"
+            "the masks have no common inside; are the cameras those of the images, is the background plain?"
         )
     normals = _outward(inside)[tuple(shell.T)]
     rng = np.random.default_rng(seed)
@@ -83,7 +77,7 @@ def _pixels(scene: Scene, view: int, points: np.ndarray) -> tuple[np.ndarray, np
 def _nearest(
     scene: Scene, pixels: np.ndarray, ahead: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, column (0 where outside) of the pixel at each position, and whether it is in the picture."""
+    """Row, column (0 where outside) of the pixel at each position, and whether it is in the image."""
     height, width = scene.size
     within = ahead & (pixels >= 0).all(-1) & (pixels < (width, height)).all(-1)
     columns, rows = np.where(within[:, None], pixels, 0.0).astype(np.int64).T
@@ -92,11 +86,7 @@ def _nearest(
 
 def _outward(inside: np.ndarray) -> np.ndarray:
     """(n, n, n, 3) unit normals: the smoothed occupancy falls outward."""
-    smooth = inside.astype(np.float32)
-    for axis in range(3):
-        padded = np.pad(smooth, [(2, 2) if a == axis else (0, 0) for a in range(3)])
-        n = smooth.shape[axis]
-        smooth = sum(np.take(padded, range(i, i + n), axis=axis) for i in range(5)) / 5.0
+    smooth = ndimage.uniform_filter(inside.astype(np.float32), 5, mode="constant")
     gradient = -np.stack(np.gradient(smooth), -1)
     length = np.linalg.norm(gradient, axis=-1, keepdims=True)
     return np.where(length > 1e-6, gradient / np.maximum(length, 1e-6), (0.0, 1.0, 0.0))

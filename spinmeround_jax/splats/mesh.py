@@ -29,14 +29,14 @@ MIN_POINTS = 200
 MARGIN = 0.15  # of the longest side, on either side: the FFT's grid repeats
 OPAQUE = 0.9  # alpha from which a pixel's depth is the surface's and not the edge's
 FACING = 0.15  # cosine of the angle from which a pixel is used
-LEVEL = 0.5  # sine of the elevation up to which a picture's lower edge tells where the neck is cut
+LEVEL = 0.5  # sine of the elevation up to which an image's lower edge shows where the neck is cut
 OUTVOTED = 0.1  # share of the views that may show background where a point is
 
 
 @dataclasses.dataclass(frozen=True)
 class Points:
     """p points of a surface: positions and outward unit normals (p, 3), colours (p, 3) in [0, 1], and
-    weights (p,), how squarely each was seen. floor: height at which the pictures end below, or None."""
+    weights (p,), how squarely each was seen. floor: height at which the images end below, or None."""
 
     positions: np.ndarray
     normals: np.ndarray
@@ -192,7 +192,7 @@ def _take(points: Points, which: np.ndarray) -> Points:
 def poisson(points: Points, resolution: int = RESOLUTION) -> Mesh:
     """The closed surface through the points.
 
-    Where the pictures end below (`points.floor`), the neck or the shoulders get a flat cap. Of several
+    Where the images end below (`points.floor`), the neck or the shoulders get a flat cap. Of several
     pieces the largest is kept, so that nothing floats.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Gaussians and a camera -> picture, alpha, depth and normals; differentiable, with fixed shapes.
+"""Gaussians and a camera -> image, alpha, depth and normals; differentiable, with fixed shapes.
 
 EWA splatting as in Kerbl et al. (SIGGRAPH 2023): perspective projection linearised at each centre, a
-low-pass filter of 0.3 square pixels, blending from front to back. The picture is cut into tiles; each
+low-pass filter of 0.3 square pixels, blending from front to back. The image is cut into tiles; each
 tile blends the nearest `capacity` Gaussians that reach it, in order of depth, and counts those it had no
 room for. All arithmetic is batched matrix products and elementwise, so that one program serves CPU, GPU
 and TPU.
@@ -27,7 +27,7 @@ MAX_ALPHA = 0.99
 MIN_ALPHA = 1.0 / 255.0
 NEAR = 0.01  # nearer Gaussians are not drawn
 FRUSTUM = 1.3  # half fields of view beyond which the linearisation does not follow a centre
-SMALL_TILE, TILE = 4, 8  # px; the smaller is faster up to pictures of SMALL pixels
+SMALL_TILE, TILE = 4, 8  # px; the smaller is faster up to images of SMALL pixels
 SMALL = 96 * 96
 CAPACITY = 256  # Gaussians per tile
 _PIXELS_AT_ONCE = 4096  # bounds the memory: pixels blended together
@@ -51,12 +51,12 @@ def render(
     Args:
         world_to_camera: (4, 4) rigid pose of an OpenGL camera, see `cameras.py`.
         focal: focal length in pixels, or one for x and one for y.
-        size: of the picture in pixels, or (height, width); like `capacity` and `tile`, fixed when compiled.
+        size: of the image in pixels, or (height, width); like `capacity` and `tile`, fixed when compiled.
         background: colour in [0, 1], or (3,) of them.
         centre: (2,) x and y of the principal point in pixels, where 0.5 is the first pixel's centre;
             default the middle.
         capacity: Gaussians per tile.
-        tile: pixels of a tile's side; default by the size of the picture.
+        tile: pixels of a tile's side; default by the size of the image.
 
     Returns:
         rgb: (h, w, 3) in [0, 1] (the harmonics may exceed 1), on the background.
@@ -92,7 +92,7 @@ def project(
     size: tuple[int, int],
     centre: jax.Array,
 ) -> dict[str, jax.Array]:
-    """The Gaussians on the picture plane, sorted from near to far.
+    """The Gaussians on the image plane, sorted from near to far.
 
     Returns:
         mean (n, 2) px; conic (n, 3), the inverse covariance's xx, xy, yy; reach (n, 2) px, half width
@@ -113,7 +113,7 @@ def project(
     # Jacobian of the projection, Kerbl et al. eq. 5; a centre far outside would blow it up.
     height, width = size
     half = jnp.array([width, height], jnp.float32) / (2.0 * focal)
-    shift = centre / focal - half  # of the picture's middle
+    shift = centre / focal - half  # of the image's middle
     slope = jnp.clip(
         jnp.stack([x, y], -1) / z[:, None], -FRUSTUM * half - shift, FRUSTUM * half - shift
     )
@@ -216,7 +216,7 @@ def _blend(
     if len(corners) <= at_once:
         blended, overflow = jax.vmap(blend_tile)(corners)
     else:
-        # Recomputed in the backward pass, so that memory does not grow with the picture.
+        # Recomputed in the backward pass, so that memory does not grow with the image.
         blended, overflow = jax.lax.map(jax.checkpoint(blend_tile), corners, batch_size=at_once)
     blended = blended.reshape(rows, columns, tile, tile, -1).transpose(0, 2, 1, 3, 4)
     blended = blended.reshape(rows * tile, columns * tile, -1)[:height, :width]

@@ -28,7 +28,7 @@ def add_noise(gaussians: Gaussians, key: jax.Array, weight: jax.Array) -> Gaussi
 
 @jax.jit
 def relocate(gaussians: Gaussians, key: jax.Array) -> tuple[Gaussians, jax.Array]:
-    """Move faded Gaussians onto visible ones, chosen by opacity, so that the picture stays.
+    """Move faded Gaussians onto visible ones, chosen by opacity, so that the image stays.
 
     Where k come to share a place, opacity and scale follow Kheradmand et al. (eq. 9): each has opacity
     1 - (1 - o)^(1/k), and the covariance is such that together they blend as the one did.

@@ -88,7 +88,7 @@ class Scene:
 
 
 def middle_and_radius(scene: Scene) -> tuple[np.ndarray, float]:
-    """(3,) point nearest to all optical axes, and the radius around it that the pictures show.
+    """(3,) point nearest to all optical axes, and the radius around it that the images show.
 
     Raises:
         InputError: the cameras do not look at one place.
@@ -200,7 +200,7 @@ def load(path: str | pathlib.Path, background: np.ndarray | None = None, up: str
     """
     given = transforms.read(pathlib.Path(path))
     intrinsics = _shared_intrinsics(given)
-    turned, told = up_rotation(given, up)
+    turned, up_from = up_rotation(given, up)
     poses = np.stack([frame.world_to_camera for frame in given.frames])
     poses, applied = _moved(poses, turned)
     background = np.ones(3) if background is None else np.asarray(background, np.float64)
@@ -240,7 +240,7 @@ def load(path: str | pathlib.Path, background: np.ndarray | None = None, up: str
         background=background.astype(np.float32),
         names=tuple(frame.file_path for frame in given.frames),
         masks_from=tuple(sources),
-        up=told,
+        up=up_from,
         applied_transform=applied @ given.applied_transform,
     )
 
@@ -282,7 +282,7 @@ def _shared_intrinsics(given: transforms.Transforms) -> Intrinsics:
 
 
 def up_rotation(given: transforms.Transforms, up: str) -> tuple[np.ndarray, str]:
-    """(3, 3) rotation of the file's world that brings its up to y, and what to tell about it.
+    """(3, 3) rotation of the file's world that brings its up to y, and where it comes from.
 
     Raises:
         InputError: `up` is "auto", the file does not say, and it cannot be seen from the cameras.
@@ -353,7 +353,7 @@ def _moved(poses: np.ndarray, turned: np.ndarray) -> tuple[np.ndarray, np.ndarra
     try:
         middle, distance = _middle_and_distance(poses)
     except InputError:
-        pass  # `check` tells
+        pass  # `check` reports it
     else:
         if np.linalg.norm(middle) > FAR * distance:
             motion[:3, 3] = -turned @ middle

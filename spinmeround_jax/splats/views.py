@@ -14,13 +14,13 @@ from spinmeround_jax.splats.gaussians import Gaussians
 from spinmeround_jax.splats.rasterise import render
 from spinmeround_jax.splats.scene import Scene, camera_positions, middle_and_radius
 
-CAPACITY = 512  # Gaussians per tile, of pictures to look at
-_AT_ONCE = 8  # pictures in one LPIPS
+CAPACITY = 512  # Gaussians per tile, of images to look at
+_AT_ONCE = 8  # images in one LPIPS
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """v pictures of h x w pixels: images (v, h, w, 3) in [0, 1], alpha and depth (v, h, w), normals
+    """v images of h x w pixels: images (v, h, w, 3) in [0, 1], alpha and depth (v, h, w), normals
     (v, h, w, 3) in the world; overflow, Gaussians left out by full tiles."""
 
     images: np.ndarray
@@ -76,7 +76,7 @@ def orbit(scene: Scene, views: int, pitch: float = 0.0) -> np.ndarray:
 def measure(drawn: Drawn, scene: Scene) -> dict[str, np.ndarray]:
     """PSNR (dB), SSIM, LPIPS (AlexNet), and degrees between normals inside the masks, (v,) each.
 
-    LPIPS is left out of pictures too small for it; normals are left out of a scene without, and NaN in views
+    LPIPS is left out of images too small for it; normals are left out of a scene without, and NaN in views
     without.
     """
     images, truth = 2.0 * drawn.images - 1.0, 2.0 * scene.images.astype(np.float32) - 1.0

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from benchmarks.loader import write_random_latents
 from spinmeround_jax.data import latent_files
 from spinmeround_jax.data.subjects import SubjectSource
 from spinmeround_jax.files import InputError, as_path
 from tests.support.full_disk import full_disk
+from tests.support.random_latents import write_random_latents
 from tests.support.synthetic_shards import write_dataset
 
 

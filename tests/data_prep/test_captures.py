@@ -216,7 +216,7 @@ def test_nersembles_layout(tmp_path):
     assert readers.read(tmp_path / "017")[0].path == first.path
     with pytest.raises(InputError, match="no sequence FREE"):
         readers.read(tmp_path / "017", "FREE")
-    with pytest.raises(InputError, match="no pictures of frame 3"):
+    with pytest.raises(InputError, match="no images of frame 3"):
         readers.read(tmp_path / "017", "EXP-1-head", 3)
 
 

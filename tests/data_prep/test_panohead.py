@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("skimage", reason="marching cubes need '.[data]'")
 
 
-from data_prep import back_filter, factory, panohead
+from data_prep import back_filter, factory, identity, panohead
 from data_prep.back_filter import Scores, Thresholds
 from data_prep.generator import isosurface, screening
 from data_prep.rendering import cutout, render
@@ -288,7 +288,7 @@ def test_rendering_without_a_screening_is_refused(tmp_path):
 
 def test_people_become_records_and_the_faceless_are_rejected(tmp_path, generator, monkeypatch):
     monkeypatch.setattr(panohead, "_generator", lambda network, options: generator)
-    monkeypatch.setattr(panohead, "_models", lambda folder: fake_models())
+    monkeypatch.setattr(identity, "models", lambda folder: fake_models())
     source = panohead.PanoHeads(NETWORK, OPTIONS, (1, 2, 14), 1, 4, None)
     with pytest.raises(SubjectRejected, match="nowhere exceeds"):
         source.records("panohead-000014")
@@ -306,7 +306,7 @@ def test_people_become_records_and_the_faceless_are_rejected(tmp_path, generator
     rgba = records.decode_image(view.image, SIZE, "here")
     assert normals[rgba[..., 3] > 250][:, 0].mean() > 0.3  # seen from +x
 
-    monkeypatch.setattr(panohead, "_models", lambda folder: fake_models(lambda image: False))
+    monkeypatch.setattr(identity, "models", lambda folder: fake_models(lambda image: False))
     with pytest.raises(SubjectRejected, match="no face is found in its 1 frontal views"):
         source.records("panohead-000001")
 
@@ -421,7 +421,7 @@ def test_another_version_is_refused(network_module, written):
 def test_the_whole_command_with_the_stand_in(
     network_module, written, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(panohead, "_models", lambda folder: fake_models())
+    monkeypatch.setattr(identity, "models", lambda folder: fake_models())
     monkeypatch.setattr(panohead.identity, "check", lambda models: None)
     common = (
         f"--checkout {written.checkout} --network {written.path} --device cpu --size 64 --grid 64"

@@ -100,7 +100,7 @@ def rolled(views):
 @pytest.mark.parametrize(
     ("views", "message"),
     [
-        (lambda: pictures(lambda rgba, normals: (rgba * 0, normals * 0)), "picture is empty"),
+        (lambda: pictures(lambda rgba, normals: (rgba * 0, normals * 0)), "image is empty"),
         (lambda: pictures(lambda rgba, normals: (rgba, normals * 0.8)), "not of unit length"),
         (lambda: pictures(lambda rgba, normals: (rgba, -normals)), "do not face the camera"),
         (

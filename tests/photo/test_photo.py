@@ -220,7 +220,7 @@ def test_no_background_model(command, tmp_path):
     path = photo(tmp_path / "a.png")
     code, _, error = command({"a.png": five()}, "--input", path)
     assert code == 1
-    assert "it tells the person from the background" in error
+    assert "it separates the person from the background" in error
     assert "photo.fetch" in error
     assert not (tmp_path / "out").exists()
 
