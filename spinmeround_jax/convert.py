@@ -363,7 +363,7 @@ def run(args: argparse.Namespace, config: ModelConfig) -> None:
     ):
         raise UsageError("give --released FILE, --run DIR, or --sd15 PATH with --arc2face DIR")
     if args.run is None and (args.step is not None or not args.ema):
-        raise UsageError("--step and --no-ema are for a training: give --run DIR")
+        raise UsageError("--step and --no-ema need --run DIR")
     with new_folder(args.out, args.overwrite) as folder:
         if args.run is not None:
             convert_run(args.run, args.step, args.ema, folder, args.dtype or "float16")

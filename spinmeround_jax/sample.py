@@ -302,8 +302,9 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         description.provenance, args.face, args.keep_background, args.no_identity, args.models
     )
     wanted = requested(args, description.config.image_size, photos)
-    resampled = {"resample_observed": args.resample_observed}
-    wanted = [dataclasses.replace(r, options={**r.options, **resampled}) for r in wanted]
+    if args.resample_observed:  # only then: heads finished before the option existed stay valid
+        resampled = {"resample_observed": True}
+        wanted = [dataclasses.replace(r, options={**r.options, **resampled}) for r in wanted]
     # The settings that decide the images: a finished head with the same ones is skipped.
     deciding = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
     deciding |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
