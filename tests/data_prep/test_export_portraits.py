@@ -45,7 +45,7 @@ def test_another_picture_of_that_name_stays(tmp_path, capsys):
     (path,) = portraits.find([out])
     path.write_bytes(b"mine")
     assert export_portraits.main(arguments) == 1
-    assert f"{path}: another picture" in capsys.readouterr().err and path.read_bytes() == b"mine"
+    assert f"{path}: another image" in capsys.readouterr().err and path.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("split, number", [("held_out", "2"), ("nobody", "0")])
