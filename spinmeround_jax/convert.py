@@ -29,6 +29,7 @@ from spinmeround_jax import checkpoints, cli, files, models
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import ModelConfig
+from spinmeround_jax.training import run_checkpoints
 from spinmeround_jax.weights import diffusers, mapping, released, sources
 from spinmeround_jax.weights.sources import TensorFile
 
@@ -201,7 +202,7 @@ def convert_run(
     """
     from spinmeround_jax.data.manifest import training_provenance  # needs the extra [train]
 
-    step, config, history, model = checkpoints.load_trained(run, step, average)
+    step, config, history, model = run_checkpoints.load_trained(run, step, average)
     steps = sum(stage.steps for stage in config.stages)
     provenance = {
         "kind": f"training, {'average of the ' if average else ''}weights at step {step} of {steps}",

@@ -35,6 +35,7 @@ from spinmeround_jax.models import Autoencoder, Model, parameters
 from spinmeround_jax.models.unet import REMAT
 from spinmeround_jax.training import distributed, held_out_loss, loop, optim, previews
 from spinmeround_jax.training.autoencoder import train_autoencoder
+from spinmeround_jax.training.run_checkpoints import Checkpoints
 from spinmeround_jax.training.step import make_step
 
 DESCRIPTION = """Train SpinMeRound, or resume training.
@@ -137,9 +138,7 @@ def train(
 
     abstract = jax.eval_shape(init)
     placement = sharding.state_shardings(mesh, abstract)
-    saved = checkpoints.Checkpoints(
-        workdir / "checkpoints", keep=config.keep_checkpoints, config=config
-    )
+    saved = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints, config=config)
     if from_step is not None:
         saved.go_back(from_step)
     if (latest := saved.latest()) is not None:

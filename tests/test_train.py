@@ -21,6 +21,7 @@ from spinmeround_jax.data import loader as data_loader
 from spinmeround_jax.models import parameters
 from spinmeround_jax.training import loop, optim
 from spinmeround_jax.training import step as diffusion_step
+from spinmeround_jax.training.run_checkpoints import Checkpoints
 from tests.support.configs import full_config, micro_config
 from tests.support.paths import ROOT
 from tests.support.synthetic_shards import write_dataset
@@ -48,7 +49,7 @@ def final_state(workdir, config):
     placement = sharding.replicated(sharding.make_mesh())
     model = checkpoints.load_model(workdir / "model").config  # with the latents' statistics
     config = dataclasses.replace(config, model=model)
-    saved = checkpoints.Checkpoints(workdir / "checkpoints", keep=2, config=config)
+    saved = Checkpoints(workdir / "checkpoints", keep=2, config=config)
     recorder = Recorder()
     state = saved.restore(sharding.abstract(abstract, placement), recorder)
     saved.close()
@@ -449,7 +450,7 @@ class Counting:
 
 def run_counting(tmp_path, step_fn, steps=12, skip=()):
     transform = optim.optimizer(PLAIN, steps)
-    saved = checkpoints.Checkpoints(tmp_path, keep=2, config=PLAIN)
+    saved = Checkpoints(tmp_path, keep=2, config=PLAIN)
     state = loop.run(
         "counting", lambda state, batch: step_fn(state, batch, transform),
         optim.init({"w": jnp.ones(3)}, transform), Counting(), saved,
@@ -478,7 +479,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, faul
         loop.NotFiniteError, match=r"at step 5, .* examples 80 to 95 .* are kept of 4, "
     ):
         run_counting(tmp_path, step_fn)
-    saved = checkpoints.Checkpoints(tmp_path, keep=2, config=PLAIN)
+    saved = Checkpoints(tmp_path, keep=2, config=PLAIN)
     assert saved.latest() == 4
     transform = optim.optimizer(PLAIN, 12)
     abstract = jax.eval_shape(lambda: optim.init({"w": jnp.ones(3)}, transform))

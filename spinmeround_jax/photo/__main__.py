@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--framing", choices=sorted(FRAMINGS), default="canonical",
-        help="where the head goes: as models trained here know it, or the released one (canonical)",
+        help="how much of the image the head fills, as the weights have it: docs/photos.md (canonical)",
     )  # fmt: skip
     background = parser.add_mutually_exclusive_group()
     background.add_argument(

@@ -26,6 +26,7 @@ from spinmeround_jax.data.manifest import read_manifest
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import Autoencoder, parameters
 from spinmeround_jax.training import held_out_loss, latents, loop, optim, previews
+from spinmeround_jax.training.run_checkpoints import Checkpoints
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -84,7 +85,7 @@ def train_autoencoder(
         return optim.init(parameters.split(new())[1], transform)
 
     placement = sharding.replicated(mesh)
-    saved = checkpoints.Checkpoints(
+    saved = Checkpoints(
         workdir / "autoencoder_checkpoints", keep=config.keep_checkpoints, config=config
     )
     if saved.latest() is None:

@@ -16,9 +16,9 @@ import tqdm
 from jax.sharding import Mesh
 
 from spinmeround_jax import cli, sharding
-from spinmeround_jax.checkpoints import Checkpoints
 from spinmeround_jax.training import distributed
 from spinmeround_jax.training.optim import TrainState
+from spinmeround_jax.training.run_checkpoints import Checkpoints
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter

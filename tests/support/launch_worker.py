@@ -13,10 +13,11 @@ import time
 import jax
 import jax.numpy as jnp
 
-from spinmeround_jax import checkpoints, sharding
+from spinmeround_jax import sharding
 from spinmeround_jax.config import DataConfig, OptimizerConfig, StageConfig
 from spinmeround_jax.data import loader as data_loader
 from spinmeround_jax.training import distributed, loop, optim
+from spinmeround_jax.training.run_checkpoints import Checkpoints
 
 OPTIMIZER = OptimizerConfig(
     learning_rate=0.01, warmup_steps=0, schedule="constant", weight_decay=0.0, beta1=0.9,
@@ -76,7 +77,7 @@ def main(directory: str, workdir: str, steps: str, pause: str, workers: str = "0
         return step(state, batch)
 
     placement = sharding.replicated(mesh)
-    saved = checkpoints.Checkpoints(work / "checkpoints", keep=2, config=OPTIMIZER)
+    saved = Checkpoints(work / "checkpoints", keep=2, config=OPTIMIZER)
     if saved.latest() is None:
         state = jax.jit(init, out_shardings=placement)()
     else:
