@@ -37,8 +37,8 @@ ANGLES = {
 NOT_CORRECTED = Correction()
 TICK = 0.4  # seconds between two looks at a job
 
-# Errors are written for the commands; the page has other handles.
-_WORDS = (
+# Errors are written for the commands: what they say of options, in the words of the page.
+WORDS = (
     ("or give landmarks with --landmarks", "or crop it to a square around the head"),
     ("--face 2 is the next", "choose another under Face"),
     ("use --background rembg or --keep-background, or", "tick Keep the background, or"),
@@ -192,10 +192,10 @@ class Studio:
             report("Starting", 0.0)
             began = time.monotonic()
             pipeline = pipeline.replace(progress)
-            images_, ids = (job.images[None], job.id_embedding)
+            identity = job.id_embedding
             heads = pipeline.spin(
-                images_ if len(angles) else None,
-                None if ids is None else ids[None],
+                job.images[None] if len(angles) else None,
+                None if identity is None else identity[None],
                 trajectory,
                 [job.seed],
                 angles,
@@ -265,7 +265,7 @@ class Studio:
     def sentence(self, error: BaseException) -> str:
         """An error in the page's words, without this machine's paths."""
         text = re.sub(re.escape(str(self.root)) + r"/(?:[^/\s]+/)*", "", cli.message(error))
-        for command, here in _WORDS:
+        for command, here in WORDS:
             text = text.replace(command, here)
         return text
 

@@ -60,8 +60,8 @@ def dpm_solver(denoise: Denoise, x: jax.Array, sigmas: jax.Array) -> jax.Array:
 def unipc(denoise: Denoise, x: jax.Array, sigmas: jax.Array) -> jax.Array:
     """UniPC of order 2, B2(h): `dpm_solver`'s steps, each corrected by the estimate at its end.
 
-    Algorithms 7 and 8 of Zhao et al., arXiv 2302.04867, with alpha = 1. One evaluation per step, since that
-    estimate serves the next step, too. The step to sigma = 0 is not corrected.
+    Zhao et al., arXiv 2302.04867, for estimates of the clean sample, with alpha = 1. One evaluation per
+    step, since that estimate serves the next step, too. The step to sigma = 0 is not corrected.
     """
     return _multistep(denoise, x, sigmas, correct=True)
 

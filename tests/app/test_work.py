@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import re
 import threading
 import zipfile
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 from spinmeround_jax import checkpoints, files, requests
 from spinmeround_jax.app import __main__ as command
+from spinmeround_jax.app import work
 from spinmeround_jax.app.work import ANGLES, Shot, Stopped, Studio, Weights, Wishes, follow
 from tests.support.tiny_model import SAMPLING, random_model
 
@@ -162,3 +165,12 @@ def test_other_hosts_need_names_and_passwords(tmp_path, capsys):
     assert command.main(["--auth", str(tmp_path / "nobody.txt")]) == 2
     (tmp_path / "people.txt").write_text("ann:a:b\n\nbob:c\n")
     assert command.read_auth(tmp_path / "people.txt") == [("ann", "a:b"), ("bob", "c")]
+
+
+@pytest.mark.parametrize("words", [command for command, _ in work.WORDS])
+def test_words_that_the_page_replaces_are_still_in_messages(words):
+    """Else a message was reworded, and the page would show an option of the command line."""
+    package = pathlib.Path(work.__file__).parents[1]
+    sources = (path.read_text() for path in package.rglob("*.py") if path.name != "work.py")
+    joined = (re.sub(r'"\s*\n\s*f?"', "", source) for source in sources)
+    assert any(words in source for source in joined)
