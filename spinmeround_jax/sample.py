@@ -235,7 +235,7 @@ def photo_settings(
     else:
         framing, known = provenance.get("framing", "canonical"), provenance.get("recogniser")
         known = known if isinstance(known, dict) else {}
-    if framing not in FRAMINGS:
+    if framing not in list(FRAMINGS):  # model.json can hold anything, unhashable values too
         raise InputError(
             f"the weights were trained on heads framed as {framing!r}, which this code does not know"
         )

@@ -10,6 +10,7 @@ from PIL import Image
 
 from spinmeround_jax import checkpoints, files, sample
 from spinmeround_jax.config import RELEASED
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import assets, face_resnet, likeness
 from spinmeround_jax.photo.prepare import Models
 from tests.support import photo_models
@@ -191,3 +192,21 @@ def test_weights_of_rendered_heads_say_so_of_photographs_only(sampled, tmp_path,
         code, error, _ = sampled(None, tmp_path / f"{name}.png")
         assert code == 0
         assert error.count("rendered heads of 16 pixels only") == (told and photograph)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "framing"),
+    [
+        ({}, "canonical"),
+        ({"framing": "close"}, "close"),
+        ({"kind": "released weights"}, "panohead"),
+    ],
+)
+def test_photos_are_framed_as_the_data_of_the_weights(provenance, framing):
+    assert sample.photo_settings(provenance).options.framing == framing
+
+
+@pytest.mark.parametrize("framing", ["wide", [], None])
+def test_an_unknown_framing_is_refused(framing):
+    with pytest.raises(InputError, match="framed as"):
+        sample.photo_settings({"framing": framing})

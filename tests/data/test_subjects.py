@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spinmeround_jax import cameras
-from spinmeround_jax.data.manifest import read_manifest, write_manifest
+from spinmeround_jax.data.manifest import provenance_of, read_manifest, write_manifest
 from spinmeround_jax.data.shards import ShardWriter, read_index
 from spinmeround_jax.data.subjects import HeldOut, composite
 from spinmeround_jax.files import InputError
@@ -101,3 +101,11 @@ def test_held_out_views_can_be_chosen(directory):
     np.testing.assert_array_equal(some.yaw, whole.yaw[[5, 0]])
     with pytest.raises(IndexError):
         held_out.load(2, [8])
+
+
+def test_weights_record_what_photos_need():
+    """Recogniser and framing of the data, under the names by which `sample` looks for them."""
+    recogniser = {"name": "dlib-resnet", "sha256": "0" * 64}
+    told = provenance_of({"seed": 3, "identity": recogniser, "framing": "close"})
+    assert told == {"data": {"seed": 3}, "recogniser": recogniser, "framing": "close"}
+    assert provenance_of({})["framing"] == "canonical"

@@ -7,11 +7,13 @@ import pytest
 
 from data_prep import factory, render_heads, rendered_identity, workers
 from data_prep.parametric import occlusion, people
+from data_prep.parametric.head import build_head
 from data_prep.parametric.subjects import build_scene
 from data_prep.rendering import environments, render, shading, viewpoints
 from spinmeround_jax import cameras
 from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.manifest import read_manifest
+from spinmeround_jax.photo.pose import FRAMINGS
 from tests.support import (
     needs_heads,  # noqa: F401
     synthetic_shards,
@@ -183,6 +185,15 @@ def test_head_fills_the_frame_as_a_portrait(bald):
     assert rows[-1] == SIZE - 1  # neck and shoulders leave at the bottom
     eyes = head.placement.to_world(head.landmarks[:2])
     assert eyes[0, 0] < 0 < eyes[1, 0] and (eyes[:, 2] > 0.05).all()
+
+
+@pytest.mark.parametrize("framing", ["close", "panohead"])
+def test_framings_are_those_that_photos_are_prepared_with(bald, framing):
+    _, head = bald
+    zoom, shift = FRAMINGS[framing]
+    moved = build_head(head.person, head.level, framing)
+    expected = head.placement.to_world(head.skin) * zoom + shift
+    np.testing.assert_allclose(moved.placement.to_world(moved.skin), expected, atol=1e-6)
 
 
 def test_positive_yaw_shows_the_side_at_positive_x(bald):
