@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.connection
@@ -12,6 +13,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
+
+from spinmeround_jax.startup import SIGNALS
 
 T = TypeVar("T")
 
@@ -48,6 +51,30 @@ def _end_with_the_parent() -> None:
     os._exit(1)
 
 
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM: a process that is half started would print a traceback.
+
+    By handlers, since a blocked signal would be delivered to another thread.
+    """
+    if threading.current_thread() is not threading.main_thread():  # others cannot set handlers
+        yield
+        return
+    received: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in handlers.items():
+        if handler not in (signal.SIG_IGN, None):
+            signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        for number in received[:1]:
+            signal.raise_signal(number)
+
+
 def _make_in_worker(name: str) -> Any:
     assert _make is not None
     return _made_or_rejected(_make, name)
@@ -73,9 +100,11 @@ def made(
     )
     try:
         remaining = iter(names)
-        running = collections.deque(
-            pool.submit(_make_in_worker, name) for name in itertools.islice(remaining, 2 * workers)
-        )
+        with _signals_wait():  # they start the processes
+            running = collections.deque(
+                pool.submit(_make_in_worker, name)
+                for name in itertools.islice(remaining, 2 * workers)
+            )
         while running:
             result = running.popleft().result()
             running.extend(

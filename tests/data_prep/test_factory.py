@@ -230,13 +230,14 @@ def test_unreadable_input_names_the_file(tmp_path):
         factory.write_dataset(Broken(how="unreadable"), tmp_path, 2)
 
 
-def test_sigterm_does_not_wait_for_subjects_that_are_being_made(tmp_path):
+@pytest.mark.parametrize("processes", [1, 2, 3])  # the resource tracker, then the workers
+def test_sigterm_does_not_wait_for_subjects_that_are_being_made(tmp_path, processes):
     process = subprocess.Popen(
         command(tmp_path, "--workers", "2", "--seconds", "3600"),
         env=environment(), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        wait_until(lambda: len(children(process.pid)) >= 3)  # with the resource tracker
+        wait_until(lambda: len(children(process.pid)) >= processes)
         process.send_signal(signal.SIGTERM)
         told = process.communicate(timeout=300)[1]
     finally:
