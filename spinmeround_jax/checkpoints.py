@@ -2,6 +2,7 @@
 
 A model folder holds `model.json` (the config of the networks, and the provenance of their weights),
 `weights/`, and `SHA256SUMS` of all files, in the format of `sha256sum -c`. Nothing is pickled.
+Folders to read may be remote, see `weights.remote`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,11 +31,10 @@ from spinmeround_jax.config import (
 )
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import Autoencoder, AutoencoderConfig, Model, ModelConfig, parameters
+from spinmeround_jax.weights import remote
+from spinmeround_jax.weights.remote import SUMS, Path
 
 SCHEMA_VERSION = 1
-SUMS = "SHA256SUMS"
-
-Path = str | os.PathLike[str]
 
 
 def save_model(
@@ -113,7 +111,7 @@ def describe(directory: Path) -> Description:
     found = []
     for name, default in (("sampling", RELEASED), ("ablation", NO_ABLATION)):
         values = provenance.get(name, dataclasses.asdict(default))
-        where = f"{pathlib.Path(directory) / 'model.json'}: provenance.{name}"
+        where = f"{remote.locate(directory).path / 'model.json'}: provenance.{name}"
         try:
             found.append(from_mapping(type(default), values, where))
         except ValueError as error:
@@ -134,7 +132,7 @@ def origins(directory: Path) -> list[str]:
             for source in read_provenance(directory).get("sources", [])
         ]
     except (AttributeError, KeyError, TypeError) as error:
-        path = pathlib.Path(directory) / "model.json"
+        path = remote.locate(directory).path / "model.json"
         raise InputError(f"{path}: damaged, provenance ({error!r})") from error
 
 
@@ -190,7 +188,7 @@ def _cast(weights: Any, dtype: np.dtype) -> tuple[Any, Any]:
 
 
 def _read_json(directory: Path) -> dict[str, Any]:
-    path = pathlib.Path(directory) / "model.json"
+    path = remote.locate(directory).path / "model.json"
     try:
         description = schema.read(path, _DESCRIPTION, max_bytes=16 << 20)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -249,7 +247,7 @@ def check_config(config: ModelConfig) -> None:
 
 
 def _read_config(directory: Path, kind: str, cls: type) -> Any:
-    path = pathlib.Path(directory) / "model.json"
+    path = remote.locate(directory).path / "model.json"
     description = _read_json(directory)
     if description["kind"] != kind:
         raise InputError(f"{path}: holds {description['kind']!r}, expected {kind!r}")
@@ -268,7 +266,7 @@ def _read_config(directory: Path, kind: str, cls: type) -> Any:
 
 
 def _read_weights(directory: Path, networks: dict[str, nnx.Module]) -> dict[str, nnx.Module]:
-    path = pathlib.Path(directory).absolute() / "weights"
+    path = remote.locate(directory).path.absolute() / "weights"
     if not path.is_dir():
         raise InputError(f"{path}: no such folder, though model.json is there; copy it too")
     _check_sums(path.parent)
@@ -295,18 +293,17 @@ def _check_sums(directory: pathlib.Path) -> None:
     """Raises InputError if a file is not the one that was saved; folders without sums pass."""
     path = directory / SUMS
     try:
-        for line in files.read_bytes(path, 16 << 20).decode().splitlines():
-            if not (match := re.fullmatch("([0-9a-f]{64})  ([^/].*)", line)) or ".." in line:
-                raise InputError(f"{path}: damaged; restore it from a copy ({line[:80]!a})")
-            if files.sha256(directory / match[2]) != match[1]:
+        sums = remote.parse_sums(files.read_bytes(path, remote.MAX_SUMS_BYTES), path)
+        for name, digest in sums.items():
+            if files.sha256(directory / name) != digest:
                 raise InputError(
-                    f"{directory / match[2]}: damaged or edited, its SHA-256 is not that in {SUMS}; "
+                    f"{directory / name}: damaged or edited, its SHA-256 is not that in {SUMS}; "
                     f"restore it from a copy (or delete {SUMS} if you edited it on purpose)"
                 )
     except FileNotFoundError as error:
         if error.filename != str(path):
             raise InputError(f"{error.filename}: missing; copy the whole folder") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path}: cannot be checked ({error})") from error
 
 
