@@ -1,7 +1,7 @@
 """Finished models, written by Orbax; what a run resumes from is in `training.run_checkpoints`.
 
 A model folder holds `model.json` (the config of the networks, and the provenance of their weights),
-`weights/`, and `SHA256SUMS` of all files, in the format of `sha256sum -c`. Nothing is pickled.
+`weights/`, `SHA256SUMS` of these files, in the format of `sha256sum -c`, and a model card. Nothing is pickled.
 Folders to read may be remote, see `weights.remote`.
 """
 
@@ -31,10 +31,11 @@ from spinmeround_jax.config import (
 )
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import Autoencoder, AutoencoderConfig, Model, ModelConfig, parameters
-from spinmeround_jax.weights import remote
+from spinmeround_jax.weights import card, remote
 from spinmeround_jax.weights.remote import SUMS, Path
 
 SCHEMA_VERSION = 1
+CARD = "README.md"
 
 
 def save_model(
@@ -144,13 +145,7 @@ def _write(
     weights: Mapping[str, parameters.Parameters],
 ) -> None:
     directory = pathlib.Path(directory).absolute()
-    description = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": kind,
-        "config": dataclasses.asdict(config),
-        "provenance": dict(provenance),
-    }
-    text = json.dumps(description, indent=2) + "\n"  # may raise: before anything is written
+    text = description_text(config, provenance, kind)  # may raise: before anything is written
     first = jax.process_index() == 0
     if first:
         (directory / "model.json").unlink(missing_ok=True)  # written last: then all is complete
@@ -167,7 +162,30 @@ def _write(
             sums[path.relative_to(directory).as_posix()] = files.sha256(path)
         lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
         files.write_atomically(directory / SUMS, lines.encode())
+        if kind == "model":  # without a sum: it is for people, who may edit it
+            sizes = {name: parameters.count(values) for name, values in weights.items()}
+            readme = card.text(config, provenance, sizes, "model")
+            files.write_atomically(directory / CARD, readme.encode())
         files.write_atomically(directory / "model.json", text.encode())
+
+
+def description_text(
+    config: ModelConfig | AutoencoderConfig, provenance: Mapping[str, Any], kind: str = "model"
+) -> str:
+    """The content of model.json."""
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "config": dataclasses.asdict(config),
+        "provenance": dict(provenance),
+    }
+    return json.dumps(description, indent=2) + "\n"
+
+
+def parse_description(content: bytes, where: str) -> tuple[ModelConfig, dict[str, Any]]:
+    """Config and provenance from `description_text`; InputError, beginning with `where`, if damaged."""
+    description = _parse(content, where)
+    return _config(description, where, "model", ModelConfig), description["provenance"]
 
 
 def _finite_as(
@@ -190,7 +208,7 @@ def _cast(weights: Any, dtype: np.dtype) -> tuple[Any, Any]:
 def _read_json(directory: Path) -> dict[str, Any]:
     path = remote.locate(directory).path / "model.json"
     try:
-        description = schema.read(path, _DESCRIPTION, max_bytes=16 << 20)
+        return _parse(files.read_bytes(path, 16 << 20), str(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"{path}: no such file; give a folder written by training (<workdir>/model) or by "
@@ -198,11 +216,16 @@ def _read_json(directory: Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise InputError(files.explain(error)) from error
+
+
+def _parse(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        description = schema.parse(content, _DESCRIPTION, where)
     except ValueError as error:
         raise InputError(f"{error}; damaged, restore it from a copy") from error
     if (version := description["schema_version"]) != SCHEMA_VERSION:
         raise InputError(
-            f"{path}: schema version {version!r}, this code reads {SCHEMA_VERSION}; convert the "
+            f"{where}: schema version {version!r}, this code reads {SCHEMA_VERSION}; convert the "
             "weights again, or use the code that wrote them"
         )
     return description
@@ -248,9 +271,12 @@ def check_config(config: ModelConfig) -> None:
 
 def _read_config(directory: Path, kind: str, cls: type) -> Any:
     path = remote.locate(directory).path / "model.json"
-    description = _read_json(directory)
+    return _config(_read_json(directory), str(path), kind, cls)
+
+
+def _config(description: Mapping[str, Any], where: str, kind: str, cls: type) -> Any:
     if description["kind"] != kind:
-        raise InputError(f"{path}: holds {description['kind']!r}, expected {kind!r}")
+        raise InputError(f"{where}: holds {description['kind']!r}, expected {kind!r}")
     values = description["config"]
     # Fields that folders from before there was a choice do not have.
     if cls is ModelConfig:
@@ -262,7 +288,7 @@ def _read_config(directory: Path, kind: str, cls: type) -> Any:
     try:
         return from_mapping(cls, _CONFIG(values, "config"))
     except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
 
 
 def _read_weights(directory: Path, networks: dict[str, nnx.Module]) -> dict[str, nnx.Module]:
