@@ -40,19 +40,26 @@ Path = str | os.PathLike[str]
 
 
 def save_model(
-    directory: Path, model: Model, provenance: Mapping[str, Any], dtype: Any = np.float16
+    directory: Path,
+    model: Model,
+    provenance: Mapping[str, Any],
+    dtype: Any = np.float16,
+    overwrite: bool = False,
 ) -> None:
     """Write a model folder, see the module.
 
     Args:
         provenance: where the weights come from (command, seed, steps, date, hardware, data); JSON.
         dtype: of the stored weights.
+        overwrite: replace a model that is there; after a kill in between there is none.
 
     Raises:
+        InputError: the folder holds a model or other weights, and `overwrite` is False.
         ValueError: a weight is not finite in `dtype`.
     """
     weights = {name: parameters.split(module)[1] for name, module in model.networks.items()}
-    save_weights(directory, model.config, _finite_as(weights, dtype), provenance)
+    weights = _finite_as(weights, dtype)
+    _write(directory, "model", model.config, provenance, weights, overwrite)
 
 
 def save_weights(
@@ -66,11 +73,14 @@ def save_weights(
 
 
 def save_autoencoder(
-    directory: Path, autoencoder: Autoencoder, provenance: Mapping[str, Any]
+    directory: Path,
+    autoencoder: Autoencoder,
+    provenance: Mapping[str, Any],
+    overwrite: bool = False,
 ) -> None:
     """As `save_model`, for an autoencoder alone, in float32."""
     weights = _finite_as({"autoencoder": parameters.split(autoencoder)[1]}, np.float32)
-    _write(directory, "autoencoder", autoencoder.config, provenance, weights)
+    _write(directory, "autoencoder", autoencoder.config, provenance, weights, overwrite)
 
 
 def load_model(directory: Path, dtype: Any = jnp.float32) -> Model:
@@ -144,8 +154,11 @@ def _write(
     config: ModelConfig | AutoencoderConfig,
     provenance: Mapping[str, Any],
     weights: Mapping[str, parameters.Parameters],
+    overwrite: bool = False,
 ) -> None:
     directory = pathlib.Path(directory).absolute()
+    if not overwrite and any((directory / name).exists() for name in ("model.json", "weights")):
+        raise InputError(f"{directory}: holds weights; save elsewhere, or with overwrite=True")
     description = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
@@ -191,6 +204,8 @@ def _cast(weights: Any, dtype: np.dtype) -> tuple[Any, Any]:
 
 def _read_json(directory: Path) -> dict[str, Any]:
     path = pathlib.Path(directory) / "model.json"
+    if not path.exists():
+        files.recover(path.parent)
     try:
         description = schema.read(path, _DESCRIPTION, max_bytes=16 << 20)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -295,6 +310,7 @@ def _check_sums(directory: pathlib.Path) -> None:
     """Raises InputError if a file is not the one that was saved; folders without sums pass."""
     path = directory / SUMS
     try:
+        listed = set()
         for line in files.read_bytes(path, 16 << 20).decode().splitlines():
             if not (match := re.fullmatch("([0-9a-f]{64})  ([^/].*)", line)) or ".." in line:
                 raise InputError(f"{path}: damaged; restore it from a copy ({line[:80]!a})")
@@ -303,6 +319,10 @@ def _check_sums(directory: pathlib.Path) -> None:
                     f"{directory / match[2]}: damaged or edited, its SHA-256 is not that in {SUMS}; "
                     f"restore it from a copy (or delete {SUMS} if you edited it on purpose)"
                 )
+            listed.add(directory / match[2])
+        found = [p for p in (directory / "weights").rglob("*") if p.is_file() and p.name[0] != "."]
+        if missing := {directory / "model.json", *found} - listed:
+            raise InputError(f"{path}: cut short, {min(missing).name} is not in it; restore it")
     except FileNotFoundError as error:
         if error.filename != str(path):
             raise InputError(f"{error.filename}: missing; copy the whole folder") from error

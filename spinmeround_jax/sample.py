@@ -28,7 +28,7 @@ from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.diffusion.pipeline import Pipeline, default_batch, run_settings
 from spinmeround_jax.diffusion.samplers import SAMPLERS
 from spinmeround_jax.files import InputError
-from spinmeround_jax.photo import assets, face_resnet, likeness
+from spinmeround_jax.photo import face_resnet, likeness, portraits
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.pose import FRAMINGS
@@ -204,7 +204,8 @@ def parse_observed(items: list[str]) -> tuple[list[pathlib.Path], requests.Angle
             ) from error
         paths.append(pathlib.Path(file))
     try:
-        requests.check_angles(tuple(angles))
+        if items:
+            requests.check_angles(tuple(angles))
     except ValueError as error:
         raise UsageError(f"--observed {' '.join(items)}: {error}") from error
     return paths, tuple(angles)
@@ -216,12 +217,16 @@ def parse_observed(items: list[str]) -> tuple[list[pathlib.Path], requests.Angle
 
 def requested(args: argparse.Namespace, size: int, photos: requests.Photos) -> list[Request]:
     """Every requested head; InputError if the whole command cannot be carried out."""
+    observed = parse_observed(args.observed or [])
+    for path in (*(args.input or ()), *observed[0]):
+        if not os.path.lexists(path):  # a link to nothing is an error of that input alone
+            raise UsageError(f"{path}: no such file or folder; check the path")
     if args.unconditional:
         return requests.new_people(args.unconditional, args.seed, size)
     if args.interpolate:
-        return requests.interpolated(*args.interpolate, args.steps_between, args.seed, size)
+        return requests.interpolated(*args.interpolate, args.steps_between, args.seed, size, photos)
     if args.observed:
-        return [requests.one_person(*parse_observed(args.observed), args.seed, size, photos)]
+        return [requests.one_person(*observed, args.seed, size, photos)]
     return requests.from_inputs(args.input, args.seed, size, photos)
 
 
@@ -240,12 +245,9 @@ def photo_settings(
     Raises:
         InputError: the weights were trained on heads framed in an unknown way.
     """
-    if provenance.get("kind") == "released weights":
-        framing = "panohead"
-        known = {"name": "ArcFace", "sha256": assets.RECOGNITION.sha256}
-    else:
-        framing, known = provenance.get("framing", "canonical"), provenance.get("recogniser")
-        known = known if isinstance(known, dict) else {}
+    released = provenance.get("kind") == "released weights"
+    framing = "panohead" if released else provenance.get("framing", "canonical")
+    known = portraits.recogniser_of(provenance)
     if framing not in list(FRAMINGS):  # model.json can hold anything, unhashable values too
         raise InputError(
             f"the weights were trained on heads framed as {framing!r}, which this code does not know"

@@ -163,13 +163,16 @@ class Pipeline:
             resample_observed: see `spin`.
 
         Raises:
-            InputError: an image or identity that cannot be used.
+            InputError: an image or identity that cannot be used, such as that of another recogniser.
         """
         file = pathlib.Path(image) if isinstance(image, (str, os.PathLike)) else None
         if identity is None and file is not None and portraits.has_identity(file):
             identity = None if portraits.no_identity(file) else file
+        known = portraits.recogniser_of(self.settings.get("provenance", {})).get("sha256")
         if isinstance(identity, (str, os.PathLike)):
-            identity = portraits.read_identity(pathlib.Path(identity))
+            identity = portraits.identity_for(pathlib.Path(identity), known)
+        elif identity is not None:
+            portraits.check_identity(np.asarray(identity), known, "identity")
         size = self.networks.config.image_size
         heads = self.spin(
             None if image is None else portraits.read_image(image, size)[None, None],
