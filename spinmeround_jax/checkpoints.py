@@ -39,19 +39,26 @@ CARD = "README.md"
 
 
 def save_model(
-    directory: Path, model: Model, provenance: Mapping[str, Any], dtype: Any = np.float16
+    directory: Path,
+    model: Model,
+    provenance: Mapping[str, Any],
+    dtype: Any = np.float16,
+    overwrite: bool = False,
 ) -> None:
     """Write a model folder, see the module.
 
     Args:
         provenance: where the weights come from (command, seed, steps, date, hardware, data); JSON.
         dtype: of the stored weights.
+        overwrite: replace a model that is there; after a kill in between there is none.
 
     Raises:
+        InputError: the folder holds a model or other weights, and `overwrite` is False.
         ValueError: a weight is not finite in `dtype`.
     """
     weights = {name: parameters.split(module)[1] for name, module in model.networks.items()}
-    save_weights(directory, model.config, _finite_as(weights, dtype), provenance)
+    weights = _finite_as(weights, dtype)
+    _write(directory, "model", model.config, provenance, weights, overwrite)
 
 
 def save_weights(
@@ -65,11 +72,14 @@ def save_weights(
 
 
 def save_autoencoder(
-    directory: Path, autoencoder: Autoencoder, provenance: Mapping[str, Any]
+    directory: Path,
+    autoencoder: Autoencoder,
+    provenance: Mapping[str, Any],
+    overwrite: bool = False,
 ) -> None:
     """As `save_model`, for an autoencoder alone, in float32."""
     weights = _finite_as({"autoencoder": parameters.split(autoencoder)[1]}, np.float32)
-    _write(directory, "autoencoder", autoencoder.config, provenance, weights)
+    _write(directory, "autoencoder", autoencoder.config, provenance, weights, overwrite)
 
 
 def load_model(directory: Path, dtype: Any = jnp.float32) -> Model:
@@ -143,8 +153,11 @@ def _write(
     config: ModelConfig | AutoencoderConfig,
     provenance: Mapping[str, Any],
     weights: Mapping[str, parameters.Parameters],
+    overwrite: bool = False,
 ) -> None:
     directory = pathlib.Path(directory).absolute()
+    if not overwrite and any((directory / name).exists() for name in ("model.json", "weights")):
+        raise InputError(f"{directory}: holds weights; save elsewhere, or with overwrite=True")
     text = description_text(config, provenance, kind)  # may raise: before anything is written
     first = jax.process_index() == 0
     if first:
@@ -162,7 +175,8 @@ def _write(
             sums[path.relative_to(directory).as_posix()] = files.sha256(path)
         lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
         files.write_atomically(directory / SUMS, lines.encode())
-        if kind == "model":  # without a sum: it is for people, who may edit it
+        # Without a sum: it is for people, who may edit it.
+        if kind == "model" and (overwrite or not (directory / CARD).exists()):
             sizes = {name: parameters.count(values) for name, values in weights.items()}
             readme = card.text(config, provenance, sizes, "model")
             files.write_atomically(directory / CARD, readme.encode())
@@ -207,6 +221,8 @@ def _cast(weights: Any, dtype: np.dtype) -> tuple[Any, Any]:
 
 def _read_json(directory: Path) -> dict[str, Any]:
     path = remote.locate(directory).path / "model.json"
+    if not path.exists():
+        files.recover(path.parent)
     try:
         return _parse(files.read_bytes(path, 16 << 20), str(path))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -326,6 +342,9 @@ def _check_sums(directory: pathlib.Path) -> None:
                     f"{directory / name}: damaged or edited, its SHA-256 is not that in {SUMS}; "
                     f"restore it from a copy (or delete {SUMS} if you edited it on purpose)"
                 )
+        found = [p for p in (directory / "weights").rglob("*") if p.is_file() and p.name[0] != "."]
+        if missing := {directory / "model.json", *found} - {directory / name for name in sums}:
+            raise InputError(f"{path}: cut short, {min(missing).name} is not in it; restore it")
     except FileNotFoundError as error:
         if error.filename != str(path):
             raise InputError(f"{error.filename}: missing; copy the whole folder") from error

@@ -215,7 +215,9 @@ def train(
         "hardware": hardware(),
         **training_provenance(config, steps, saved.history),
     }
-    checkpoints.save_model(workdir / "model", Model(config.model, **networks), provenance)
+    # Its checkpoint is kept: after a kill in between the same command writes the model again.
+    model = Model(config.model, **networks)
+    checkpoints.save_model(workdir / "model", model, provenance, overwrite=True)
     if writer:
         writer.close()
         print(f"The model is in {workdir / 'model'}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from spinmeround_jax.evaluation import view_folders
 from spinmeround_jax.evaluation.models import named
 from spinmeround_jax.evaluation.view_folders import Frame
 from spinmeround_jax.files import InputError, write_atomically
-from spinmeround_jax.photo.images import to_uint8
+from spinmeround_jax.photo.images import encoded, to_uint8
 from spinmeround_jax.results.sheet import Tile, degrees, sheet
 
 DESCRIPTION = """The paper's figures as PNG.
@@ -196,9 +195,7 @@ def run(args: argparse.Namespace) -> None:
     files.check_writable(args.out.parent)
     picture = args.make(args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    write_atomically(args.out, buffer.getvalue())
+    write_atomically(args.out, encoded(picture, "PNG", optimize=True))
     print(f"{args.out}: {picture.width} x {picture.height} pixels")
 
 

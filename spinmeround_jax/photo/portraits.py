@@ -15,13 +15,15 @@ import dataclasses
 import io
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from spinmeround_jax import ID_EMBEDDING_SIZE, files, schema
 from spinmeround_jax.files import InputError
-from spinmeround_jax.photo import images
+from spinmeround_jax.photo import assets, face_resnet, images
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TRUTH_SUFFIX = ".truth.png"
@@ -89,14 +91,13 @@ def name_of(path: pathlib.Path) -> str:
 
 
 def is_view_set(path: pathlib.Path) -> bool:
-    """Whether this folder holds several views of one person, see `jobs`."""
+    """Whether this folder holds several views of one person, see `requests`."""
     return (path / VIEW_SET).is_file()
 
 
 def _is_portrait(path: pathlib.Path) -> bool:
     return (
         images.is_picture_name(path)
-        and not path.name.startswith(".")
         and not path.name.lower().endswith(TRUTH_SUFFIX)
         and not path.is_dir()  # a broken link is an error
     )
@@ -170,6 +171,46 @@ def read_identity(path: pathlib.Path) -> np.ndarray:
         f"{path}: no identity beside it; put its vector (512 numbers) in "
         f'{path.stem}.npy, or in {path.stem}.json as {{"id_embedding": [...]}}'
     )
+
+
+def identity_for(path: pathlib.Path, recogniser: str | None) -> np.ndarray:
+    """`read_identity` for weights that were trained with a recogniser, given by its SHA-256.
+
+    Args:
+        recogniser: None where it is not known; then any identity is accepted that does not name another.
+
+    Raises:
+        InputError: there is none, or it is by another recogniser.
+    """
+    identity, by = read_identity(path), read_recognition(path)
+    if by not in (None, recogniser):
+        raise InputError(
+            f"{path}: its identity is by another recogniser ({by[:12]}...) than the weights were trained "
+            "with. Prepare the photo again with the right --front-end, or add --no-identity"
+        )
+    check_identity(identity, recogniser, str(path))
+    return identity
+
+
+def check_identity(identity: np.ndarray, recogniser: str | None, where: str) -> None:
+    """Raises InputError if a (512,) vector cannot be by this recogniser; None knows nothing."""
+    ours = recogniser == face_resnet.sha256()
+    if recogniser and face_resnet.is_one(identity) != ours:
+        reason = "with which these weights were trained"
+        if not ours:
+            reason = "but these weights were trained with another recogniser"
+        raise InputError(
+            f"{where}: its identity is {'not ' if ours else ''}a vector of {face_resnet.NAME} (128 "
+            f"numbers, then zeros), {reason}. Delete it to compute it from the image, or add --no-identity"
+        )
+
+
+def recogniser_of(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Name and SHA-256 of the recogniser that weights were trained with; empty if it is not known."""
+    if provenance.get("kind") == "released weights":
+        return {"name": "ArcFace", "sha256": assets.RECOGNITION.sha256}
+    known = provenance.get("recogniser")
+    return known if isinstance(known, dict) else {}
 
 
 def files_of(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
