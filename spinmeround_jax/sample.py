@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import argparse
 import contextlib
 import dataclasses
+import os
 import pathlib
 import shlex
 import sys
