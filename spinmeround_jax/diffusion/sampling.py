@@ -149,7 +149,7 @@ def joint_views(
     without = multiview.unconditional(conditional, empty_context, empty_latent) if guided else None
     shape = batch["observed_latents"].shape[1:]
     noise = _noise(batch["seed"], batch["stream"], shape, shared_noise)
-    network = functools.partial(nnx.merge(graphdef, state), how=Execution(kernel=kernel))
+    network = functools.partial(nnx.merge(graphdef, state), execution=Execution(kernel=kernel))
     return sample_jointly(
         network, noise, conditional, without, sigmas, guidance_scale, temperature, sampler
     )
@@ -180,7 +180,7 @@ def normals(
     poses = batch["world_to_camera"][:, None]
     conditioning = multiview.condition(batch["context"], unobserved, nothing, poses, rays)
     noise = _noise(batch["seed"], batch["stream"], nothing.shape[1:], False)
-    network = functools.partial(nnx.merge(graphdef, state), how=Execution(kernel=kernel))
+    network = functools.partial(nnx.merge(graphdef, state), execution=Execution(kernel=kernel))
     return sample_normals(
         network, noise, conditioning, image_latents, sigmas, strength, temperature
     )[:, 0]
