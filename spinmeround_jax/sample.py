@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from spinmeround_jax import cameras, checkpoints, cli, files, requests
 from spinmeround_jax.cli import UsageError
+from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.diffusion.pipeline import Pipeline, default_batch, run_settings
 from spinmeround_jax.diffusion.samplers import SAMPLERS
 from spinmeround_jax.files import InputError
@@ -123,6 +124,16 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--steps", type=cli.integer(2), help="noise levels, at least 2")
     how.add_argument("--sampler", choices=sorted(SAMPLERS))
     how.add_argument("--guidance-scale", type=cli.real(), help="1: no guidance, twice as fast")
+    how.add_argument(
+        "--guidance-sigma-min", type=cli.real(0), metavar="SIGMA", help="no guidance below this"
+    )
+    how.add_argument(
+        "--guidance-sigma-max", type=cli.real(0), metavar="SIGMA", help="no guidance above this"
+    )
+    how.add_argument(
+        "--guide", type=path, metavar="DIR",
+        help="guide away from this smaller or less trained model, instead of from no conditioning",
+    )  # fmt: skip
     how.add_argument(
         "--temperature", type=cli.real(0, 1), metavar="T",
         help="scale of the initial noise if a view is observed, 0 to 1; lower: less variation",
@@ -291,14 +302,15 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     trajectory = parse_trajectory(args)
     files.check_writable(args.out)
     description = checkpoints.describe(args.checkpoint)
-    names = ("steps", "sampler", "guidance_scale", "temperature")
-    changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    guide = None if args.guide is None else checkpoints.describe(args.guide)
+    names = [field.name for field in dataclasses.fields(SamplingConfig)]
+    changed = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     sampling = dataclasses.replace(description.sampling, **changed)
     args.max_batch = args.max_batch or default_batch()
     common = {
         "command": shlex.join(["python", "-m", "spinmeround_jax.sample", *argv]),
         "checkpoint": str(args.checkpoint),
-        **run_settings(description, sampling, args.dtype, args.max_batch),
+        **run_settings(description, sampling, args.dtype, args.max_batch, guide),
     }
     photos = photo_settings(
         description.provenance, args.face, args.keep_background, args.no_identity, args.models
@@ -308,7 +320,8 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         resampled = {"resample_observed": True}
         wanted = [dataclasses.replace(r, options={**r.options, **resampled}) for r in wanted]
     # The settings that decide the images: a finished head with the same ones is skipped.
-    deciding = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
+    deciding = ("sampling", "image_size", "dtype", "provenance", "guide")
+    deciding = {name: common[name] for name in deciding if name in common}
     deciding |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
 
     def is_missing(request: Request) -> bool:
@@ -335,7 +348,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
 
             pipeline = Pipeline.load(
                 args.checkpoint, dtype=args.dtype, max_batch=args.max_batch, progress=progress,
-                **changed,
+                guide=args.guide, **changed,
             )  # fmt: skip
             args.out.mkdir(parents=True, exist_ok=True)
             for batch in batches(missing, args.max_batch):

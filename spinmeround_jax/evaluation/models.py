@@ -12,8 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from spinmeround_jax import checkpoints
+from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.data.manifest import provenance_of
-from spinmeround_jax.diffusion.pipeline import Pipeline, check
+from spinmeround_jax.diffusion.pipeline import Pipeline, check, check_guide
 from spinmeround_jax.evaluation import parts
 from spinmeround_jax.evaluation.sampling import Variant, variants
 from spinmeround_jax.models import Model
@@ -39,9 +40,11 @@ class Candidate:
     def __init__(self, item: str, args: argparse.Namespace):
         self.name, self.directory = named(item)
         self.description = checkpoints.describe(self.directory)
-        names = ("steps", "guidance_scale", "sampler", "temperature")
-        chosen = {name: getattr(args, name) for name in names}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
+        self.guide_directory = args.guide
+        if args.guide is not None:
+            check_guide(self.description.config, checkpoints.describe(args.guide).config)
+        names = [field.name for field in dataclasses.fields(SamplingConfig)]
+        chosen = {name: value for name in names if (value := getattr(args, name, None)) is not None}
         own = Variant("", dataclasses.replace(self.description.sampling, **chosen))
         self.variants = variants(own, args.sweep)
         self.max_batch = args.max_batch
@@ -54,9 +57,14 @@ class Candidate:
         return checkpoints.load_model(self.directory)
 
     @functools.cached_property
+    def guide(self) -> Model | None:
+        return checkpoints.load_model(self.guide_directory) if self.guide_directory else None
+
+    @functools.cached_property
     def weights(self) -> str:
-        """Hash of all its files."""
-        return parts.hash_of(self.directory)
+        """Hash of all its files, and of its guide's."""
+        folders = (self.directory, self.guide_directory)
+        return " guided by ".join(parts.hash_of(folder) for folder in folders if folder)
 
     def decided_by(self, variant: Variant) -> dict[str, Any]:
         """All of the model that decides what is sampled."""
@@ -97,6 +105,7 @@ class Candidate:
             self.description.ablation,
             max_batch=self.max_batch,
             progress=lambda step, done, examples: bar.set_postfix_str(f"{step} {done}/{examples}"),
+            guide=self.guide,
         )
 
     def about(self) -> dict[str, Any]:
