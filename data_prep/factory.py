@@ -333,7 +333,7 @@ def add_arguments(
 
 
 def run(source: Source, args: argparse.Namespace) -> bool:
-    """`write_dataset` as the options say."""
+    """`write_dataset` with the options of `add_arguments`."""
     return write_dataset(
         source, args.out, args.shard_subjects, args.workers, args.shard, args.retry_rejected
     )

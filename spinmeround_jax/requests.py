@@ -1,4 +1,4 @@
-"""The heads that `sample` is asked for: listed before any input is read, each read in its turn.
+"""The heads that `sample` is to make: listed before any input is read, each read in its turn.
 
 A folder of inputs may mix portraits (see `portraits`), photos (images without an identity beside them; `photo`
 aligns them) and sets of views of one person: folders with 1 or 3 images and

@@ -39,7 +39,7 @@ def test_likeness_is_one_for_the_photo_itself_and_unknown_without_a_face(models)
     views = np.stack([np.asarray(photo), np.asarray(other), wall]) / 127.5 - 1.0
     loaded = Models(models, front_end="insightface")
     face = loaded.finder.find(np.asarray(photo))[0]
-    identity = loaded.recogniser.embed(np.asarray(photo), face.five - 0.5)
+    identity = loaded.recogniser.embed(np.asarray(photo), face.landmarks5 - 0.5)
     found = likeness.measure(views, identity, loaded)
     assert found.similarity[0] == pytest.approx(1.0, abs=1e-3)
     assert found.similarity[1] < 0.99

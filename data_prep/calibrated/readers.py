@@ -5,7 +5,7 @@
     sparse/0/ or the folder itself            COLMAP's cameras, images, points3D; .bin or .txt
     calibration/camera_params.json or camera_params.json, sequences/...     NeRSemble's
 
-Which one it is is seen from the files. Every fault is an `InputError` that names the file.
+The files decide which layout it is. Every fault is an `InputError` that names the file.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def joint_views(
         guided: False omits guidance.
         kernel: of attention, see `models.attention_kernels`.
     """
-    how = Execution(kernel=kernel)
+    execution = Execution(kernel=kernel)
 
     def condition(context: jax.Array) -> Conditioning:
         names = ("observed", "observed_latents", "world_to_camera")
@@ -164,14 +164,14 @@ def joint_views(
 
     conditional, without, weaker = condition(batch["context"]), None, None
     if guided and guide_graphdef is not None:
-        unet = functools.partial(nnx.merge(guide_graphdef, guide), how=how)
+        unet = functools.partial(nnx.merge(guide_graphdef, guide), execution=execution)
         denoise = functools.partial(multiview.denoise, unet)
         weaker = functools.partial(_with_conditioning, denoise, condition(batch["guide_context"]))
     elif guided:
         without = multiview.unconditional(conditional, empty_context, empty_latent)
     shape = batch["observed_latents"].shape[1:]
     noise = _noise(batch["seed"], batch["stream"], shape, shared_noise)
-    network = functools.partial(nnx.merge(graphdef, state), how=how)
+    network = functools.partial(nnx.merge(graphdef, state), execution=execution)
     return sample_jointly(
         network, noise, conditional, without, sigmas, guidance_scale, temperature, sampler,
         guidance_interval, weaker,
@@ -203,7 +203,7 @@ def normals(
     poses = batch["world_to_camera"][:, None]
     conditioning = multiview.condition(batch["context"], unobserved, nothing, poses, rays)
     noise = _noise(batch["seed"], batch["stream"], nothing.shape[1:], False)
-    network = functools.partial(nnx.merge(graphdef, state), how=Execution(kernel=kernel))
+    network = functools.partial(nnx.merge(graphdef, state), execution=Execution(kernel=kernel))
     return sample_normals(
         network, noise, conditioning, image_latents, sigmas, strength, temperature
     )[:, 0]

@@ -51,7 +51,9 @@ def at_yaw(frames: Sequence[Frame], yaw: float) -> Frame | None:
     """
     angles = [frame.yaw_pitch for frame in frames]
     if None in angles:
-        raise InputError(f"{frames[0].image.parent}: no transforms.json tells the views' cameras")
+        raise InputError(
+            f"{frames[0].image.parent}: no transforms.json with the cameras of its views"
+        )
     distance = cameras.angular_distance(np.array(angles), np.array([yaw, 0.0]))
     return frames[int(distance.argmin())] if distance.min() < NEAR else None
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, in files: tables for people, JSON and CSV for programs."""
+"""Results of an evaluation as files: tables for people, JSON and CSV for programs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Result:
         ]
 
     def ranking(self) -> measures.Measure:
-        """What subjects are ranked by: the first model's PSNR, or the first measure it has."""
+        """The values by which subjects are ranked: the first model's PSNR, or the first measure it has."""
         first = next(score for score in self.scores if score.kind == "model")
         return next(m for m in self.measured() if first.per_subject(m.name) is not None)
 

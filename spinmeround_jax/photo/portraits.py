@@ -1,7 +1,7 @@
-"""Reading what a user gives: square portraits on a plain background, with identities beside them.
+"""Reading portraits: square images on a plain background, each with an identity file beside it.
 
     alice.png          the portrait; transparent parts become white
-    alice.npy          its identity, float (512,), by the recogniser that the weights know; or
+    alice.npy          its identity, float (512,), by the recogniser that the weights were trained with; or
     alice.json         {"id_embedding": [512 numbers]}, or {"no_identity": "why there is none"}
     alice.truth.png    optional, for rendered heads: known views in a row, their normals in a second
                        row; alice.json then holds "truth": [{"yaw": 45, "pitch": 0}, ...]
@@ -224,7 +224,7 @@ def has_identity(path: pathlib.Path) -> bool:
 
 
 def no_identity(path: pathlib.Path) -> str | None:
-    """Why a portrait has no identity, where `photo` wrote that down instead of one."""
+    """Why a portrait has no identity, if `photo` recorded that instead of one."""
     if path.with_suffix(".npy").is_file():
         return None
     try:
@@ -237,7 +237,7 @@ def no_identity(path: pathlib.Path) -> str | None:
 
 
 def read_recognition(path: pathlib.Path) -> str | None:
-    """SHA-256 of the model that made a portrait's identity, where `photo` wrote it down."""
+    """SHA-256 of the recogniser of a portrait's identity, if `photo` recorded it."""
     if path.with_suffix(".npy").is_file():
         return None  # the identity is read from there, and it does not say
     try:

@@ -1,4 +1,4 @@
-"""The result of sampling, and its folder: one per head, written completely or not at all.
+"""The result of sampling, and its folder: one per head, complete or absent.
 
 input.png, input_normals.png     as given, and its estimated normals (input_2.png ... with more)
 anchors/, anchors_normals/       the views of step 2

@@ -393,7 +393,7 @@ def test_faces_are_looked_for_upright(tmp_path, scene, points):
         if seen is None:
             return []
         landmarks = np.column_stack([seen, np.zeros(68)])
-        return [types.SimpleNamespace(landmarks=landmarks, five=landmarks[:5, :2])]
+        return [types.SimpleNamespace(landmarks=landmarks, landmarks5=landmarks[:5, :2])]
 
     models = types.SimpleNamespace(finder=types.SimpleNamespace(find=find))
     after, _ = captures.read_capture(tmp_path, OPTIONS, models)
@@ -532,7 +532,9 @@ def test_without_landmarks_the_models_find_the_head(tmp_path, scene, points):
         if seen.shape != (68, 2):
             return []
         return [
-            types.SimpleNamespace(landmarks=np.column_stack([seen, np.zeros(68)]), five=seen[:5])
+            types.SimpleNamespace(
+                landmarks=np.column_stack([seen, np.zeros(68)]), landmarks5=seen[:5]
+            )
         ]
 
     models = types.SimpleNamespace(
