@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
         autoencoder_training=AutoencoderTrainingConfig(
             steps=3000,
             directory="",
-            crop=64,  # four times as many pictures for the same time
+            crop=64,  # four times as many images for the same time
             kl_weight=1e-4,
             optimizer=OptimizerConfig(
                 learning_rate=2e-3,
@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
                 weight_decay=0.0,
                 beta2=0.99,
                 ema_decay=0.998,
-                batch_size=8,  # single views, of image and normals: 16 pictures
+                batch_size=8,  # single views, of image and normals: 16 images
             ),
         ),
         held_out=HeldOutConfig(every=500, heads=16, sigmas=(1.0, 3.0, 10.0)),
