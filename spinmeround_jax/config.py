@@ -144,7 +144,7 @@ class Config:
     data: DataConfig
     stages: tuple[StageConfig, ...]
     seed: int = 0
-    init_from: str = ""  # directory written by `convert`, or "" to start from scratch
+    init_from: str = ""  # model folder or name (hf://..., gs://...); "" to start from scratch
     train_identity_encoder: bool = False
     compute_dtype: str = "bfloat16"  # "float32" | "bfloat16"; master weights are float32
     mesh: MeshConfig = ALL_ON_DATA

@@ -124,8 +124,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
     models = parser.add_argument_group("models")
     models.add_argument(
-        "--checkpoint", action="append", default=[], metavar="[NAME=]DIR",
-        help="model to measure; repeat for several rows",
+        "--checkpoint", action="append", default=[], metavar="[NAME=]MODEL",
+        help="model to measure: folder, hf://owner/name[@revision] or gs://...; repeat for several rows",
     )  # fmt: skip
     models.add_argument("--data", type=cli.path, help="data_prep's folder, or gs://...")
     models.add_argument(
@@ -133,7 +133,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     models.add_argument("--guidance-scale", type=cli.real(), help="default: the checkpoint's")
     models.add_argument(
-        "--guide", type=path, metavar="DIR", help="weaker model for autoguidance, as of `sample`"
+        "--guide", metavar="MODEL", help="weaker model for autoguidance, as of `sample`"
     )
     models.add_argument("--sampler", choices=sorted(SAMPLERS), help="default: the checkpoint's")
     models.add_argument("--temperature", type=cli.real(0, 1), help="default: the checkpoint's")

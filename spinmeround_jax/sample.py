@@ -36,6 +36,7 @@ from spinmeround_jax.photo.prepare import Models, Options
 from spinmeround_jax.requests import Job, Request
 from spinmeround_jax.results import head_folder, layout, page
 from spinmeround_jax.results.head_folder import Heads
+from spinmeround_jax.weights import remote
 
 DESCRIPTION = """Views all around a head, with normals, from one portrait and its identity.
 
@@ -49,6 +50,9 @@ is yaw 0, pitch 0, positive yaw is towards the subject's left ear, positive pitc
 EXAMPLES = """examples:
   # 48 views of every portrait in a folder, and a page that shows them
   python -m spinmeround_jax.sample --checkpoint weights/quickstart --input portraits/ --out out/
+
+  # weights of the Hugging Face Hub, downloaded once (pip install 'spinmeround_jax[hub]')
+  python -m spinmeround_jax.sample --checkpoint hf://owner/name@v1.0 --input portraits/ --out out/
 
   # chosen views; normals in each camera's space
   python -m spinmeround_jax.sample --checkpoint weights/quickstart --input alice.png \\
@@ -74,7 +78,10 @@ TURNTABLE_VIEWS, SWEEP_VIEWS = 48, 24
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.build_parser("spinmeround_jax.sample", DESCRIPTION, EXAMPLES)
     path = pathlib.Path
-    parser.add_argument("--checkpoint", type=path, required=True, help="folder with model.json")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="MODEL",
+        help="folder with model.json, hf://owner/name[@revision] or gs://bucket/folder",
+    )  # fmt: skip
     parser.add_argument("--out", type=path, default=path("out"), help="folder to write (out)")
 
     what = parser.add_argument_group("what to sample (one of these)")
@@ -131,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--guidance-sigma-max", type=cli.real(0), metavar="SIGMA", help="no guidance above this"
     )
     how.add_argument(
-        "--guide", type=path, metavar="DIR",
+        "--guide", metavar="MODEL",
         help="guide away from this smaller or less trained model, instead of from no conditioning",
     )  # fmt: skip
     how.add_argument(
@@ -284,10 +291,10 @@ def photo_warning(description: checkpoints.Description) -> str | None:
 def use_compilation_cache() -> None:
     """Store compiled programs in the user's cache folder, for the next start."""
     try:
-        root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        cache = files.user_cache()
     except RuntimeError:  # no home folder, as of an unknown user in a container
         return
-    jax.config.update("jax_compilation_cache_dir", str(root / "spinmeround_jax" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -309,7 +316,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     args.max_batch = args.max_batch or default_batch()
     common = {
         "command": shlex.join(["python", "-m", "spinmeround_jax.sample", *argv]),
-        "checkpoint": str(args.checkpoint),
+        "checkpoint": remote.locate(args.checkpoint).origin,
         **run_settings(description, sampling, args.dtype, args.max_batch, guide),
     }
     photos = photo_settings(

@@ -37,6 +37,7 @@ from spinmeround_jax.training import distributed, held_out_loss, loop, optim, pr
 from spinmeround_jax.training.autoencoder import train_autoencoder
 from spinmeround_jax.training.run_checkpoints import Checkpoints
 from spinmeround_jax.training.step import make_step
+from spinmeround_jax.weights import remote
 
 DESCRIPTION = """Train SpinMeRound, or resume training.
 
@@ -95,6 +96,8 @@ def train(
     mesh = sharding.make_mesh(config.mesh)
     main_process = jax.process_index() == 0
     check(config, mesh)
+    if remote.is_remote(config.init_from):  # a resumed run starts from the same revision
+        config = dataclasses.replace(config, init_from=remote.locate(config.init_from).origin)
 
     # -- Data
     steps = sum(stage.steps for stage in config.stages)

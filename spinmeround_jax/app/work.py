@@ -23,6 +23,7 @@ from spinmeround_jax.requests import Job
 from spinmeround_jax.results import head_folder, page
 from spinmeround_jax.splats import scene
 from spinmeround_jax.splats.fit import FitSettings
+from spinmeround_jax.weights import remote
 
 T = TypeVar("T")
 Report = Callable[[str, float], None]
@@ -99,9 +100,9 @@ class Weights:
         InputError: the model cannot be read.
     """
 
-    def __init__(self, folder: pathlib.Path, models: pathlib.Path | None, **options: object):
-        self.name = folder.resolve().name
-        self.pipeline = Pipeline.load(folder, **options)
+    def __init__(self, checkpoint: str, models: pathlib.Path | None, **options: object):
+        self.name = remote.locate(checkpoint).name
+        self.pipeline = Pipeline.load(checkpoint, **options)
         self.size = self.pipeline.networks.config.image_size
         provenance = self.pipeline.settings["provenance"]
         self._photos = sample.photo_settings(provenance, models=models)

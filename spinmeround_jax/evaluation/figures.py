@@ -120,7 +120,7 @@ def splats(args: argparse.Namespace) -> Image.Image:
 def unconditional(args: argparse.Namespace) -> Image.Image:
     """New people all around, and their normals (fig. 6)."""
     angles = " ".join(f"{yaw:g},0" for yaw in args.yaws)
-    command = ["--checkpoint", str(args.checkpoint), "--unconditional", str(args.count)]
+    command = ["--checkpoint", args.checkpoint, "--unconditional", str(args.count)]
     command += [f"--yaw-pitch={angles}", "--seed", str(args.seed), "--out", str(args.work)]
     if code := sample.main([*command, *args.rest]):
         raise InputError(f"sample ended with exit code {code}; its messages are above")
@@ -163,7 +163,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     one.add_argument("input", type=path, nargs="+", help="as of reconstruct")
     one.add_argument("--work", type=path, default=path("out/splats"), help="reconstruct's --out")
     one = figure("unconditional", unconditional, ALL_AROUND)
-    one.add_argument("--checkpoint", type=path, required=True)
+    one.add_argument("--checkpoint", metavar="MODEL", required=True)
     one.add_argument("--count", type=cli.integer(1, 100), default=4, help="people (4)")
     one.add_argument("--seed", type=cli.integer(), default=0)
     one.add_argument("--work", type=path, default=path("out/unconditional"), help="sample's --out")

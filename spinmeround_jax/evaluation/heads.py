@@ -112,7 +112,7 @@ def ceiling_name(name: str) -> str:
 def check_rows(args: argparse.Namespace) -> None:
     """Raises UsageError unless every row of the table will have a name of its own."""
     rows = [MEAN, NEAREST, TRUE]
-    for name, _ in map(models.named, args.checkpoint):
+    for name, _ in map(models.named_model, args.checkpoint):
         for row in (name, turned_name(name), ceiling_name(name)):
             if row in rows:
                 raise UsageError(

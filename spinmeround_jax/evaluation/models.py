@@ -18,12 +18,21 @@ from spinmeround_jax.diffusion.pipeline import Pipeline, check, check_guide
 from spinmeround_jax.evaluation import parts
 from spinmeround_jax.evaluation.sampling import Variant, variants
 from spinmeround_jax.models import Model
+from spinmeround_jax.weights import remote
+from spinmeround_jax.weights.remote import ModelFolder
 
 
 def named(item: str) -> tuple[str, pathlib.Path]:
     """Name and folder from [NAME=]DIR."""
     name, _, directory = item.rpartition("=")
     return name or pathlib.Path(directory).resolve().name, pathlib.Path(directory)
+
+
+def named_model(item: str) -> tuple[str, ModelFolder]:
+    """Name and model from [NAME=]MODEL."""
+    name, _, model = item.rpartition("=")
+    folder = remote.locate(model)
+    return name or folder.name, folder
 
 
 def row_name(model: str, variant: Variant) -> str:
@@ -38,9 +47,10 @@ class Candidate:
     """
 
     def __init__(self, item: str, args: argparse.Namespace):
-        self.name, self.directory = named(item)
+        self.name, folder = named_model(item)
+        self.directory, self.origin = folder.path, folder.origin
         self.description = checkpoints.describe(self.directory)
-        self.guide_directory = args.guide
+        self.guide_directory = args.guide and remote.locate(args.guide).path
         if args.guide is not None:
             check_guide(self.description.config, checkpoints.describe(args.guide).config)
         names = [field.name for field in dataclasses.fields(SamplingConfig)]
@@ -111,7 +121,7 @@ class Candidate:
     def about(self) -> dict[str, Any]:
         """For scores.json."""
         return {
-            "directory": str(self.directory),
+            "directory": self.origin,
             "files": self.weights,
             "rows": {
                 row_name(self.name, variant): {
