@@ -129,7 +129,7 @@ def describe(directory: Path) -> Description:
             found.append(from_mapping(type(default), values, where))
         except ValueError as error:
             raise InputError(str(error)) from error
-    sums = pathlib.Path(directory) / SUMS
+    sums = remote.locate(directory).path / SUMS
     return Description(config, *found, provenance, files.sha256(sums) if sums.exists() else None)
 
 
