@@ -73,6 +73,18 @@ def of_encoder(config: Config) -> float:
     return 2 * config.model.views * _count(jaxpr.jaxpr)
 
 
+def rates(flops_per_second: float, devices: np.ndarray) -> dict[str, float]:
+    """TFLOP/s on each of the devices, and MFU (model FLOPs utilisation) where their peak is known.
+
+    MFU is of the peak in bfloat16, whatever the compute dtype. Without FLOPs there is nothing to report.
+    """
+    if not flops_per_second:
+        return {}
+    each = flops_per_second / devices.size
+    peak = PEAKS.get(devices.flat[0].device_kind)
+    return {"tflops_per_device": each / 1e12, **({"mfu": each / peak} if peak else {})}
+
+
 def _networks(config: Config) -> dict[str, nnx.Module]:
     dtype = jnp.dtype(config.compute_dtype)
     return nnx.eval_shape(
