@@ -1,7 +1,7 @@
 """The quickstart model: 128 pixels, 8 views, rendered heads, small enough for a CPU.
 
 Data:      python -m data_prep.render_heads --out data/heads128 --subjects 2400 --held-out 40 --size 128 \\
-               --views 125 --train-views 24 --samples 4
+               --train-views 24
 Command:   python -m spinmeround_jax.train --config=configs/quickstart.py
 Hardware:  CPU; an example (8 views, forward and backward) is 22 GFLOP, 60,000 of them ten hours of one core
 Expected:  not yet run to its end. weights/quickstart are of its predecessor: 64 pixels, 480 heads, 4 latent

@@ -351,6 +351,8 @@ def test_a_bad_set_of_views_does_not_stop_the_others(command, tmp_path, describe
         (["--observed", "a.png"], "FILE:YAW:PITCH"),
         (["--observed", "a.png:30:0"], "the first view is the reference"),
         (["--interpolate", "a.npy", "b.npy"], "a.npy: no such file"),
+        (["--input", "demo", "alcie.png"], "alcie.png: no such file or folder"),
+        (["--observed", "alcie.png:0:0"], "alcie.png: no such file or folder"),
     ],
 )
 def test_wrong_usage(command, tmp_path, arguments, message):

@@ -13,6 +13,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -225,6 +226,14 @@ def _register_heif(path: pathlib.Path) -> None:
 
 def _too_large() -> str:
     return f"more than {MAX_PIXELS // _MEGA} million pixels; make it smaller"
+
+
+def encoded(image: Image.Image | np.ndarray, form: str, **options: Any) -> bytes:
+    """The bytes of an image file, such as "PNG"; `image` may be an array of uint8, `options` are Pillow's."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:

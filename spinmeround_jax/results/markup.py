@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
 
+from spinmeround_jax.photo.images import encoded
+
 
 def data_uri(image: Image.Image, **options: Any) -> str:
     """The image as WebP, to embed; `options` are Pillow's, such as quality=90."""
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", **options)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    content = encoded(image, "WEBP", **options)
+    return "data:image/webp;base64," + base64.b64encode(content).decode()
 
 
 def table(values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What reconstruction leaves on disk: one folder per head, complete or not there at all.
+"""The folder that reconstruction writes: one per head, complete or absent.
 
 splats.ply, viewer.html          the Gaussians, and a page to spin them
 mesh.glb, mesh.ply               the surface
@@ -64,7 +64,7 @@ def write_folder(
     report: dict[str, Any],
     with_mesh: bool,
 ) -> None:
-    """All files to a hidden sibling, which is then renamed.
+    """Write all files to a hidden folder, which is then renamed.
 
     Splats of which no mesh or page can be made are kept: `report` then says why, under "left_out".
     """

@@ -1,4 +1,4 @@
-"""What Gaussians look like from many cameras, and how close that is to given views."""
+"""Rendering Gaussians from many cameras, and measuring the distance to given views."""
 
 from __future__ import annotations
 
