@@ -108,12 +108,14 @@ class Description:
 
     Attributes:
         sampling, ablation: how the model is sampled; the release's where the file does not say.
+        sha256: of SHA256SUMS, which identifies the weights; None in folders without it.
     """
 
     config: ModelConfig
     sampling: SamplingConfig
     ablation: AblationConfig
     provenance: Mapping[str, Any]
+    sha256: str | None
 
 
 def describe(directory: Path) -> Description:
@@ -127,7 +129,8 @@ def describe(directory: Path) -> Description:
             found.append(from_mapping(type(default), values, where))
         except ValueError as error:
             raise InputError(str(error)) from error
-    return Description(config, *found, provenance)
+    sums = remote.locate(directory).path / SUMS
+    return Description(config, *found, provenance, files.sha256(sums) if sums.exists() else None)
 
 
 def read_provenance(directory: Path) -> dict[str, Any]:

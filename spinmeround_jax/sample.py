@@ -285,7 +285,7 @@ def photo_warning(description: checkpoints.Description) -> str | None:
     if not source.startswith("data_prep.render_heads"):
         return None
     size = description.config.image_size
-    return f"the weights know rendered heads of {size} pixels only; expect little of photographs"
+    return f"the weights were trained on rendered heads of {size} pixels only; expect little of photographs"
 
 
 def use_compilation_cache() -> None:
@@ -327,13 +327,19 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         resampled = {"resample_observed": True}
         wanted = [dataclasses.replace(r, options={**r.options, **resampled}) for r in wanted]
     # The settings that decide the images: a finished head with the same ones is skipped.
-    deciding = ("sampling", "image_size", "dtype", "provenance", "guide")
-    deciding = {name: common[name] for name in deciding if name in common}
+    deciding = ("sampling", "image_size", "dtype", "provenance", "guide", "weights_sha256")
+    deciding = {name: common[name] for name in deciding}
     deciding |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
 
     def is_missing(request: Request) -> bool:
-        settings = {**deciding, "request": request.description}
-        return args.overwrite or not layout.is_finished(args.out / request.name, settings)
+        folder, settings = args.out / request.name, {**deciding, "request": request.description}
+        recorded = layout.read_settings(folder) or {}
+        for name, default in (("guide", None), ("weights_sha256", settings["weights_sha256"])):
+            if (
+                name not in recorded and settings[name] == default
+            ):  # finished before it was recorded
+                del settings[name]
+        return args.overwrite or not layout.is_finished(folder, settings)
 
     for request in wanted:
         layout.check_ours(args.out / files.name_inside(request.name))

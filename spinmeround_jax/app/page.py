@@ -135,7 +135,7 @@ def _figure(image: Image.Image, caption: str) -> str:
 
 
 def examples() -> dict[str, pathlib.Path]:
-    """Name -> picture, of those that are there; scikit-image brings a photo."""
+    """Name -> image, of those that are there; scikit-image brings a photo."""
     found = {
         f"Portrait {i}": path
         for i, path in enumerate(sorted(PORTRAITS.glob("*[0-9].png")), start=1)

@@ -362,7 +362,6 @@ def run_settings(
     """Settings of all heads of a run, for their settings.json."""
     device = jax.devices()[0]
     return {
-        **({"guide": guide.provenance} if guide else {}),
         "image_size": description.config.image_size,
         "sampling": dataclasses.asdict(sampling),
         "dtype": dtype,
@@ -370,4 +369,6 @@ def run_settings(
         "device": f"{device.platform} ({device.device_kind})",
         "versions": {"spinmeround_jax": spinmeround_jax.__version__, "jax": jax.__version__},
         "provenance": {k: v for k, v in description.provenance.items() if k != "config"},
+        "guide": guide and guide.provenance,
+        "weights_sha256": [description.sha256, guide and guide.sha256],
     }
