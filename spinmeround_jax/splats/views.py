@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 
 from spinmeround_jax import cameras, metrics
 from spinmeround_jax.splats.gaussians import Gaussians
-from spinmeround_jax.splats.rasterise import render
+from spinmeround_jax.splats.rasterise import LOW_PASS, render
 from spinmeround_jax.splats.scene import Scene, camera_positions, middle_and_radius
 
 CAPACITY = 512  # Gaussians per tile, of images to look at
@@ -64,13 +64,41 @@ def draw_views(
     )
 
 
-def orbit(scene: Scene, views: int, pitch: float = 0.0) -> np.ndarray:
-    """(views, 4, 4) cameras all around the middle of the scene, at its cameras' median distance."""
+def orbit(scene: Scene, yaw: np.ndarray, pitch: float = 0.0) -> np.ndarray:
+    """(v, 4, 4) cameras at (v,) azimuths around the middle of the scene, at its cameras' median distance."""
     middle, _ = middle_and_radius(scene)
     distance = np.median(np.linalg.norm(camera_positions(scene.world_to_camera) - middle, axis=-1))
-    poses = cameras.orbit(cameras.turntable(views)[:, 0], pitch)
+    poses = cameras.orbit(yaw, pitch)
     poses[:, :3, 3] = np.array([0.0, 0.0, -distance]) - poses[:, :3, :3] @ middle
     return poses
+
+
+def turn(
+    gaussians: Gaussians,
+    scene: Scene,
+    yaw: np.ndarray,
+    height: int,
+    draw: Callable[..., dict[str, jax.Array]] = render,
+) -> Iterator[Drawn]:
+    """One view at each azimuth as `orbit`, `height` pixels high, of the scene's shape and field of view.
+
+    In the views of the fit the low-pass filter hides what is thinner than a pixel. Where pixels are smaller,
+    Gaussians are widened by as much (as in Mip-Splatting, Yu et al. 2024), else needles show.
+    """
+    scale = height / scene.size[0]
+    size = (0, height, max(1, round(scale * scene.size[1])), 3)
+    enlarged = dataclasses.replace(
+        scene, images=np.empty(size), focal=scale * scene.focal, centre=scale * scene.centre
+    )
+    poses = orbit(scene, yaw)
+    middle, _ = middle_and_radius(scene)
+    distance = np.linalg.norm(camera_positions(poses) - middle, axis=-1).mean()
+    pixel = distance / scene.focal.mean()
+    blur = LOW_PASS * max(0.0, 1.0 - 1.0 / scale**2) * pixel**2
+    widened = 0.5 * jnp.log(jnp.exp(2.0 * gaussians.log_scales) + blur)
+    gaussians = dataclasses.replace(gaussians, log_scales=widened)
+    for pose in poses:
+        yield draw_views(gaussians, enlarged, pose[None], draw)
 
 
 def measure(drawn: Drawn, scene: Scene) -> dict[str, np.ndarray]:
