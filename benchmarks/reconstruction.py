@@ -73,7 +73,7 @@ def true_scenes(held_out: HeldOut, subject: int) -> dict[str, Scene]:
     return scenes
 
 
-def generated_scene(directory: pathlib.Path, held_out: HeldOut, subject: int, ring: Scene) -> Scene:
+def generated_scene(directory: str, held_out: HeldOut, subject: int, ring: Scene) -> Scene:
     """The ring as the model generates it from the frontal view."""
     pipeline = Pipeline.load(directory, max_batch=2)
     portrait = 2.0 * ring.images[None, :1] - 1.0
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = cli.build_parser("benchmarks.reconstruction", __doc__)
     parser.add_argument("--data", type=pathlib.Path, required=True, help="data_prep's folder")
-    parser.add_argument("--checkpoint", type=pathlib.Path, help="model; without: true renders only")
+    parser.add_argument("--checkpoint", metavar="MODEL", help="model; without: true renders only")
     parser.add_argument(
         "--subjects", type=int, nargs="+", default=[1, 2], help="numbers of held-out ones (1 2)"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -242,7 +241,7 @@ def run(arguments: Any) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = measuring.parser("sampler", __doc__, EXAMPLES, what="heads of a call")
-    parser.add_argument("--checkpoint", type=pathlib.Path, help="a model (random parameters)")
+    parser.add_argument("--checkpoint", metavar="MODEL", help="a model (random parameters)")
     parser.add_argument("--views", type=int, default=48, help="of a head (48)")
     parser.add_argument(
         "--groups", type=int, default=8, help="of views in one call of the UNet, per device (8)"

@@ -4,7 +4,7 @@ Data:      as configs/quickstart.py, whose run comes first
 Command:   python -m spinmeround_jax.train --config=configs/ablation.py:no_identity
            and :no_image, :no_normals, and :full, which is trained on for as long with everything
 Hardware:  2 CPU cores
-Expected:  README.md has the table.
+Expected:  docs/results.md has the table of the shipped weights
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@ Command:   python -m spinmeround_jax.train --config=configs/h100.py --workdir=/s
            --config.optimizer.batch_size=128 for 4 nodes
 Hardware:  8 x H100 with 80 GB, 4 examples of 8 views each; '.[train,cuda]'
 Before:    `weights/init` and `data/panohead512`, as for configs/tpu_v4.py; latents computed ahead, because
-           eight GPUs in one process read and decode 512 pictures a step:
+           eight GPUs in one process read and decode 512 images a step:
            python -m data_prep.cache_latents --help, and --config.latents.directory=DIR
 Expected:  not yet run to its end. Compiled ahead of time a step takes 44.8 GiB of 75 on each GPU, 13.3 of them
            state:

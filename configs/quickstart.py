@@ -1,7 +1,7 @@
 """The quickstart model: 128 pixels, 8 views, rendered heads, small enough for a CPU.
 
 Data:      python -m data_prep.render_heads --out data/heads128 --subjects 2400 --held-out 40 --size 128 \\
-               --views 125 --train-views 24 --samples 4
+               --train-views 24
 Command:   python -m spinmeround_jax.train --config=configs/quickstart.py
 Hardware:  CPU; an example (8 views, forward and backward) is 22 GFLOP, 60,000 of them ten hours of one core
 Expected:  not yet run to its end. weights/quickstart are of its predecessor: 64 pixels, 480 heads, 4 latent
@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
         autoencoder_training=AutoencoderTrainingConfig(
             steps=3000,
             directory="",
-            crop=64,  # four times as many pictures for the same time
+            crop=64,  # four times as many images for the same time
             kl_weight=1e-4,
             optimizer=OptimizerConfig(
                 learning_rate=2e-3,
@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
                 weight_decay=0.0,
                 beta2=0.99,
                 ema_decay=0.998,
-                batch_size=8,  # single views, of image and normals: 16 pictures
+                batch_size=8,  # single views, of image and normals: 16 images
             ),
         ),
         held_out=HeldOutConfig(every=500, heads=16, sigmas=(1.0, 3.0, 10.0)),

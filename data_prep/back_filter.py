@@ -1,8 +1,8 @@
-"""Scores that tell heads with a known fault of 3-D generators: a second face, or debris, at the back.
+"""Scores of known faults in heads of 3-D generators: a second face, or debris, at the back.
 
 Trained on images that mostly show faces, such generators sometimes put another face on the back of
 a head (An et al., CVPR 2023, fig. 3). The paper's authors threw out three of ten heads by hand; these
-scores find the plain cases, `panohead` shows the rest to a person.
+scores find the clear cases; `panohead` shows the others to a person.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def faults(scores: Mapping[str, Scores], thresholds: Thresholds) -> dict[str, list[str]]:
-    """Name -> what speaks against that head, for those with something that does."""
+    """Name -> reasons to reject that head, for heads with any."""
     logs = {name: math.log(max(score.volume, 1e-9)) for name, score in scores.items()}
     middle = float(np.median(list(logs.values()))) if logs else 0.0
     # 1.4826 times the median deviation is the standard deviation of normally distributed values;

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import argparse
 import contextlib
 import dataclasses
-import io
+import hashlib
 import json
 import os
 import pathlib
@@ -45,12 +45,11 @@ from data_prep.calibrated.views import (  # noqa: E402
 )
 from data_prep.rendering.render import on_white  # noqa: E402
 from data_prep.workers import SubjectRejected, made  # noqa: E402
-from spinmeround_jax import cli  # noqa: E402
+from spinmeround_jax import cli, files, schema  # noqa: E402
 from spinmeround_jax.files import InputError, new_folder, write_atomically  # noqa: E402
-from spinmeround_jax.photo import (  # noqa: E402
-    portraits,
-)
+from spinmeround_jax.photo import portraits  # noqa: E402
 from spinmeround_jax.photo.assets import AssetError  # noqa: E402
+from spinmeround_jax.photo.images import encoded  # noqa: E402
 from spinmeround_jax.photo.prepare import Models  # noqa: E402
 from spinmeround_jax.results import transforms  # noqa: E402
 
@@ -77,7 +76,7 @@ or more, and identity.npy, an ArcFace vector. A killed run resumes.
 
 @dataclasses.dataclass(frozen=True)
 class Maker:
-    """Makes one capture; picklable."""
+    """Makes one capture; can be pickled."""
 
     folder: pathlib.Path
     out: pathlib.Path
@@ -92,13 +91,45 @@ class Maker:
         """
         folder = self.folder / name
         try:
+            made_of = inputs_sha256(folder, self.options)  # first: they may change in the meantime
             views, embedding = read_capture(folder, self.options, identity.models(self.models))
-            write_capture(self.out, name, views, embedding, self.options)
+            write_capture(self.out, name, views, embedding, self.options, made_of)
         except AssetError:
             raise
         except InputError as error:
             raise SubjectRejected(str(error)) from error
         return len(views)
+
+
+def inputs_sha256(folder: pathlib.Path, options: Options) -> str:
+    """SHA-256 of all that decides a capture's views: photos, masks, cameras, landmarks, identity."""
+    photos, digest = readers.read(folder, options.sequence, options.frame), hashlib.sha256()
+    beside = [path for path in (folder / LANDMARKS, folder / IDENTITY) if path.is_file()]
+    used = [path for photo in photos for path in (photo.path, photo.mask) if path]
+    for path in (*used, *beside):
+        digest.update(f"{path.relative_to(folder).as_posix()} {files.sha256(path)}\n".encode())
+    for photo in photos:
+        for array in (photo.world_to_camera, photo.focal, photo.centre, photo.distortion):
+            digest.update(np.asarray(array, np.float64).tobytes())
+    return digest.hexdigest()
+
+
+def is_finished(out: pathlib.Path, folder: pathlib.Path, options: Options) -> bool:
+    """Whether the capture in `folder` is in `out`.
+
+    Raises:
+        InputError: it is, but was made of other photos, cameras, landmarks or another identity.
+    """
+    record = out / "portraits" / f"{folder.name}.json"
+    if not record.is_file():
+        return False
+    kept = transforms.read_json(record, schema.record({}, {"made_of": schema.text()}))
+    if kept.get("made_of", "") not in ("", inputs_sha256(folder, options)):  # "": of before
+        raise InputError(
+            f"{record}: was made of other photos, cameras, landmarks or another identity than are now in "
+            f"{folder}; delete it to make this capture again, or choose another --out"
+        )
+    return True
 
 
 def read_capture(
@@ -120,9 +151,18 @@ def read_capture(
 
 
 def write_capture(
-    out: pathlib.Path, name: str, views: Sequence[View], embedding: np.ndarray, options: Options
+    out: pathlib.Path,
+    name: str,
+    views: Sequence[View],
+    embedding: np.ndarray,
+    options: Options,
+    made_of: str,
 ) -> None:
-    """The portrait's JSON, which makes a capture finished, comes last."""
+    """Write views and portrait; the portrait's JSON, which makes a capture finished, comes last.
+
+    Args:
+        made_of: see `inputs_sha256`.
+    """
     with new_folder(out / "views" / name) as unfinished:
         (unfinished / "images").mkdir()
         for view in views:
@@ -131,22 +171,17 @@ def write_capture(
     portrait = out / "portraits" / f"{name}.png"
     portrait.parent.mkdir(exist_ok=True)
     front, *others = views
-    _save(portrait, front.rgba)
+    write_atomically(portrait, encoded(front.rgba, "PNG"))
     sheet = np.concatenate([on_white(view.rgba) for view in others], axis=1)
-    _save(portrait.with_suffix(portraits.TRUTH_SUFFIX), sheet)
+    write_atomically(portrait.with_suffix(portraits.TRUTH_SUFFIX), encoded(sheet, "PNG"))
     record = {
         "id_embedding": [round(float(x), 7) for x in embedding],
         "pose": {"yaw": front.yaw, "pitch": front.pitch},
         "truth": [{"yaw": view.yaw, "pitch": view.pitch} for view in others],
         "source": "data_prep.captures",
+        "made_of": made_of,
     }
     write_atomically(portrait.with_suffix(".json"), json.dumps(record).encode())
-
-
-def _save(path: pathlib.Path, pixels: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
 
 
 def find(folder: pathlib.Path) -> list[str]:
@@ -168,10 +203,10 @@ def find(folder: pathlib.Path) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Makes all captures; returns the exit code.
+    """Make all captures; returns the exit code.
 
     Raises:
-        InputError.
+        InputError: no captures, a model is missing, or `--out` holds others; see `is_finished`.
     """
     names = find(args.input)
     folders = [args.input / name for name in names]
@@ -182,7 +217,7 @@ def run(args: argparse.Namespace) -> int:
     options = Options(args.size, args.keep_background, args.sequence, args.frame)
     args.out.mkdir(parents=True, exist_ok=True)
     factory.check_settings(args.out / "captures.json", dataclasses.asdict(options))
-    todo = [n for n in names if not (args.out / "portraits" / f"{n}.json").exists()]
+    todo = [folder.name for folder in folders if not is_finished(args.out, folder, options)]
     maker = Maker(args.input, args.out, options, args.models)
     reasons: dict[str, str] = {}
     with cli.progress(total=len(names), initial=len(names) - len(todo), unit="capture") as bar:

@@ -6,14 +6,12 @@ NAME.truth.png  the true views in a row, their normals in a second row
 """
 
 import argparse
-import io
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_prep.rendering import viewpoints
 from spinmeround_jax import cli
@@ -21,7 +19,7 @@ from spinmeround_jax.cli import UsageError
 from spinmeround_jax.data.manifest import provenance_of, read_manifest
 from spinmeround_jax.data.subjects import HeldOut
 from spinmeround_jax.files import InputError, name_inside, write_atomically
-from spinmeround_jax.photo.images import to_uint8
+from spinmeround_jax.photo.images import encoded, to_uint8
 
 EXAMPLES = """example, which made demo/portraits:
   python -m data_prep.export_portraits --data data/heads64 --subjects 0 8 28 36 --out demo/portraits
@@ -50,10 +48,8 @@ def export(
         raise InputError(f"{path}: another image is in the way; choose another --out")
     write_atomically(path, frontal.image)
     rows = [np.concatenate(list(views), axis=1) for views in (subject.images, subject.normals)]
-    pixels = to_uint8(np.concatenate(rows))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    write_atomically(path.with_suffix(".truth.png"), buffer.getvalue())
+    sheet = encoded(to_uint8(np.concatenate(rows)), "PNG", optimize=True)
+    write_atomically(path.with_suffix(".truth.png"), sheet)
     description = {
         "source": frontal.source,
         "license": frontal.license,

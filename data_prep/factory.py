@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.workers import SubjectRejected, made
-from spinmeround_jax import cameras, cli
+from spinmeround_jax import cameras, cli, files, schema
 from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.manifest import shard_name, write_manifest
 from spinmeround_jax.data.records import ViewRecord
@@ -95,13 +95,17 @@ def rejected(job: Job) -> dict[str, str]:
     if not job.rejects_path.exists():
         return {}
     try:
-        lines = [json.loads(line) for line in job.rejects_path.read_text().splitlines()]
-        return {str(line["subject"]): str(line["reason"]) for line in lines}
-    except Exception as error:  # the file can hold anything
+        content = files.read_bytes(job.rejects_path, schema.MAX_BYTES)
+        lines = [schema.parse(line, _REJECT, "a line") for line in content.splitlines()]
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{job.rejects_path}: damaged ({error!r}); delete it, and the same command makes "
+            f"{job.rejects_path}: damaged ({error}); delete it, and the same command makes "
             f"{job.path.name} again"
         ) from error
+    return {line["subject"]: line["reason"] for line in lines}
+
+
+_REJECT = schema.record({"subject": schema.text(), "reason": schema.text(longest=1 << 20)})
 
 
 def is_done(job: Job) -> bool:
@@ -200,26 +204,20 @@ def check_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     Raises:
         InputError: the folder was begun with other settings, or `path` cannot be read.
     """
-    wanted = json.loads(json.dumps(settings))  # as it will be read again: lists, not tuples
     if not path.exists():
-        write_atomically(path, json.dumps(wanted, indent=2).encode())
+        write_atomically(path, json.dumps(settings, indent=2).encode())
         return
     try:
-        found = dict(json.loads(path.read_text()))
-    except Exception as error:  # the file can hold anything
+        found = schema.read(path, schema.record({}))
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: damaged ({error!r}). Restore it, or choose another --out; delete it only "
-            "if everything beside it was made with the settings given now."
+            f"{error}; damaged: restore it, or choose another --out. Delete it only if everything beside it "
+            "was made with the settings given now."
         ) from error
-    differing = {
-        name: (found.get(name), wanted.get(name))
-        for name in {**wanted, **found}
-        if found.get(name) != wanted.get(name)
-    }
-    if differing:
+    if changes := schema.differences(found, settings):
         raise InputError(
-            f"{path.parent} was begun with other settings (there, here): {differing}.\n"
-            "Give the same settings to continue it, or another --out."
+            f"{path.parent} was begun with other settings (there -> here: {'; '.join(changes)}). Give the "
+            "same settings to continue it, or another --out."
         )
 
 
@@ -335,7 +333,7 @@ def add_arguments(
 
 
 def run(source: Source, args: argparse.Namespace) -> bool:
-    """`write_dataset` as the options say."""
+    """`write_dataset` with the options of `add_arguments`."""
     return write_dataset(
         source, args.out, args.shard_subjects, args.workers, args.shard, args.retry_rejected
     )

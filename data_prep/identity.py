@@ -59,7 +59,7 @@ def embed(models: Models, images: Sequence[np.ndarray]) -> np.ndarray:
     for image in images:
         if (face := largest_face(models, image)) is not None:
             # Recognition counts pixels from their centres.
-            vectors.append(models.recogniser.embed(image, face.five - 0.5))
+            vectors.append(models.recogniser.embed(image, face.landmarks5 - 0.5))
     if not vectors:
         raise SubjectRejected(f"no face is found in its {len(images)} frontal views")
     mean = np.mean(vectors, axis=0)

@@ -23,6 +23,7 @@ from typing import Any
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
+import numpy as np  # noqa: E402
 
 from data_prep import factory, identity  # noqa: E402
 from data_prep.rendering import viewpoints  # noqa: E402
@@ -117,11 +118,13 @@ class Meshes:
         }
 
 
-def place(path: pathlib.Path, scan: Scan, models: Models, up: str, front: str):
+def place(
+    path: pathlib.Path, scan: Scan, models: Models, up: str, front: str
+) -> tuple[float, np.ndarray, np.ndarray]:
     """(scale, rotation, offset) that takes the mesh to the canonical frame.
 
     Raises:
-        InputError.
+        InputError: landmarks that do not fit, or no face is found.
     """
     beside = path.with_name(path.stem + LANDMARKS)
     if beside.exists():
@@ -167,7 +170,7 @@ def view_records(source: Meshes, models: Models, path: pathlib.Path) -> list[rec
 
 
 def build(args: argparse.Namespace) -> Meshes:
-    """The source that the options tell of.
+    """The source that the options describe.
 
     Raises:
         InputError: no meshes, or fewer people than are to be held out.

@@ -13,7 +13,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import argparse
 import dataclasses
-import io
 import os
 import pathlib
 from typing import Any
@@ -33,6 +32,7 @@ from spinmeround_jax import cameras, cli  # noqa: E402
 from spinmeround_jax.cli import UsageError  # noqa: E402
 from spinmeround_jax.data import records  # noqa: E402
 from spinmeround_jax.files import write_atomically  # noqa: E402
+from spinmeround_jax.photo.images import encoded  # noqa: E402
 from spinmeround_jax.photo.pose import FRAMINGS  # noqa: E402
 
 PEOPLE = 2  # how subjects are drawn and drawn from a number; 1 was before colours were independent
@@ -42,9 +42,9 @@ EXAMPLES = """examples:
   # a small set to look at, about a minute
   python -m data_prep.render_heads --out /tmp/heads --subjects 4 --held-out 2 --views 16
 
-  # many people, each from 32 of the 125 viewpoints (one core: about 3 s each)
+  # the data of configs/quickstart.py: many people, each from 24 of the 125 viewpoints
   python -m data_prep.render_heads --out data/heads128 --subjects 2400 --held-out 40 --size 128 \\
-      --train-views 32
+      --train-views 24
 
   # for 512-pixel training on a large machine
   python -m data_prep.render_heads --out data/heads512 --subjects 7000 --held-out 200 --size 512
@@ -214,9 +214,7 @@ def run(args: argparse.Namespace) -> None:
         sheet = contact_sheet.contact_sheet(
             [person_of(args.seed, name) for name in names], max(args.size, 128), args.framing
         )
-        buffer = io.BytesIO()
-        sheet.save(buffer, "PNG")
-        write_atomically(args.out / pathlib.Path(args.preview).name, buffer.getvalue())
+        write_atomically(args.out / pathlib.Path(args.preview).name, encoded(sheet, "PNG"))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Makes one thing after another in several processes, in order."""
+"""Make subjects in several processes; results come in order."""
 
 from __future__ import annotations
 

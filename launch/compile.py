@@ -46,7 +46,7 @@ class TooLarge(CompileError):
 
 
 def compile_here(request: dict[str, Any]) -> dict[str, Any]:
-    """What the child process does with a request (see `compile_apart`)."""
+    """Compile a request in the child process of `compile_apart`."""
     import jax
 
     from launch import hlo, programs

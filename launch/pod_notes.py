@@ -7,6 +7,7 @@ import json
 import pathlib
 
 from launch import training
+from spinmeround_jax import schema
 from spinmeround_jax.files import write_atomically
 
 NOTES = pathlib.Path.home() / ".local" / "state" / "spinmeround"
@@ -30,13 +31,14 @@ class Pod:
     training: tuple[str, ...] = ()  # arguments of spinmeround_jax.train
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            expected = {"spot": bool, "training": tuple}.get(field.name, str)
-            if not isinstance(value, expected):
-                raise ValueError(f"{field.name} is {value!r}")
         if self.training:
             training.check(self.training)
+
+
+_KINDS = dict.fromkeys((field.name for field in dataclasses.fields(Pod)), schema.text())
+_POD = schema.record(
+    {**_KINDS, "spot": schema.boolean, "training": schema.array(schema.text())}, closed=True
+)
 
 
 def path(notes: pathlib.Path, name: str) -> pathlib.Path:
@@ -62,11 +64,11 @@ def read(notes: pathlib.Path, name: str) -> Pod:
             "To delete it, give --zone (and --project)"
         )
     try:
-        values = json.loads(file.read_text())
+        values = schema.read(file, _POD)
         pod = Pod(**{**values, "training": tuple(values["training"])})
         if pod.name != name:
             raise ValueError(f"it is about {pod.name}")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{file}: damaged ({error}); delete the pod with --zone, and this file"
         ) from error

@@ -1,7 +1,8 @@
 """Finished models, written by Orbax; what a run resumes from is in `training.run_checkpoints`.
 
 A model folder holds `model.json` (the config of the networks, and the provenance of their weights),
-`weights/`, and `SHA256SUMS` of all files, in the format of `sha256sum -c`. Nothing is pickled.
+`weights/`, `SHA256SUMS` of these files, in the format of `sha256sum -c`, and a model card. Nothing is pickled.
+Folders to read may be remote, see `weights.remote`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,27 +31,34 @@ from spinmeround_jax.config import (
 )
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import Autoencoder, AutoencoderConfig, Model, ModelConfig, parameters
+from spinmeround_jax.weights import card, remote
+from spinmeround_jax.weights.remote import SUMS, Path
 
 SCHEMA_VERSION = 1
-SUMS = "SHA256SUMS"
-
-Path = str | os.PathLike[str]
+CARD = "README.md"
 
 
 def save_model(
-    directory: Path, model: Model, provenance: Mapping[str, Any], dtype: Any = np.float16
+    directory: Path,
+    model: Model,
+    provenance: Mapping[str, Any],
+    dtype: Any = np.float16,
+    overwrite: bool = False,
 ) -> None:
     """Write a model folder, see the module.
 
     Args:
         provenance: where the weights come from (command, seed, steps, date, hardware, data); JSON.
         dtype: of the stored weights.
+        overwrite: replace a model that is there; after a kill in between there is none.
 
     Raises:
+        InputError: the folder holds a model or other weights, and `overwrite` is False.
         ValueError: a weight is not finite in `dtype`.
     """
     weights = {name: parameters.split(module)[1] for name, module in model.networks.items()}
-    save_weights(directory, model.config, _finite_as(weights, dtype), provenance)
+    weights = _finite_as(weights, dtype)
+    _write(directory, "model", model.config, provenance, weights, overwrite)
 
 
 def save_weights(
@@ -66,11 +72,14 @@ def save_weights(
 
 
 def save_autoencoder(
-    directory: Path, autoencoder: Autoencoder, provenance: Mapping[str, Any]
+    directory: Path,
+    autoencoder: Autoencoder,
+    provenance: Mapping[str, Any],
+    overwrite: bool = False,
 ) -> None:
     """As `save_model`, for an autoencoder alone, in float32."""
     weights = _finite_as({"autoencoder": parameters.split(autoencoder)[1]}, np.float32)
-    _write(directory, "autoencoder", autoencoder.config, provenance, weights)
+    _write(directory, "autoencoder", autoencoder.config, provenance, weights, overwrite)
 
 
 def load_model(directory: Path, dtype: Any = jnp.float32) -> Model:
@@ -99,12 +108,14 @@ class Description:
 
     Attributes:
         sampling, ablation: how the model is sampled; the release's where the file does not say.
+        sha256: of SHA256SUMS, which identifies the weights; None in folders without it.
     """
 
     config: ModelConfig
     sampling: SamplingConfig
     ablation: AblationConfig
     provenance: Mapping[str, Any]
+    sha256: str | None
 
 
 def describe(directory: Path) -> Description:
@@ -113,12 +124,13 @@ def describe(directory: Path) -> Description:
     found = []
     for name, default in (("sampling", RELEASED), ("ablation", NO_ABLATION)):
         values = provenance.get(name, dataclasses.asdict(default))
-        where = f"{pathlib.Path(directory) / 'model.json'}: provenance.{name}"
+        where = f"{remote.locate(directory).path / 'model.json'}: provenance.{name}"
         try:
             found.append(from_mapping(type(default), values, where))
         except ValueError as error:
             raise InputError(str(error)) from error
-    return Description(config, *found, provenance)
+    sums = remote.locate(directory).path / SUMS
+    return Description(config, *found, provenance, files.sha256(sums) if sums.exists() else None)
 
 
 def read_provenance(directory: Path) -> dict[str, Any]:
@@ -134,7 +146,7 @@ def origins(directory: Path) -> list[str]:
             for source in read_provenance(directory).get("sources", [])
         ]
     except (AttributeError, KeyError, TypeError) as error:
-        path = pathlib.Path(directory) / "model.json"
+        path = remote.locate(directory).path / "model.json"
         raise InputError(f"{path}: damaged, provenance ({error!r})") from error
 
 
@@ -144,15 +156,12 @@ def _write(
     config: ModelConfig | AutoencoderConfig,
     provenance: Mapping[str, Any],
     weights: Mapping[str, parameters.Parameters],
+    overwrite: bool = False,
 ) -> None:
     directory = pathlib.Path(directory).absolute()
-    description = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": kind,
-        "config": dataclasses.asdict(config),
-        "provenance": dict(provenance),
-    }
-    text = json.dumps(description, indent=2) + "\n"  # may raise: before anything is written
+    if not overwrite and any((directory / name).exists() for name in ("model.json", "weights")):
+        raise InputError(f"{directory}: holds weights; save elsewhere, or with overwrite=True")
+    text = description_text(config, provenance, kind)  # may raise: before anything is written
     first = jax.process_index() == 0
     if first:
         (directory / "model.json").unlink(missing_ok=True)  # written last: then all is complete
@@ -169,7 +178,31 @@ def _write(
             sums[path.relative_to(directory).as_posix()] = files.sha256(path)
         lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
         files.write_atomically(directory / SUMS, lines.encode())
+        # Without a sum: it is for people, who may edit it.
+        if kind == "model" and (overwrite or not (directory / CARD).exists()):
+            sizes = {name: parameters.count(values) for name, values in weights.items()}
+            readme = card.text(config, provenance, sizes, "model")
+            files.write_atomically(directory / CARD, readme.encode())
         files.write_atomically(directory / "model.json", text.encode())
+
+
+def description_text(
+    config: ModelConfig | AutoencoderConfig, provenance: Mapping[str, Any], kind: str = "model"
+) -> str:
+    """The content of model.json."""
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "config": dataclasses.asdict(config),
+        "provenance": dict(provenance),
+    }
+    return json.dumps(description, indent=2) + "\n"
+
+
+def parse_description(content: bytes, where: str) -> tuple[ModelConfig, dict[str, Any]]:
+    """Config and provenance from `description_text`; InputError, beginning with `where`, if damaged."""
+    description = _parse(content, where)
+    return _config(description, where, "model", ModelConfig), description["provenance"]
 
 
 def _finite_as(
@@ -190,9 +223,11 @@ def _cast(weights: Any, dtype: np.dtype) -> tuple[Any, Any]:
 
 
 def _read_json(directory: Path) -> dict[str, Any]:
-    path = pathlib.Path(directory) / "model.json"
+    path = remote.locate(directory).path / "model.json"
+    if not path.exists():
+        files.recover(path.parent)
     try:
-        description = schema.read(path, _DESCRIPTION, max_bytes=16 << 20)
+        return _parse(files.read_bytes(path, 16 << 20), str(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"{path}: no such file; give a folder written by training (<workdir>/model) or by "
@@ -200,11 +235,16 @@ def _read_json(directory: Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise InputError(files.explain(error)) from error
+
+
+def _parse(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        description = schema.parse(content, _DESCRIPTION, where)
     except ValueError as error:
         raise InputError(f"{error}; damaged, restore it from a copy") from error
     if (version := description["schema_version"]) != SCHEMA_VERSION:
         raise InputError(
-            f"{path}: schema version {version!r}, this code reads {SCHEMA_VERSION}; convert the "
+            f"{where}: schema version {version!r}, this code reads {SCHEMA_VERSION}; convert the "
             "weights again, or use the code that wrote them"
         )
     return description
@@ -249,10 +289,13 @@ def check_config(config: ModelConfig) -> None:
 
 
 def _read_config(directory: Path, kind: str, cls: type) -> Any:
-    path = pathlib.Path(directory) / "model.json"
-    description = _read_json(directory)
+    path = remote.locate(directory).path / "model.json"
+    return _config(_read_json(directory), str(path), kind, cls)
+
+
+def _config(description: Mapping[str, Any], where: str, kind: str, cls: type) -> Any:
     if description["kind"] != kind:
-        raise InputError(f"{path}: holds {description['kind']!r}, expected {kind!r}")
+        raise InputError(f"{where}: holds {description['kind']!r}, expected {kind!r}")
     values = description["config"]
     # Fields that folders from before there was a choice do not have.
     if cls is ModelConfig:
@@ -264,11 +307,11 @@ def _read_config(directory: Path, kind: str, cls: type) -> Any:
     try:
         return from_mapping(cls, _CONFIG(values, "config"))
     except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
 
 
 def _read_weights(directory: Path, networks: dict[str, nnx.Module]) -> dict[str, nnx.Module]:
-    path = pathlib.Path(directory).absolute() / "weights"
+    path = remote.locate(directory).path.absolute() / "weights"
     if not path.is_dir():
         raise InputError(f"{path}: no such folder, though model.json is there; copy it too")
     _check_sums(path.parent)
@@ -295,18 +338,20 @@ def _check_sums(directory: pathlib.Path) -> None:
     """Raises InputError if a file is not the one that was saved; folders without sums pass."""
     path = directory / SUMS
     try:
-        for line in files.read_bytes(path, 16 << 20).decode().splitlines():
-            if not (match := re.fullmatch("([0-9a-f]{64})  ([^/].*)", line)) or ".." in line:
-                raise InputError(f"{path}: damaged; restore it from a copy ({line[:80]!a})")
-            if files.sha256(directory / match[2]) != match[1]:
+        sums = remote.parse_sums(files.read_bytes(path, remote.MAX_SUMS_BYTES), path)
+        for name, digest in sums.items():
+            if files.sha256(directory / name) != digest:
                 raise InputError(
-                    f"{directory / match[2]}: damaged or edited, its SHA-256 is not that in {SUMS}; "
+                    f"{directory / name}: damaged or edited, its SHA-256 is not that in {SUMS}; "
                     f"restore it from a copy (or delete {SUMS} if you edited it on purpose)"
                 )
+        found = [p for p in (directory / "weights").rglob("*") if p.is_file() and p.name[0] != "."]
+        if missing := {directory / "model.json", *found} - {directory / name for name in sums}:
+            raise InputError(f"{path}: cut short, {min(missing).name} is not in it; restore it")
     except FileNotFoundError as error:
         if error.filename != str(path):
             raise InputError(f"{error.filename}: missing; copy the whole folder") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path}: cannot be checked ({error})") from error
 
 

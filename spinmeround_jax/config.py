@@ -17,6 +17,11 @@ from spinmeround_jax.models import ModelConfig
 from spinmeround_jax.sharding import ALL_ON_DATA, MeshConfig
 
 
+def added(default: Any) -> Any:
+    """A field younger than saved configs, which `from_mapping` reads as if they had the default."""
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     directory: str  # holds manifest.json and the TFRecord shards
@@ -117,6 +122,8 @@ class SamplingConfig:
     sigma_max: float = 700.0
     rho: float = 7.0
     guidance_scale: float = 3.0
+    guidance_sigma_min: float = added(0.0)  # guidance acts between these two: everywhere by default
+    guidance_sigma_max: float = added(1e6)
     shared_noise: bool = True  # one noise map for all target views of a sample, as released
     normals_steps: int = 50
     normals_guidance: float = 6.1  # x0 <- x0 - normals_guidance (x0 - known) on visible channels
@@ -137,7 +144,7 @@ class Config:
     data: DataConfig
     stages: tuple[StageConfig, ...]
     seed: int = 0
-    init_from: str = ""  # directory written by `convert`, or "" to start from scratch
+    init_from: str = ""  # model folder or name (hf://..., gs://...); "" to start from scratch
     train_identity_encoder: bool = False
     compute_dtype: str = "bfloat16"  # "float32" | "bfloat16"; master weights are float32
     mesh: MeshConfig = ALL_ON_DATA
@@ -199,6 +206,9 @@ def from_mapping(cls: type, values: Mapping[str, Any], where: str = "config") ->
     values = dict(values.items())
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
+    for field in dataclasses.fields(cls):
+        if field.metadata.get("added"):
+            values.setdefault(field.name, field.default)
     if missing := [name for name in names if name not in values]:
         raise ValueError(f"{where}: missing {', '.join(missing)}")
     if unknown := [name for name in values if name not in names]:

@@ -1,4 +1,4 @@
-"""Turn pretrained PyTorch weights into a model folder: `python -m spinmeround_jax.convert --help`."""
+"""Weights of others into a model folder, and a model into the formats of others: `... convert --help`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import datetime
 import math
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -28,17 +28,20 @@ import spinmeround_jax
 from spinmeround_jax import checkpoints, cli, files, models
 from spinmeround_jax.cli import UsageError
 from spinmeround_jax.files import InputError
-from spinmeround_jax.models import ModelConfig
+from spinmeround_jax.models import ModelConfig, parameters
 from spinmeround_jax.training import run_checkpoints
-from spinmeround_jax.weights import diffusers, mapping, released, sources
+from spinmeround_jax.weights import card, diffusers, export, mapping, released, sources
 from spinmeround_jax.weights.sources import TensorFile
 
-DESCRIPTION = """Pretrained PyTorch weights -> a model folder for sample, or for train to start from.
+DESCRIPTION = """Pretrained PyTorch weights -> a model folder for sample, or for train to start from; and back.
 
 Either the released SpinMeRound checkpoint, or an initialisation for training at full size: the
 autoencoder of Stable Diffusion 1.5 with the UNet and the text encoder of Arc2Face. Every tensor of
 the files is used exactly once or reported as left out; a tensor that is missing, unknown or of the
-wrong shape is an error that names it. The SHA-256 of every file goes into model.json."""
+wrong shape is an error that names it. The SHA-256 of every file goes into model.json.
+
+--export writes a model as safetensors: one file with the names of the released checkpoint, or folders
+of diffusers and transformers."""
 
 EXAMPLES = """examples:
   # the released weights, to sample from
@@ -56,6 +59,10 @@ EXAMPLES = """examples:
   python -m spinmeround_jax.convert --sd15 stable-diffusion-v1-5/ --arc2face models/ \\
       --out weights/init
 
+  # a model for others: with the release's names, or for diffusers and transformers
+  python -m spinmeround_jax.convert --export released --checkpoint runs/quickstart/model --out export/
+  python -m spinmeround_jax.convert --export diffusers --checkpoint hf://owner/name --out export/
+
 .ckpt and .bin files need PyTorch: pip install 'spinmeround_jax[convert]'"""
 
 # Subfolders and files to look for, in this order; Arc2Face's own names come first.
@@ -72,6 +79,7 @@ _TRANSFORMERS_FILES = (
     "pytorch_model.bin.index.json", "model.fp16.safetensors", "pytorch_model.fp16.bin",
 )  # fmt: skip
 
+MODEL_CONTENT = frozenset({"model.json", "weights", checkpoints.SUMS})
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -116,10 +124,10 @@ class Part:
 # Which file fills which network
 
 
-def released_parts(networks: Mapping[str, nnx.Module], path: pathlib.Path) -> list[Part]:
+def released_parts(networks: Mapping[str, nnx.Module], file: TensorFile) -> list[Part]:
     """All networks from one file in the names of the release."""
     targets = {name: released.targets(module) for name, module in networks.items()}
-    return [Part(sources.open_file(path), targets, released.UNUSED)]
+    return [Part(file, targets, released.UNUSED)]
 
 
 def initial_parts(
@@ -159,7 +167,11 @@ def find(folder: pathlib.Path, inside: tuple[str, ...], names: tuple[str, ...]) 
 
 
 def convert(
-    parts: list[Part], out: pathlib.Path, config: ModelConfig, dtype: str | None, kind: str
+    parts: list[Part],
+    out: pathlib.Path,
+    config: ModelConfig,
+    dtype: str | None,
+    known: Mapping[str, Any],
 ) -> None:
     """Write the model folder `out`, which must not exist, from `parts`.
 
@@ -167,7 +179,7 @@ def convert(
         parts: emptied after reading, to free the memory of the files.
         dtype: "float32" or "float16"; None is float16 if all tensors are, else float32, so that nothing
             but float64 is rounded.
-        kind: of weights, for model.json.
+        known: provenance of the weights, for model.json.
 
     Raises:
         InputError: a file does not fit or cannot be read.
@@ -177,13 +189,16 @@ def convert(
     del part
     kinds = set().union(*(part.dtypes() for part in parts))
     dtype = dtype or ("float16" if kinds == {"float16"} else "float32")
-    _check_space(out, parts, np.dtype(dtype))
+    targets = [t for part in parts for named in part.targets.values() for t in named.values()]
+    _check_space(out, sum(math.prod(t.shape) for t in targets), np.dtype(dtype))
+    earlier = known.get("sources")
     provenance = {
-        "kind": kind,
+        **known,
         "converted": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "converter": f"spinmeround_jax {spinmeround_jax.__version__}",
         "dtype": dtype,
-        "sources": [_describe(part) for part in parts],
+        "sources": [_describe(part) for part in parts]
+        + (earlier if isinstance(earlier, list) else []),
     }
     weights = _read(parts, np.dtype(dtype))
     parts.clear()
@@ -211,13 +226,32 @@ def convert_run(
     checkpoints.save_model(out, model, provenance, np.dtype(dtype))
 
 
-def _check_space(out: pathlib.Path, parts: list[Part], dtype: np.dtype) -> None:
-    count = sum(
-        math.prod(target.shape)
-        for part in parts
-        for targets in part.targets.values()
-        for target in targets.values()
-    )
+def export_model(checkpoint: str, format_: str, out: pathlib.Path, dtype: str) -> None:
+    """Write the model of `checkpoint` into the folder `out` as others read it.
+
+    Raises:
+        InputError: it cannot be read, or has parts that the format has no place for.
+    """
+    config = checkpoints.describe(checkpoint).config
+    try:
+        export.check(config, format_)
+    except ValueError as error:
+        raise InputError(f"{checkpoint}: {error}") from error
+    save = sources.saver()
+    sizes = {
+        name: parameters.count(parameters.split(module)[1])
+        for name, module in networks_of(config).items()
+    }
+    _check_space(out, sum(sizes.values()), np.dtype(dtype))
+    provenance = checkpoints.read_provenance(checkpoint)
+    described = checkpoints.description_text(config, provenance)
+    model = checkpoints.load_model(checkpoint)
+    print("writing")
+    export.write(out, model, format_, np.dtype(dtype), described, save)
+    (out / checkpoints.CARD).write_text(card.text(config, provenance, sizes, format_))
+
+
+def _check_space(out: pathlib.Path, count: int, dtype: np.dtype) -> None:
     free, needed = shutil.disk_usage(files.existing(out.parent)).free, count * dtype.itemsize
     if free < needed:
         raise UsageError(
@@ -288,12 +322,14 @@ def networks_of(config: ModelConfig) -> dict[str, nnx.Module]:
 
 
 @contextlib.contextmanager
-def new_folder(out: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+def new_folder(
+    out: pathlib.Path, overwrite: bool, content: Collection[str] = MODEL_CONTENT
+) -> Iterator[pathlib.Path]:
     """`files.new_folder` for `out`; UsageError if `out` cannot be written or must not be replaced."""
     out = out.absolute()
     files.recover(out)
     if out.exists() or out.is_symlink():
-        check_replaceable(out, overwrite)
+        check_replaceable(out, overwrite, content)
     try:
         files.check_writable(out.parent)
     except InputError as error:
@@ -302,12 +338,12 @@ def new_folder(out: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
         yield folder
 
 
-def check_replaceable(out: pathlib.Path, overwrite: bool) -> None:
-    """Raises UsageError unless `out` is an empty folder, or a model that may be overwritten."""
+def check_replaceable(out: pathlib.Path, overwrite: bool, content: Collection[str]) -> None:
+    """Raises UsageError unless `out` is an empty folder, or holds `content` that may be overwritten."""
     if not out.is_dir() or out.is_symlink():
         raise UsageError(f"--out {out}: is a file or a link; choose another name")
     inside = {path.name for path in out.iterdir()}
-    if inside - {"model.json", "weights", checkpoints.SUMS}:
+    if inside - {*content, checkpoints.CARD}:
         raise UsageError(f"--out {out}: the folder holds other things; choose another name")
     if inside and not overwrite:
         raise UsageError(f"--out {out}: there is a model; --overwrite replaces it")
@@ -321,7 +357,7 @@ def build_parser() -> argparse.ArgumentParser:
     path = pathlib.Path
     parser = cli.build_parser("spinmeround_jax.convert", DESCRIPTION, EXAMPLES)
     what = parser.add_argument_group(
-        "what to convert: --released, --run, or --sd15 with --arc2face"
+        "what to convert: --released, --run, --sd15 with --arc2face, or --export with --checkpoint"
     )
     what.add_argument(
         "--released", type=path, metavar="FILE", help="released checkpoint: .ckpt or .safetensors"
@@ -347,10 +383,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--ema", action=argparse.BooleanOptionalAction, default=True,
         help="with --run: the moving average of the weights, or the weights (average)",
     )  # fmt: skip
+    what.add_argument(
+        "--export", choices=export.FORMATS,
+        help="write the model --checkpoint with the release's names, or for diffusers",
+    )  # fmt: skip
+    what.add_argument(
+        "--checkpoint", metavar="MODEL",
+        help="with --export: folder with model.json, hf://owner/name[@revision] or gs://bucket/folder",
+    )  # fmt: skip
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--dtype", choices=("float32", "float16"),
-        help="of the stored weights (float16 if all tensors are, else float32: nothing is rounded)",
+        help="of the stored weights (float16 if all tensors are, else float32: nothing is rounded; "
+        "--run: float16)",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
     return parser
@@ -358,22 +403,41 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, config: ModelConfig) -> None:
     """Carry out the command for weights of `config`; InputError if nothing was written."""
-    given = [args.released, args.run, args.sd15]
+    given = [args.released, args.run, args.sd15, args.export]
     if sum(value is not None for value in given) != 1 or (args.sd15 is None) != (
         args.arc2face is None
     ):
-        raise UsageError("give --released FILE, --run DIR, or --sd15 PATH with --arc2face DIR")
+        raise UsageError(
+            "give --released FILE, --run DIR, --sd15 PATH with --arc2face DIR, or --export FORMAT with "
+            "--checkpoint MODEL"
+        )
+    if (args.export is None) != (args.checkpoint is None):
+        raise UsageError("--export FORMAT and --checkpoint MODEL need each other")
     if args.run is None and (args.step is not None or not args.ema):
         raise UsageError("--step and --no-ema need --run DIR")
+    if args.export is not None:
+        with new_folder(args.out, args.overwrite, export.CONTENT[args.export]) as folder:
+            export_model(args.checkpoint, args.export, folder, args.dtype or "float32")
+        print(f"The exported model is in {args.out}")
+        return
     with new_folder(args.out, args.overwrite) as folder:
         if args.run is not None:
             convert_run(args.run, args.step, args.ema, folder, args.dtype or "float16")
         elif args.released is not None:
-            parts = released_parts(networks_of(config), args.released)
-            convert(parts, folder, config, args.dtype, "released weights")
+            file = sources.open_file(args.released)
+            known: dict[str, Any] = {"kind": "released weights"}
+            if export.METADATA in file.metadata:  # it was written by --export
+                described = file.metadata[export.METADATA].encode()
+                config, known = checkpoints.parse_description(
+                    described, f"{args.released} (metadata)"
+                )
+            parts = released_parts(networks_of(config), file)
+            del file  # `convert` frees its memory
+            convert(parts, folder, config, args.dtype, known)
         else:
             parts = initial_parts(networks_of(config), args.sd15, args.arc2face)
-            convert(parts, folder, config, args.dtype, "initialisation for training")
+            known = {"kind": "initialisation for training"}
+            convert(parts, folder, config, args.dtype, known)
     print(f"The model is in {args.out}")
 
 

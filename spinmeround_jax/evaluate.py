@@ -60,16 +60,16 @@ EXAMPLES = """examples:
       --checkpoint weights/released --method theirs=theirs/ --recognition glintr100.onnx"""
 
 
+SAMPLING_OPTIONS = {"sweep", "steps", "guidance_scale", "guide", "sampler", "temperature"}
 # Required and allowed options of each protocol, of those that are not for all.
 PROTOCOLS = {
     "heads": (
         {"checkpoint", "data"},
-        {"sweep", "steps", "guidance_scale", "sampler", "temperature"},
+        SAMPLING_OPTIONS,
     ),
     "nersemble": (
         {"truth"},
-        {"checkpoint", "method", "sweep", "steps", "guidance_scale", "sampler", "temperature"}
-        | {"match", "size", "subject_list"},
+        {"checkpoint", "method", "match", "size", "subject_list"} | SAMPLING_OPTIONS,
     ),
     "folders": ({"truth", "method"}, {"match", "size", "leave_out", "masked"}),
 }
@@ -124,14 +124,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
     models = parser.add_argument_group("models")
     models.add_argument(
-        "--checkpoint", action="append", default=[], metavar="[NAME=]DIR",
-        help="model to measure; repeat for several rows",
+        "--checkpoint", action="append", default=[], metavar="[NAME=]MODEL",
+        help="model to measure: folder, hf://owner/name[@revision] or gs://...; repeat for several rows",
     )  # fmt: skip
     models.add_argument("--data", type=cli.path, help="data_prep's folder, or gs://...")
     models.add_argument(
         "--steps", type=cli.integer(2), help="sampling steps; default: the checkpoint's"
     )
     models.add_argument("--guidance-scale", type=cli.real(), help="default: the checkpoint's")
+    models.add_argument(
+        "--guide", metavar="MODEL", help="weaker model for autoguidance, as of `sample`"
+    )
     models.add_argument("--sampler", choices=sorted(SAMPLERS), help="default: the checkpoint's")
     models.add_argument("--temperature", type=cli.real(0, 1), help="default: the checkpoint's")
     models.add_argument(

@@ -53,6 +53,12 @@ def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
     return remote
 
 
+def user_cache() -> pathlib.Path:
+    """The program's folder in the user's cache; RuntimeError if there is no home folder."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    return cache / "spinmeround_jax"
+
+
 def existing(path: pathlib.Path) -> pathlib.Path:
     """`path`, or the nearest folder above it that exists."""
     path = path.absolute()

@@ -1,4 +1,4 @@
-"""The heads that `sample` is asked for: listed before any input is read, each read in its turn.
+"""The heads that `sample` is to make: listed before any input is read, each read in its turn.
 
 A folder of inputs may mix portraits (see `portraits`), photos (images without an identity beside them; `photo`
 aligns them) and sets of views of one person: folders with 1 or 3 images and
@@ -21,7 +21,7 @@ from PIL import Image
 from spinmeround_jax import cameras, schema
 from spinmeround_jax.diffusion.pipeline import OBSERVED_COUNTS
 from spinmeround_jax.files import InputError, named, sha256
-from spinmeround_jax.photo import face_resnet, portraits, preview
+from spinmeround_jax.photo import portraits, preview
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.pose import Correction
 from spinmeround_jax.photo.prepare import Models, NoFace, Options, Prepared, is_ours, prepare
@@ -83,7 +83,6 @@ class Photos:
     no_identity: bool = False
     why_not: str | None = None
     correction: Correction | None = None
-    correction: Correction | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,14 +129,14 @@ def new_people(count: int, seed: int, size: int) -> list[Request]:
 
 
 def interpolated(
-    first: pathlib.Path, second: pathlib.Path, between: int, seed: int, size: int
+    first: pathlib.Path, second: pathlib.Path, between: int, seed: int, size: int, photos: Photos
 ) -> list[Request]:
     """Heads along the arc between two identities, both included, all with one seed.
 
     Raises:
-        InputError: an identity is missing, or the two are opposite.
+        InputError: an identity is missing or by another recogniser, or the two are opposite.
     """
-    a, b = portraits.read_identity(first), portraits.read_identity(second)
+    a, b = (portraits.identity_for(path, photos.recogniser) for path in (first, second))
     try:
         arc = slerp(a, b, between)
     except ValueError as error:
@@ -280,19 +279,7 @@ def _given_identity(
         return None, ()
     if reason := portraits.no_identity(path):
         return None, (f"{path}: sampled without an identity: {reason}",)
-    identity, recogniser = portraits.read_identity(path), portraits.read_recognition(path)
-    if recogniser not in (None, photos.recogniser):
-        raise InputError(
-            f"{path}: its identity is by another recogniser ({recogniser[:12]}...) than the weights were "
-            "trained with. Prepare the photo again with the right --front-end, or add --no-identity"
-        )
-    if photos.recogniser == face_resnet.sha256() and not face_resnet.is_one(identity):
-        raise InputError(
-            f"{path}: its identity is not a vector of {face_resnet.NAME}, with which these weights were "
-            "trained (128 numbers, then zeros). Delete it to compute it from the image, or add "
-            "--no-identity"
-        )
-    return identity, ()
+    return portraits.identity_for(path, photos.recogniser), ()
 
 
 def _from_photo(path: pathlib.Path, seed: int, size: int, photos: Photos) -> Job:

@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from spinmeround_jax import cameras, checkpoints, cli, files, requests
 from spinmeround_jax.cli import UsageError
+from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.diffusion.pipeline import Pipeline, default_batch, run_settings
 from spinmeround_jax.diffusion.samplers import SAMPLERS
 from spinmeround_jax.files import InputError
-from spinmeround_jax.photo import assets, face_resnet, likeness
+from spinmeround_jax.photo import face_resnet, likeness, portraits
 from spinmeround_jax.photo.assets import AssetError
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.photo.pose import FRAMINGS
@@ -36,6 +37,7 @@ from spinmeround_jax.requests import Job, Request
 from spinmeround_jax.results import head_folder, layout, page
 from spinmeround_jax.results.head_folder import Heads
 from spinmeround_jax.video import mp4
+from spinmeround_jax.weights import remote
 
 DESCRIPTION = """Views all around a head, with normals, from one portrait and its identity.
 
@@ -49,6 +51,9 @@ is yaw 0, pitch 0, positive yaw is towards the subject's left ear, positive pitc
 EXAMPLES = """examples:
   # 48 views of every portrait in a folder, and a page that shows them
   python -m spinmeround_jax.sample --checkpoint weights/quickstart --input portraits/ --out out/
+
+  # weights of the Hugging Face Hub, downloaded once (pip install 'spinmeround_jax[hub]')
+  python -m spinmeround_jax.sample --checkpoint hf://owner/name@v1.0 --input portraits/ --out out/
 
   # chosen views; normals in each camera's space
   python -m spinmeround_jax.sample --checkpoint weights/quickstart --input alice.png \\
@@ -77,7 +82,10 @@ TURNTABLE_VIEWS, SWEEP_VIEWS = 48, 24
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.build_parser("spinmeround_jax.sample", DESCRIPTION, EXAMPLES)
     path = pathlib.Path
-    parser.add_argument("--checkpoint", type=path, required=True, help="folder with model.json")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="MODEL",
+        help="folder with model.json, hf://owner/name[@revision] or gs://bucket/folder",
+    )  # fmt: skip
     parser.add_argument("--out", type=path, default=path("out"), help="folder to write (out)")
 
     what = parser.add_argument_group("what to sample (one of these)")
@@ -127,6 +135,16 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--steps", type=cli.integer(2), help="noise levels, at least 2")
     how.add_argument("--sampler", choices=sorted(SAMPLERS))
     how.add_argument("--guidance-scale", type=cli.real(), help="1: no guidance, twice as fast")
+    how.add_argument(
+        "--guidance-sigma-min", type=cli.real(0), metavar="SIGMA", help="no guidance below this"
+    )
+    how.add_argument(
+        "--guidance-sigma-max", type=cli.real(0), metavar="SIGMA", help="no guidance above this"
+    )
+    how.add_argument(
+        "--guide", metavar="MODEL",
+        help="guide away from this smaller or less trained model, instead of from no conditioning",
+    )  # fmt: skip
     how.add_argument(
         "--temperature", type=cli.real(0, 1), metavar="T",
         help="scale of the initial noise if a view is observed, 0 to 1; lower: less variation",
@@ -198,7 +216,8 @@ def parse_observed(items: list[str]) -> tuple[list[pathlib.Path], requests.Angle
             ) from error
         paths.append(pathlib.Path(file))
     try:
-        requests.check_angles(tuple(angles))
+        if items:
+            requests.check_angles(tuple(angles))
     except ValueError as error:
         raise UsageError(f"--observed {' '.join(items)}: {error}") from error
     return paths, tuple(angles)
@@ -210,12 +229,16 @@ def parse_observed(items: list[str]) -> tuple[list[pathlib.Path], requests.Angle
 
 def requested(args: argparse.Namespace, size: int, photos: requests.Photos) -> list[Request]:
     """Every requested head; InputError if the whole command cannot be carried out."""
+    observed = parse_observed(args.observed or [])
+    for path in (*(args.input or ()), *observed[0]):
+        if not os.path.lexists(path):  # a link to nothing is an error of that input alone
+            raise UsageError(f"{path}: no such file or folder; check the path")
     if args.unconditional:
         return requests.new_people(args.unconditional, args.seed, size)
     if args.interpolate:
-        return requests.interpolated(*args.interpolate, args.steps_between, args.seed, size)
+        return requests.interpolated(*args.interpolate, args.steps_between, args.seed, size, photos)
     if args.observed:
-        return [requests.one_person(*parse_observed(args.observed), args.seed, size, photos)]
+        return [requests.one_person(*observed, args.seed, size, photos)]
     return requests.from_inputs(args.input, args.seed, size, photos)
 
 
@@ -234,12 +257,9 @@ def photo_settings(
     Raises:
         InputError: the weights were trained on heads framed in an unknown way.
     """
-    if provenance.get("kind") == "released weights":
-        framing = "panohead"
-        known = {"name": "ArcFace", "sha256": assets.RECOGNITION.sha256}
-    else:
-        framing, known = provenance.get("framing", "canonical"), provenance.get("recogniser")
-        known = known if isinstance(known, dict) else {}
+    released = provenance.get("kind") == "released weights"
+    framing = "panohead" if released else provenance.get("framing", "canonical")
+    known = portraits.recogniser_of(provenance)
     if framing not in list(FRAMINGS):  # model.json can hold anything, unhashable values too
         raise InputError(
             f"the weights were trained on heads framed as {framing!r}, which this code does not know"
@@ -276,10 +296,10 @@ def photo_warning(description: checkpoints.Description) -> str | None:
 def use_compilation_cache() -> None:
     """Store compiled programs in the user's cache folder, for the next start."""
     try:
-        root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        cache = files.user_cache()
     except RuntimeError:  # no home folder, as of an unknown user in a container
         return
-    jax.config.update("jax_compilation_cache_dir", str(root / "spinmeround_jax" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -296,14 +316,15 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     if args.video:
         mp4.check()
     description = checkpoints.describe(args.checkpoint)
-    names = ("steps", "sampler", "guidance_scale", "temperature")
-    changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    guide = None if args.guide is None else checkpoints.describe(args.guide)
+    names = [field.name for field in dataclasses.fields(SamplingConfig)]
+    changed = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     sampling = dataclasses.replace(description.sampling, **changed)
     args.max_batch = args.max_batch or default_batch()
     common = {
         "command": shlex.join(["python", "-m", "spinmeround_jax.sample", *argv]),
-        "checkpoint": str(args.checkpoint),
-        **run_settings(description, sampling, args.dtype, args.max_batch),
+        "checkpoint": remote.locate(args.checkpoint).origin,
+        **run_settings(description, sampling, args.dtype, args.max_batch, guide),
     }
     photos = photo_settings(
         description.provenance, args.face, args.keep_background, args.no_identity, args.models
@@ -313,12 +334,19 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         resampled = {"resample_observed": True}
         wanted = [dataclasses.replace(r, options={**r.options, **resampled}) for r in wanted]
     # The settings that decide the images: a finished head with the same ones is skipped.
-    deciding = {name: common[name] for name in ("sampling", "image_size", "dtype", "provenance")}
+    deciding = ("sampling", "image_size", "dtype", "provenance", "guide", "weights_sha256")
+    deciding = {name: common[name] for name in deciding}
     deciding |= {"normals_space": args.normals, "trajectory": np.float32(trajectory).tolist()}
 
     def is_missing(request: Request) -> bool:
-        settings = {**deciding, "request": request.description}
-        return args.overwrite or not layout.is_finished(args.out / request.name, settings)
+        folder, settings = args.out / request.name, {**deciding, "request": request.description}
+        recorded = layout.read_settings(folder) or {}
+        for name, default in (("guide", None), ("weights_sha256", settings["weights_sha256"])):
+            if (
+                name not in recorded and settings[name] == default
+            ):  # finished before it was recorded
+                del settings[name]
+        return args.overwrite or not layout.is_finished(folder, settings)
 
     for request in wanted:
         layout.check_ours(args.out / files.name_inside(request.name))
@@ -340,7 +368,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
 
             pipeline = Pipeline.load(
                 args.checkpoint, dtype=args.dtype, max_batch=args.max_batch, progress=progress,
-                **changed,
+                guide=args.guide, **changed,
             )  # fmt: skip
             args.out.mkdir(parents=True, exist_ok=True)
             for batch in batches(missing, args.max_batch):

@@ -37,6 +37,7 @@ from spinmeround_jax.training import distributed, held_out_loss, loop, optim, pr
 from spinmeround_jax.training.autoencoder import train_autoencoder
 from spinmeround_jax.training.run_checkpoints import Checkpoints
 from spinmeround_jax.training.step import make_step
+from spinmeround_jax.weights import remote
 
 DESCRIPTION = """Train SpinMeRound, or resume training.
 
@@ -95,6 +96,8 @@ def train(
     mesh = sharding.make_mesh(config.mesh)
     main_process = jax.process_index() == 0
     check(config, mesh)
+    if remote.is_remote(config.init_from):  # a resumed run starts from the same revision
+        config = dataclasses.replace(config, init_from=remote.locate(config.init_from).origin)
 
     # -- Data
     steps = sum(stage.steps for stage in config.stages)
@@ -212,7 +215,9 @@ def train(
         "hardware": hardware(),
         **training_provenance(config, steps, saved.history),
     }
-    checkpoints.save_model(workdir / "model", Model(config.model, **networks), provenance)
+    # Its checkpoint is kept: after a kill in between the same command writes the model again.
+    model = Model(config.model, **networks)
+    checkpoints.save_model(workdir / "model", model, provenance, overwrite=True)
     if writer:
         writer.close()
         print(f"The model is in {workdir / 'model'}")

@@ -52,6 +52,29 @@ def test_model_round_trip(model, folder):
     )
 
 
+def test_weights_are_replaced_on_demand_only(model, folder):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    other = folder.parent / "other"
+    (other / "weights").mkdir(parents=True)  # somebody's, such as that of this repository
+    (other / "weights" / "mine").write_text("mine")
+    for there in (folder, other):
+        with pytest.raises(InputError, match="overwrite=True"):
+            checkpoints.save_model(there, model, {"seed": 2})
+        with pytest.raises(InputError, match="overwrite=True"):
+            checkpoints.save_autoencoder(there, model.autoencoder, {})
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert [path.name for path in other.rglob("*")] == ["weights", "mine"]
+    checkpoints.save_model(folder, model, {"seed": 2}, overwrite=True)
+    assert checkpoints.read_provenance(folder) == {"seed": 2}
+    checkpoints.load_model(folder)
+
+
+def test_a_model_whose_replacement_was_killed_is_put_back(folder):
+    folder.rename(folder.with_name(".model.replaced"))
+    checkpoints.load_model(folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
 def test_a_model_does_not_tell_where_it_was_written(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert files and not any(str(folder.parent).encode() in path.read_bytes() for path in files)
@@ -199,6 +222,15 @@ def test_no_flipped_bit_of_a_model_loads(folder):
         assert str(folder) in str(caught.value)
         path.write_bytes(before)
     checkpoints.load_model(folder)
+
+
+def test_sums_that_are_cut_short_are_refused(folder):
+    path = folder / checkpoints.SUMS
+    lines = path.read_bytes().splitlines(keepends=True)
+    for kept in (lines[:-1], lines[:1], []):
+        path.write_bytes(b"".join(kept))
+        with pytest.raises(InputError, match="SHA256SUMS: cut short"):
+            checkpoints.load_model(folder)
 
 
 def test_models_of_before_there_were_sums_still_open(folder):

@@ -5,6 +5,7 @@ import html
 import html.parser
 import json
 import os
+import shutil
 
 import av
 import numpy as np
@@ -101,6 +102,31 @@ def test_what_another_process_made_meanwhile_is_not_made_again(command, tmp_path
     written = (made / "alice" / "settings.json").stat().st_mtime_ns
     assert command("--input", given, "--yaw-pitch", "0,0")[0] == 0
     assert (out / "alice" / "settings.json").stat().st_mtime_ns == written
+
+
+def test_heads_of_other_weights_are_not_taken_for_finished(command, checkpoint, tmp_path):
+    given, model = portrait(tmp_path / "alice.png"), tmp_path / "model"
+    settings = tmp_path / "out" / "alice" / "settings.json"
+    chosen = ["--input", given, "--yaw-pitch", "0,0"]
+    shutil.copytree(checkpoint, model)
+    assert command(*chosen, "--checkpoint", model)[0] == 0
+    written = settings.read_bytes()
+    other, provenance = random_model(1), checkpoints.read_provenance(checkpoint)
+    checkpoints.save_model(model, other, provenance, overwrite=True)
+    code, _, error = command(*chosen, "--checkpoint", model)
+    assert code == 1 and "weights_sha256" in error
+    # The same, guided, and without the guide again.
+    code, _, error = command(*chosen, "--guide", model)
+    assert code == 1 and "guide" in error
+    assert command(*chosen, "--guide", model, "--overwrite")[0] == 0
+    code, _, error = command(*chosen)
+    assert code == 1 and "guide" in error
+    # Heads of before either was recorded stay finished.
+    kept = json.loads(written)
+    del kept["weights_sha256"], kept["guide"]
+    settings.write_text(json.dumps(kept))
+    code, text, _ = command(*chosen, "--checkpoint", model)
+    assert code == 0 and "1 skipped" in text
 
 
 def test_a_folder_of_portraits(command, tmp_path):
@@ -364,6 +390,8 @@ def test_a_bad_set_of_views_does_not_stop_the_others(command, tmp_path, describe
         (["--observed", "a.png"], "FILE:YAW:PITCH"),
         (["--observed", "a.png:30:0"], "the first view is the reference"),
         (["--interpolate", "a.npy", "b.npy"], "a.npy: no such file"),
+        (["--input", "demo", "alcie.png"], "alcie.png: no such file or folder"),
+        (["--observed", "alcie.png:0:0"], "alcie.png: no such file or folder"),
     ],
 )
 def test_wrong_usage(command, tmp_path, arguments, message):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spinmeround_jax import checkpoints, files, sample
+from spinmeround_jax import checkpoints, files, requests, sample
 from spinmeround_jax.config import RELEASED
+from spinmeround_jax.diffusion.pipeline import Pipeline
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import assets, face_resnet, likeness
 from spinmeround_jax.photo.prepare import Models
@@ -38,7 +39,7 @@ def test_likeness_is_one_for_the_photo_itself_and_unknown_without_a_face(models)
     views = np.stack([np.asarray(photo), np.asarray(other), wall]) / 127.5 - 1.0
     loaded = Models(models, front_end="insightface")
     face = loaded.finder.find(np.asarray(photo))[0]
-    identity = loaded.recogniser.embed(np.asarray(photo), face.five - 0.5)
+    identity = loaded.recogniser.embed(np.asarray(photo), face.landmarks5 - 0.5)
     found = likeness.measure(views, identity, loaded)
     assert found.similarity[0] == pytest.approx(1.0, abs=1e-3)
     assert found.similarity[1] < 0.99
@@ -85,7 +86,7 @@ def test_a_folder_of_photos(models, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out" / "ann"
     with (out / "likeness.csv").open() as file:
         rows = list(csv.DictReader(file))
-    found = [(row["yaw"], row["arcface_similarity"]) for row in rows]
+    found = [(row["yaw"], row["identity_similarity"]) for row in rows]
     assert found == [("0", ""), ("30", "0.5"), ("180", "")]
     assert (out / rows[0]["file"]).is_file()
     settings = json.loads((out / "settings.json").read_text())
@@ -168,6 +169,29 @@ def test_identities_of_others_are_refused(sampled, tmp_path):
     assert found["plain"]["identity"] == found["none"]["identity"] == "none: the empty identity"
     code, error, found = sampled(OURS, tmp_path / "arcface.png", "--no-identity")
     assert code == 0 and found["arcface"]["identity"] == "none: the empty identity"
+
+
+def test_identities_without_a_portrait_are_of_the_right_recogniser(tmp_path):
+    vector = np.random.default_rng(0).standard_normal(512).astype(np.float32)
+    np.save(tmp_path / "dense.npy", vector)
+    np.save(tmp_path / "short.npy", np.where(np.arange(512) < 128, vector, 0))
+    np.save(tmp_path / "other.npy", np.where(np.arange(512) < 128, -vector[::-1], 0))
+    dense, short, other = (tmp_path / f"{name}.npy" for name in ("dense", "short", "other"))
+    ours, arcface, unknown = (
+        sample.photo_settings({"recogniser": recogniser})
+        for recogniser in (OURS, {"name": "ArcFace", "sha256": "1" * 64}, None)
+    )
+    assert len(requests.interpolated(short, other, 1, 0, 16, ours)) == 3
+    assert len(requests.interpolated(dense, other, 1, 0, 16, unknown)) == 3
+    with pytest.raises(InputError, match=r"dense.npy: its identity is not a vector of dlib-resnet"):
+        requests.interpolated(short, dense, 1, 0, 16, ours)
+    with pytest.raises(InputError, match=r"short.npy.*with another recogniser"):
+        requests.interpolated(dense, short, 1, 0, 16, arcface)
+    # From Python, too, as file or array.
+    pipeline = Pipeline(random_model(), settings={"provenance": {"recogniser": OURS}})
+    for identity in (dense, vector):
+        with pytest.raises(InputError, match="not a vector of dlib-resnet"):
+            pipeline(identity=identity)
 
 
 @pytest.mark.parametrize(

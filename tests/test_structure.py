@@ -68,6 +68,7 @@ HEAVY = {  # package: the modules that may import it
         "benchmarks.torch_unet",
     },
     "safetensors": {"spinmeround_jax.weights.sources"},
+    "huggingface_hub": {"spinmeround_jax.weights.remote"},
     "diffusers": {"benchmarks.torch_unet"},
     "transformers": set(),
     "tensorflow": {"data_prep.tf_records", "data_prep.tfds_heads"},

@@ -5,11 +5,12 @@
     sparse/0/ or the folder itself            COLMAP's cameras, images, points3D; .bin or .txt
     calibration/camera_params.json or camera_params.json, sequences/...     NeRSemble's
 
-Which one it is is seen from the files. Every fault is an `InputError` that names the file.
+The files decide which layout it is. Every fault is an `InputError` that names the file.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 
@@ -21,7 +22,7 @@ from spinmeround_jax.photo import images
 from spinmeround_jax.results import transforms
 from spinmeround_jax.results.transforms import Intrinsics
 
-_NERSEMBLE_WIDTH = 2200  # pixels, of the images that NeRSemble's intrinsics belong to
+_NERSEMBLE_SIZE = (2200, 3208)  # width and height of the images of NeRSemble's intrinsics
 _GL_TO_CV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
@@ -112,6 +113,9 @@ def read(
         photos = _read_ours(folder) if kind == "ours" else _read_nerfstudio(folder)
     if len(photos) < 2:
         raise InputError(f"{folder}: {len(photos)} photos; at least two are needed")
+    times = collections.Counter(photo.path.resolve() for photo in photos)
+    if twice := [path for path, n in times.items() if n > 1]:
+        raise InputError(f"{folder}: names {twice[0].name} twice; a photo has one camera")
     for photo in photos:
         _check(photo)
     return photos
@@ -238,7 +242,11 @@ def _read_nersemble(folder: pathlib.Path, sequence: str | None, frame: int | Non
         "intrinsics": schema.matrix(3, 3),
     }
     about = transforms.read_json(path, schema.record(matrices))
-    intrinsics = np.array(about["intrinsics"])
+    matrix = np.array(about["intrinsics"])
+    # OpenCV counts from the first pixel's centre.
+    calibrated = Intrinsics(
+        tuple(matrix[[0, 1], [0, 1]]), tuple(matrix[:2, 2] + 0.5), _NERSEMBLE_SIZE
+    )
     place = _nersemble_frame(folder, sequence, frame)
     pictures = next((p for p in sorted(place.glob("images*")) if p.is_dir()), None)
     masks = next((p for p in sorted(place.glob("alpha_map*")) if p.is_dir()), None)
@@ -249,18 +257,10 @@ def _read_nersemble(folder: pathlib.Path, sequence: str | None, frame: int | Non
         named = sorted(p for p in pictures.glob(f"cam_{serial}.*") if images.is_picture_name(p))
         if not named:
             continue  # one that was not downloaded
-        scale = images.read_header(named[0]).size[0] / _NERSEMBLE_WIDTH
         mask = None if masks is None else masks / f"cam_{serial}.png"
-        photos.append(
-            Photo(
-                named[0],
-                mask if mask is not None and mask.is_file() else None,
-                np.array(pose),
-                scale * intrinsics[[0, 1], [0, 1]],
-                scale * (intrinsics[:2, 2] + 0.5),  # OpenCV counts from the first pixel's centre
-                np.zeros(4),
-            )
-        )
+        mask = mask if mask is not None and mask.is_file() else None
+        camera = transforms.fit_to_image(calibrated, images.read_header(named[0]), str(named[0]))
+        photos.append(_photo(named[0], mask, np.array(pose), *camera))
     return photos
 
 

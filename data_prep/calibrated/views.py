@@ -110,7 +110,7 @@ def place(
     """(scale, rotation, offset) from the capture's world to the canonical frame.
 
     Raises:
-        InputError.
+        InputError: no face is found, or the landmarks do not fit together.
     """
     if (folder / LANDMARKS).exists():
         given = landmarks_of(folder, photos)
@@ -137,7 +137,7 @@ def landmarks_of(folder: pathlib.Path, photos: Sequence[Photo]) -> dict[pathlib.
     """Landmarks of landmarks.json by photo; names are base names or end in folders as far as needed.
 
     Raises:
-        InputError: not such a file. InputError: a name that two photos have.
+        InputError: not such a file, or a name that two photos have.
     """
     found = {}
     spelled = {photo.path: pathlib.PurePath(composed(str(photo.path))) for photo in photos}
@@ -166,7 +166,7 @@ def canonical_view(
     cameras.FOCAL times distance / cameras.RADIUS, so that the head is as large as in other data.
 
     Raises:
-        InputError: no mask. InputError: unreadable.
+        InputError: the photo has no mask or is unreadable, or its camera stands in the head.
     """
     scale, rotation, offset = where
     position = scale * rotation @ photo.position + offset

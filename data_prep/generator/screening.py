@@ -13,7 +13,6 @@ import argparse
 import collections
 import contextlib
 import dataclasses
-import io
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -24,8 +23,9 @@ from PIL import Image, ImageDraw, ImageFont
 from data_prep import factory
 from data_prep.back_filter import Scores, Thresholds, faults
 from data_prep.workers import SubjectRejected, made
-from spinmeround_jax import cli
+from spinmeround_jax import cli, schema
 from spinmeround_jax.files import InputError, write_atomically
+from spinmeround_jax.photo.images import encoded
 
 SETTINGS = "screening.json"
 _TILE, _CAPTION, _ROWS = 128, 16, 20  # pixels, pixels, strips on a sheet
@@ -95,9 +95,8 @@ def _write_look(out: pathlib.Path, name: str, result: Look | SubjectRejected) ->
         about = {"name": name, "reason": str(result)}
     else:
         about = {"name": name, **dataclasses.asdict(result.scores)}
-        buffer = io.BytesIO()
-        Image.fromarray(_strip(result.pictures)).save(buffer, "JPEG", quality=85)
-        write_atomically(path.with_suffix(".jpg"), buffer.getvalue())
+        strip = encoded(_strip(result.pictures), "JPEG", quality=85)
+        write_atomically(path.with_suffix(".jpg"), strip)
     write_atomically(path, json.dumps(about).encode())
 
 
@@ -109,15 +108,20 @@ def _read_look(out: pathlib.Path, name: str) -> Scores | str:
     """The scores, or why there are none."""
     path = _look_path(out, name)
     try:
-        about = json.loads(path.read_text())
+        about = schema.read(path, schema.record({}, {"reason": schema.text(longest=1 << 20)}))
         if "reason" in about:
-            return str(about["reason"])
-        fields = {field.name: about[field.name] for field in dataclasses.fields(Scores)}
-        return Scores(**{k: None if v is None else float(v) for k, v in fields.items()})
+            return about["reason"]
+        scores = _SCORES(about, str(path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing; screen that head first") from error
-    except Exception as error:  # the file can hold anything
-        raise InputError(f"{path}: damaged ({error!r}); delete it and screen again") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{error}; damaged, delete it and screen again") from error
+    return Scores(**{field.name: scores[field.name] for field in dataclasses.fields(Scores)})
+
+
+_SCORES = schema.record(
+    {field.name: schema.nullable(schema.number()) for field in dataclasses.fields(Scores)}
+)
 
 
 def collect(out: pathlib.Path, names: Sequence[str], thresholds: Thresholds) -> None:
@@ -147,9 +151,8 @@ def collect(out: pathlib.Path, names: Sequence[str], thresholds: Thresholds) -> 
     shown = sorted(scores, key=lambda name: name in against)
     for number, start in enumerate(range(0, len(shown), _ROWS)):
         sheet = _sheet(out, shown[start : start + _ROWS], scores, against)
-        buffer = io.BytesIO()
-        sheet.save(buffer, "JPEG", quality=85)
-        write_atomically(out / "sheets" / f"{number:04d}.jpg", buffer.getvalue())
+        content = encoded(sheet, "JPEG", quality=85)
+        write_atomically(out / "sheets" / f"{number:04d}.jpg", content)
     why = collections.Counter(
         reason.partition(" (")[0] for reasons in against.values() for reason in reasons
     )
@@ -199,9 +202,8 @@ def accepted(out: pathlib.Path) -> list[str]:
         InputError: no finished screening there, or a name that it does not know.
     """
     try:
-        names = [
-            json.loads(line)["name"] for line in (out / "scores.jsonl").read_text().splitlines()
-        ]
+        lines = (out / "scores.jsonl").read_bytes().splitlines()
+        names = [schema.parse(line, _NAMED, "scores.jsonl")["name"] for line in lines]
         automatic = (out / "reject_auto.txt").read_text()
         by_hand = (out / "reject.txt").read_text()
     except Exception as error:  # missing, or not ours
@@ -216,6 +218,9 @@ def accepted(out: pathlib.Path) -> list[str]:
             )
         (kept if first else rejected).add(name)
     return [name for name in names if name in kept or name not in rejected]
+
+
+_NAMED = schema.record({"name": schema.text()})
 
 
 def _listed(text: str) -> list[str]:

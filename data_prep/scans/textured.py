@@ -89,8 +89,10 @@ def _ply_colours(raw) -> np.ndarray | None:
 
 
 def _linear(values: np.ndarray) -> np.ndarray:
-    """sRGB integers of any width, or numbers up to 1, as linear float32."""
-    top = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
+    """sRGB integers of any width, or numbers up to 1 (some write 0 to 255), as linear float32."""
+    top = 255.0 if values.max(initial=0.0) > 1.0 else 1.0
+    if values.dtype.kind in "iu":
+        top = np.iinfo(values.dtype).max
     return shading.to_linear(values / top).astype(np.float32)
 
 

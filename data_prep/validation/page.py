@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_prep.validation.checks import Findings
+from spinmeround_jax.photo.images import encoded
 
 MAX_LISTED = 500  # faults; validation.json has all
 
@@ -99,12 +98,10 @@ def _camera_plot(angles: Sequence[tuple[float, float]]) -> str:
 def _strip(found: Findings) -> str:
     pictures, normals = zip(*found.pictures, strict=True)
     sheet = np.concatenate([np.concatenate(row, axis=1) for row in (pictures, normals)])
-    buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, "WEBP", quality=85)
     name = html.escape(found.subject)
     marked = f' <span class="bad">{len(found.faults)} faults</span>' if found.faults else ""
     return (
         f'<figure><img loading="lazy" width="{sheet.shape[1]}" alt="views of {name}" '
-        f'src="data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+        f'src="data:image/webp;base64,{base64.b64encode(encoded(sheet, "WEBP", quality=85)).decode()}">'
         f"<figcaption>{name}{marked}</figcaption></figure>"
     )

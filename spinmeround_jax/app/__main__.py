@@ -17,6 +17,7 @@ import time
 from spinmeround_jax import cli, files, sample
 from spinmeround_jax.app.work import Studio, Weights
 from spinmeround_jax.cli import UsageError
+from spinmeround_jax.weights import remote
 
 DESCRIPTION = """A page in the browser: drop a photo, or three of one person, correct the crop, spin the head,
 make it 3D, download views, splats and mesh. Everything runs on this machine, and nothing leaves it."""
@@ -37,8 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.build_parser("spinmeround_jax.app", DESCRIPTION, EXAMPLES)
     path = pathlib.Path
     parser.add_argument(
-        "--checkpoint", type=path, nargs="+", default=[SHIPPED], metavar="FOLDER",
-        help="folders with model.json (weights/quickstart)",
+        "--checkpoint", nargs="+", default=[str(SHIPPED)], metavar="MODEL",
+        help="folders with model.json, hf://owner/name[@revision] or gs://... (weights/quickstart)",
     )  # fmt: skip
     parser.add_argument("--host", default=HERE[0], help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=cli.integer(1, 65535), default=7860, help="(7860)")
@@ -85,14 +86,19 @@ def run(args: argparse.Namespace) -> int:
             f"--host {args.host}: others could use this machine; say who may with --auth FILE"
         )
     auth = None if args.auth is None else read_auth(args.auth)
-    names = [folder.resolve().name for folder in args.checkpoint]
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    names = [remote.locate(checkpoint).name for checkpoint in args.checkpoint]
     if len(set(names)) < len(names):
-        raise UsageError("--checkpoint: two folders have the same name; rename one")
+        raise UsageError("--checkpoint: two models have the same name; rename a folder")
     with tempfile.TemporaryDirectory(prefix="spinmeround-") as folder:
         # Gradio reads these when it is imported: uploads go where they are removed, nothing is reported.
         os.environ["GRADIO_TEMP_DIR"] = str(pathlib.Path(folder, "uploads"))
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        if (
+            "huggingface_hub" in sys.modules
+        ):  # a model came from there, and it has read its environment
+            sys.modules["huggingface_hub"].constants.HF_HUB_OFFLINE = True
         from spinmeround_jax.app import page
 
         if not args.no_compilation_cache:

@@ -10,7 +10,6 @@ import base64
 import dataclasses
 import html
 import importlib.util
-import io
 import pathlib
 import socket
 import time
@@ -22,10 +21,19 @@ import gradio as gr
 import uvicorn
 from PIL import Image
 
-from spinmeround_jax.app.work import ANGLES, Report, Shot, Spun, Studio, Told, Wishes, follow
+from spinmeround_jax.app.work import (
+    ANGLES,
+    JobStatus,
+    PageSettings,
+    Report,
+    SavedHead,
+    Studio,
+    Upload,
+    follow,
+)
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import preview
-from spinmeround_jax.photo.images import SUFFIXES, to_uint8
+from spinmeround_jax.photo.images import SUFFIXES, encoded, to_uint8
 from spinmeround_jax.photo.pose import Correction
 from spinmeround_jax.requests import Job
 
@@ -49,12 +57,12 @@ h1{font-size:2rem;letter-spacing:-.02em;margin:.4em 0 0}
 background:var(--background-fill-secondary)}
 .panels figcaption{font-size:.8rem;padding-top:4px}
 .notes{margin:10px 0 0;padding-left:1.2em;font-size:.9rem}
-.told progress{width:100%;height:10px;appearance:none;border:0;border-radius:5px;overflow:hidden;
+.job-status progress{width:100%;height:10px;appearance:none;border:0;border-radius:5px;overflow:hidden;
 background:var(--border-color-primary)}
-.told progress::-webkit-progress-bar{background:var(--border-color-primary)}
-.told progress::-webkit-progress-value{background:var(--color-accent)}
-.told progress::-moz-progress-bar{background:var(--color-accent)}
-.told p,.error{margin:.2em 0}
+.job-status progress::-webkit-progress-bar{background:var(--border-color-primary)}
+.job-status progress::-webkit-progress-value{background:var(--color-accent)}
+.job-status progress::-moz-progress-bar{background:var(--color-accent)}
+.job-status p,.error{margin:.2em 0}
 .error{border-left:4px solid #c62828;padding:.5em .8em;background:var(--background-fill-secondary)}
 .examples{display:grid!important;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:8px}
 .examples button{min-height:52px}
@@ -84,11 +92,12 @@ def note(text: str) -> str:
     return f'<p role="status">{html.escape(text)}</p>' if text else ""
 
 
-def progress(told: Told) -> str:
-    left = "" if told.left is None else f" · about {_duration(told.left)} left"
-    text = html.escape(told.text + left)
-    value = f' value="{told.fraction:.3f}"' if told.fraction else ""
-    return f'<div class="told"><p>{text}</p><progress max="1"{value} aria-label="{text}"></progress></div>'
+def progress(status: JobStatus) -> str:
+    left = "" if status.left is None else f" · about {_duration(status.left)} left"
+    text = html.escape(status.text + left)
+    value = f' value="{status.fraction:.3f}"' if status.fraction else ""
+    bar = f'<progress max="1"{value} aria-label="{text}"></progress>'
+    return f'<div class="job-status"><p>{text}</p>{bar}</div>'
 
 
 def _duration(seconds: float) -> str:
@@ -116,10 +125,8 @@ def panels(jobs: list[Job]) -> str:
 
 
 def _figure(image: Image.Image, caption: str) -> str:
-    buffer = io.BytesIO()
     image.thumbnail((420, 420))
-    image.save(buffer, "JPEG", quality=88)
-    data = base64.b64encode(buffer.getvalue()).decode()
+    data = base64.b64encode(encoded(image, "JPEG", quality=88)).decode()
     text = html.escape(caption)
     return (
         f'<figure><img alt="{text}" src="data:image/jpeg;base64,{data}">'
@@ -128,7 +135,7 @@ def _figure(image: Image.Image, caption: str) -> str:
 
 
 def examples() -> dict[str, pathlib.Path]:
-    """Name -> picture, of those that are there; scikit-image brings a photo."""
+    """Name -> image, of those that are there; scikit-image brings a photo."""
     found = {
         f"Portrait {i}": path
         for i, path in enumerate(sorted(PORTRAITS.glob("*[0-9].png")), start=1)
@@ -161,7 +168,7 @@ def build(studio: Studio) -> gr.Blocks:
     with gr.Blocks(
         title="SpinMeRound", analytics_enabled=False, delete_cache=(600, KEPT)
     ) as blocks:
-        taken = gr.State([])  # list[Shot]
+        taken = gr.State([])  # list[Upload]
         made = gr.State(None, time_to_live=KEPT, delete_callback=studio.remove)
         gr.HTML(
             "<h1>SpinMeRound</h1><p>One portrait in, views all around the head out, with normals, "
@@ -222,11 +229,11 @@ def build(studio: Studio) -> gr.Blocks:
         with gr.Row():
             spin = gr.Button("Spin", variant="primary", interactive=False)
             stop = gr.Button("Stop", variant="stop", visible=False)
-        told = gr.HTML(elem_id="told")
+        status = gr.HTML(elem_id="status")
         with gr.Row(visible=False) as after:
             views = gr.DownloadButton("Download views and cameras (zip)", elem_id="zip")
             make3d = gr.Button("Make it 3D", variant="primary")
-        told3d = gr.HTML(elem_id="told3d")
+        status3d = gr.HTML(elem_id="status3d")
         viewer = gr.HTML()
         with gr.Row(visible=False) as after3d:
             ply = gr.DownloadButton("Splats (PLY)")
@@ -237,23 +244,27 @@ def build(studio: Studio) -> gr.Blocks:
         settings = [model, angles, seed, steps, guidance, keep, without]
         cleared = {found: "", correct: gr.update(visible=False), spin: gr.update(interactive=False)}
 
-        def wishes(angles, seed, steps, guidance, keep, without) -> Wishes:
-            return Wishes(angles, int(seed or 0), int(steps), float(guidance), keep, without)
+        def page_settings(angles, seed, steps, guidance, keep, without) -> PageSettings:
+            return PageSettings(angles, int(seed or 0), int(steps), float(guidance), keep, without)
 
-        def look(shots: list[Shot], number: int | None, model: str, *given: Any) -> dict[Any, Any]:
+        def look(
+            uploads: list[Upload], number: int | None, model: str, *given: Any
+        ) -> dict[Any, Any]:
             """The crop of every photo, and what can be corrected of one of them."""
-            if not shots:
-                return {**cleared, told: ""}
+            if not uploads:
+                return {**cleared, status: ""}
             try:
-                if len(shots) not in (1, 3):
-                    raise InputError(f"{len(shots)} photos: give one, or three of the same person")
-                jobs = studio.look(model, shots, wishes(*given))
+                if len(uploads) not in (1, 3):
+                    raise InputError(
+                        f"{len(uploads)} photos: give one, or three of the same person"
+                    )
+                jobs = studio.look(model, uploads, page_settings(*given))
             except ERRORS as error:
                 return {
                     **cleared,
                     found: error_box(studio.sentence(error)),
-                    correct: gr.update(visible=any(s != Shot(s.path) for s in shots)),
-                    told: "",
+                    correct: gr.update(visible=any(s != Upload(s.path) for s in uploads)),
+                    status: "",
                 }
             seen = jobs[(number or 1) - 1].prepared
             faces = len(seen.faces) if seen else 0
@@ -262,12 +273,12 @@ def build(studio: Studio) -> gr.Blocks:
                 correct: gr.update(visible=seen is not None),
                 face: gr.update(choices=list(range(1, faces + 1)), visible=faces > 1),
                 spin: gr.update(interactive=True),
-                told: "",
+                status: "",
             }
 
         def choose(paths: list[str] | None) -> dict[Any, Any]:
             """New photos, nothing corrected yet."""
-            chosen = [Shot(pathlib.Path(path)) for path in paths or []]
+            chosen = [Upload(pathlib.Path(path)) for path in paths or []]
             return {
                 taken: chosen,
                 which: gr.update(
@@ -275,24 +286,28 @@ def build(studio: Studio) -> gr.Blocks:
                     value=1 if chosen else None,
                     visible=len(chosen) > 1,
                 ),
-                **shown(Shot(pathlib.Path())),
+                **shown(Upload(pathlib.Path())),
             }
 
-        def shown(shot: Shot) -> dict[Any, Any]:
+        def shown(upload: Upload) -> dict[Any, Any]:
             """The handles as they stand for one photo."""
-            by = shot.correction
+            by = upload.correction
             values = (100 * by.right, 100 * by.down, 100 * by.size, by.roll)
-            return {face: shot.face, **dict(zip(corrections, map(round, values), strict=True))}
+            return {face: upload.face, **dict(zip(corrections, map(round, values), strict=True))}
 
-        def corrected(shots, which, face, right, down, size, roll, *look_at: Any) -> dict[Any, Any]:
+        def corrected(
+            uploads, which, face, right, down, size, roll, *look_at: Any
+        ) -> dict[Any, Any]:
             """One photo corrected by hand, and what is seen then."""
             by = Correction(right / 100, down / 100, size / 100, roll)
-            old = shots[which - 1]
+            old = uploads[which - 1]
             new = dataclasses.replace(old, face=face or old.face, correction=by)
-            shots = [*shots[: which - 1], new, *shots[which:]]
-            return {taken: shots, **look(shots, which, *look_at)}
+            uploads = [*uploads[: which - 1], new, *uploads[which:]]
+            return {taken: uploads, **look(uploads, which, *look_at)}
 
-        def run(work: Callable[[Report], T], told: gr.HTML, button: gr.Button) -> Updates[T | None]:
+        def run(
+            work: Callable[[Report], T], status: gr.HTML, button: gr.Button
+        ) -> Updates[T | None]:
             """Show how far a job is; returns its result, or None where it failed."""
             began = time.monotonic()
             # In every update: the browser may skip all but the newest.
@@ -301,24 +316,28 @@ def build(studio: Studio) -> gr.Blocks:
             steps = follow(work)
             try:
                 while True:
-                    yield {**busy, told: progress(next(steps))}
+                    yield {**busy, status: progress(next(steps))}
             except StopIteration as finished:
-                yield {**end, told: note(f"Done in {_duration(time.monotonic() - began)}.")}
+                yield {**end, status: note(f"Done in {_duration(time.monotonic() - began)}.")}
                 return finished.value
             except ERRORS as error:
-                yield {**end, told: error_box(studio.sentence(error))}
+                yield {**end, status: error_box(studio.sentence(error))}
                 return None
             finally:
                 steps.close()
 
-        def spun(shots: list[Shot], old: Spun | None, model: str, *given: Any) -> Updates[None]:
+        def spin_clicked(
+            uploads: list[Upload], old: SavedHead | None, model: str, *given: Any
+        ) -> Updates[None]:
             studio.remove(old)
             yield {
-                made: None, result: "", viewer: "", told3d: "",
+                made: None, result: "", viewer: "", status3d: "",
                 after: gr.update(visible=False), after3d: gr.update(visible=False),
             }  # fmt: skip
             head = yield from run(
-                lambda report: studio.spin(model, shots, wishes(*given), report), told, spin
+                lambda report: studio.spin(model, uploads, page_settings(*given), report),
+                status,
+                spin,
             )
             if head is not None:
                 yield {
@@ -327,12 +346,14 @@ def build(studio: Studio) -> gr.Blocks:
                     views: head.archive,
                     after: gr.update(visible=True),
                 }
-            if not shots:
+            if not uploads:
                 yield {spin: gr.update(interactive=False)}
 
-        def splats(head: Spun) -> Updates[None]:
+        def splats(head: SavedHead) -> Updates[None]:
             yield {viewer: "", after3d: gr.update(visible=False)}
-            solid = yield from run(lambda report: studio.reconstruct(head, report), told3d, make3d)
+            solid = yield from run(
+                lambda report: studio.reconstruct(head, report), status3d, make3d
+            )
             if solid is None:
                 return
             page, mesh = solid.folder / "viewer.html", solid.folder / "mesh.glb"
@@ -351,23 +372,23 @@ def build(studio: Studio) -> gr.Blocks:
             return own.steps, own.guidance_scale
 
         handles = [taken, which, face, *corrections]
-        look_out = [found, correct, face, spin, told]
+        look_out = [found, correct, face, spin, status]
         look_in = [taken, which, *settings]
         spin_in, spin_out = [taken, made, *settings], [
-            made, result, viewer, told, told3d, after, after3d, spin, stop, views,
+            made, result, viewer, status, status3d, after, after3d, spin, stop, views,
         ]  # fmt: skip
-        spins = [spin.click(spun, spin_in, spin_out, **device)]
+        spins = [spin.click(spin_clicked, spin_in, spin_out, **device)]
         files.change(choose, files, handles, **quiet).then(look, look_in, look_out, **looking)
         for path, button in buttons.items():
             chosen = button.click(
                 lambda path=path: choose([str(path)]), None, handles, **quiet
             ).then(look, look_in, look_out, **looking)
-            spins.append(chosen.then(spun, spin_in, spin_out, **device))
+            spins.append(chosen.then(spin_clicked, spin_in, spin_out, **device))
         nobody_chosen = nobody.click(lambda: choose(None), None, handles, **quiet)
         nobody_looked = nobody_chosen.then(look, look_in, look_out, **looking)
-        spins.append(nobody_looked.then(spun, spin_in, spin_out, **device))
+        spins.append(nobody_looked.then(spin_clicked, spin_in, spin_out, **device))
         solids = make3d.click(
-            splats, made, [viewer, told3d, after3d, make3d, stop, ply, glb, alone], **device
+            splats, made, [viewer, status3d, after3d, make3d, stop, ply, glb, alone], **device
         )
         for handle in (face, *corrections):
             handle.input(
@@ -375,7 +396,7 @@ def build(studio: Studio) -> gr.Blocks:
                 trigger_mode="always_last", **looking,
             )  # fmt: skip
         which.input(
-            lambda shots, which: shown(shots[which - 1]),
+            lambda uploads, which: shown(uploads[which - 1]),
             [taken, which],
             [face, *corrections],
             **quiet,
@@ -384,11 +405,11 @@ def build(studio: Studio) -> gr.Blocks:
         for box in (model, keep, without):
             box.input(look, look_in, look_out, **looking)
         stop.click(
-            lambda shots: {
-                told: note("Stopped."), told3d: "", stop: gr.update(visible=False),
-                spin: gr.update(interactive=bool(shots)), make3d: gr.update(interactive=True),
+            lambda uploads: {
+                status: note("Stopped."), status3d: "", stop: gr.update(visible=False),
+                spin: gr.update(interactive=bool(uploads)), make3d: gr.update(interactive=True),
             },
-            taken, [told, told3d, stop, spin, make3d], cancels=[*spins, solids], **quiet,
+            taken, [status, status3d, stop, spin, make3d], cancels=[*spins, solids], **quiet,
         )  # fmt: skip
     return blocks
 

@@ -1,4 +1,4 @@
-"""What the page asks for: photos to heads to Gaussians, one job at a time, with progress. No Gradio here."""
+"""Jobs of the page: photos to heads to Gaussians, one at a time, with progress. No Gradio here."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from spinmeround_jax.requests import Job
 from spinmeround_jax.results import head_folder, page
 from spinmeround_jax.splats import scene
 from spinmeround_jax.splats.fit import FitSettings
+from spinmeround_jax.weights import remote
 
 T = TypeVar("T")
 Report = Callable[[str, float], None]
-"""What a job calls: what it does, and which fraction of it is done. Raises Stopped."""
+"""Called by a job with its current step and the finished fraction. Raises Stopped."""
 
 ANGLES = {
     "Turntable, 48 views": cameras.turntable(48),
@@ -37,7 +38,7 @@ ANGLES = {
 NOT_CORRECTED = Correction()
 TICK = 0.4  # seconds between two looks at a job
 
-# Errors are written for the commands: what they say of options, in the words of the page.
+# Error messages name options of the commands; here is what to say on the page instead.
 WORDS = (
     ("or give landmarks with --landmarks", "or crop it to a square around the head"),
     ("--face 2 is the next", "choose another under Face"),
@@ -50,11 +51,11 @@ WORDS = (
 
 
 class Stopped(Exception):
-    """Nobody waits for this job any more."""
+    """The job was stopped, or its page was closed."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Shot:
+class Upload:
     """A photo or a portrait, and what was corrected by hand; `face` as in `photo.prepare.Options`."""
 
     path: pathlib.Path
@@ -63,7 +64,7 @@ class Shot:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wishes:
+class PageSettings:
     """The settings of the page; `angles` is a name of ANGLES."""
 
     angles: str
@@ -75,7 +76,7 @@ class Wishes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spun:
+class SavedHead:
     """A finished head: its folder, all of it as a .zip file, the page of results, and remarks."""
 
     folder: pathlib.Path
@@ -99,9 +100,9 @@ class Weights:
         InputError: the model cannot be read.
     """
 
-    def __init__(self, folder: pathlib.Path, models: pathlib.Path | None, **options: object):
-        self.name = folder.resolve().name
-        self.pipeline = Pipeline.load(folder, **options)
+    def __init__(self, checkpoint: str, models: pathlib.Path | None, **options: object):
+        self.name = remote.locate(checkpoint).name
+        self.pipeline = Pipeline.load(checkpoint, **options)
         self.size = self.pipeline.networks.config.image_size
         provenance = self.pipeline.settings["provenance"]
         self._photos = sample.photo_settings(provenance, models=models)
@@ -113,17 +114,17 @@ class Weights:
         """The model's own settings."""
         return self.pipeline.networks.sampling
 
-    def photos(self, shot: Shot, wishes: Wishes) -> requests.Photos:
-        background = "keep" if wishes.keep_background else "auto"
-        identity = self._photos.options.identity and not wishes.no_identity
+    def photos(self, upload: Upload, chosen: PageSettings) -> requests.Photos:
+        background = "keep" if chosen.keep_background else "auto"
+        identity = self._photos.options.identity and not chosen.no_identity
         options = dataclasses.replace(
-            self._photos.options, face=shot.face, background=background, identity=identity
+            self._photos.options, face=upload.face, background=background, identity=identity
         )
         return dataclasses.replace(
             self._photos,
             options=options,
-            no_identity=wishes.no_identity,
-            correction=shot.correction,
+            no_identity=chosen.no_identity,
+            correction=upload.correction,
         )
 
     def compile(self) -> None:
@@ -136,15 +137,15 @@ class Weights:
 
 
 class Studio:
-    """The loaded weights, one device, and a folder for everything that jobs write."""
+    """The loaded weights, the device, and a folder for everything that jobs write."""
 
     def __init__(self, weights: Sequence[Weights], root: pathlib.Path):
         self.weights = {w.name: w for w in weights}
         self.root = root
         self._photo, self._device = threading.Lock(), threading.Lock()
 
-    def look(self, name: str, shots: Sequence[Shot], wishes: Wishes) -> list[Job]:
-        """Prepare photos; what is seen in them is in `Job.prepared`.
+    def look(self, name: str, uploads: Sequence[Upload], chosen: PageSettings) -> list[Job]:
+        """Prepare photos; `Job.prepared` holds what was found in them.
 
         Raises:
             InputError: one cannot be used.
@@ -153,12 +154,17 @@ class Studio:
         with self._photo:
             return [
                 requests.from_inputs(
-                    [shot.path], wishes.seed, weights.size, weights.photos(shot, wishes)
+                    [upload.path],
+                    chosen.seed,
+                    weights.size,
+                    weights.photos(upload, chosen),
                 )[0].load()
-                for shot in shots
+                for upload in uploads
             ]
 
-    def spin(self, name: str, shots: Sequence[Shot], wishes: Wishes, report: Report) -> Spun:
+    def spin(
+        self, name: str, uploads: Sequence[Upload], chosen: PageSettings, report: Report
+    ) -> SavedHead:
         """Sample the head of one photo, of three, or without any a new person.
 
         Raises:
@@ -166,19 +172,19 @@ class Studio:
             Stopped: see `follow`.
         """
         weights = self.weights[name]
-        if shots:
+        if uploads:
             report("Preparing", 0.0)
-            job, angles = requests.joined(self.look(name, shots, wishes))
+            job, angles = requests.joined(self.look(name, uploads, chosen))
         else:
-            (request,) = requests.new_people(1, wishes.seed, weights.size)
+            (request,) = requests.new_people(1, chosen.seed, weights.size)
             job, angles = request.load(), request.observed_angles
-        trajectory = ANGLES[wishes.angles]
-        changed = {"steps": wishes.steps, "guidance_scale": wishes.guidance_scale}
+        trajectory = ANGLES[chosen.angles]
+        changed = {"steps": chosen.steps, "guidance_scale": chosen.guidance_scale}
         pipeline = weights.pipeline.replace(**changed)
         examples = pipeline.examples(trajectory, angles)
         # Evaluations of the UNet on one view: normals are estimated one by one and without guidance.
-        views = pipeline.networks.config.views * (1 if wishes.guidance_scale == 1.0 else 2)
-        cost = dict.fromkeys(examples, wishes.steps * views)
+        views = pipeline.networks.config.views * (1 if chosen.guidance_scale == 1.0 else 2)
+        cost = dict.fromkeys(examples, chosen.steps * views)
         cost["normals"] = pipeline.networks.sampling.normals_steps
         total = sum(cost[step] * count for step, count in examples.items())
         order = list(examples)
@@ -218,17 +224,17 @@ class Studio:
         except BaseException:
             shutil.rmtree(out, ignore_errors=True)
             raise
-        return Spun(folder, pathlib.Path(archive), document, job.notes)
+        return SavedHead(folder, pathlib.Path(archive), document, job.notes)
 
     def _settings(self, name: str, job: Job, pipeline: Pipeline) -> dict[str, object]:
-        """For settings.json; paths on this machine are nobody's business."""
+        """For settings.json, without paths of this machine."""
         source = {"input": job.name} if len(job.images) else {}
         if job.prepared:
             source["photo"] = job.source.get("photo")
         about = {"checkpoint": name, "source": source, "seed": job.seed, "identity": job.identity}
         return {**about, **pipeline.settings}
 
-    def reconstruct(self, spun: Spun, report: Report) -> Splats:
+    def reconstruct(self, head: SavedHead, report: Report) -> Splats:
         """Fit Gaussians to the views of a head, beside its folder.
 
         Raises:
@@ -237,25 +243,25 @@ class Studio:
         """
         with self._device:
             report("Reading the views, compiling", 0.0)
-            given = scene.load(spun.folder)
+            given = scene.load(head.folder)
             settings = FitSettings(count=reconstruct.default_count(given.size))
 
             def on_step(step: int) -> None:
                 report(f"Fitting, step {step} of {settings.steps}", step / settings.steps)
 
             made = reconstruct.fit_and_draw(
-                given, spun.folder.name, settings, hold_out=0, on_step=on_step
+                given, head.folder.name, settings, hold_out=0, on_step=on_step
             )
             report("Writing splats and mesh", 1.0)
-            folder = spun.folder.parents[1] / "splats" / spun.folder.name
+            folder = head.folder.parents[1] / "splats" / head.folder.name
             folder.parent.mkdir(exist_ok=True)
             made.save(folder, overwrite=True)
         return Splats(folder, made.report["left_out"])
 
-    def remove(self, spun: Spun | None) -> None:
-        """Everything that was written for a head."""
-        if spun is not None:
-            shutil.rmtree(spun.folder.parents[1], ignore_errors=True)
+    def remove(self, head: SavedHead | None) -> None:
+        """Delete everything that was written for a head."""
+        if head is not None:
+            shutil.rmtree(head.folder.parents[1], ignore_errors=True)
 
     def _new_folder(self) -> pathlib.Path:
         folder = pathlib.Path(tempfile.mkdtemp(dir=self.root, prefix="head-"))
@@ -263,7 +269,7 @@ class Studio:
         return folder
 
     def sentence(self, error: BaseException) -> str:
-        """An error in the page's words, without this machine's paths."""
+        """An error message for the page, without paths of this machine."""
         text = re.sub(re.escape(str(self.root)) + r"/(?:[^/\s]+/)*", "", cli.message(error))
         for command, here in WORDS:
             text = text.replace(command, here)
@@ -271,16 +277,16 @@ class Studio:
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
-    """How far a job is; `left` seconds remain, None while nobody can tell."""
+class JobStatus:
+    """Progress of a job; `left` seconds remain, None if unknown."""
 
     text: str
     fraction: float
     left: float | None
 
 
-def follow(job: Callable[[Report], T]) -> Generator[Told, None, T]:
-    """Run a job in a thread and tell now and then how far it is; returns what it returns.
+def follow(job: Callable[[Report], T]) -> Generator[JobStatus, None, T]:
+    """Run a job in a thread and yield its status now and then; returns its result.
 
     When the generator is closed, as when its reader has gone, the job ends with its next report.
     """
@@ -303,7 +309,7 @@ def follow(job: Callable[[Report], T]) -> Generator[Told, None, T]:
             left = None
             if 0.0 < fraction < 1.0:
                 left = (at - began) * (1.0 / fraction - 1.0) - (time.monotonic() - at)
-            yield Told(text, fraction, left and max(left, 1.0))
+            yield JobStatus(text, fraction, left and max(left, 1.0))
             wait([future], TICK)
         return future.result()
     finally:

@@ -159,6 +159,7 @@ def shard_writer(
             id_embedding=id_embedding,
             colours=colours,
             crc32=crc32.astype(np.uint32).reshape(shape[:3]),
+            shard_sha256=np.str_(index.sha256),
         )
         write_atomically(subjects_path, buffer.getvalue())  # last: see `is_complete`
 
@@ -209,7 +210,10 @@ class LatentSource:
             content = io.BytesIO(read_bytes(subjects_path, _MAX_SUBJECTS_BYTES))
             with np.load(content, allow_pickle=False) as stored:
                 subjects, id_embedding = stored["subjects"], stored["id_embedding"]
-                moments.crc32 = stored.get("crc32")  # older folders have none
+                moments.crc32 = stored.get("crc32")  # older folders have neither
+                encoded = str(stored.get("shard_sha256", ""))
+            if encoded and index.sha256 and encoded != index.sha256:
+                raise ValueError(f"encoded from another shard than {index.path} is now")
             if not np.array_equal(subjects, index.subjects):
                 raise ValueError(f"subjects differ from those of {index.path}")
             if id_embedding.shape != (len(subjects), ID_EMBEDDING_SIZE):

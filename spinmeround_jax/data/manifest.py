@@ -109,7 +109,7 @@ def _from_indexes(
     found: dict[str, Any] = {"splits": {}, "counts": {}}
     angles = []
     for split, entries in splits.items():
-        indexed = [{**entry, **shards.facts(directory / entry["file"])} for entry in entries]
+        indexed = [{**entry, **shards.metadata(directory / entry["file"])} for entry in entries]
         for entry in indexed:
             if "bytes" in entry and shards.is_complete(path := directory / entry["file"]):
                 index = shards.read_index(path)

@@ -20,6 +20,7 @@ from spinmeround_jax import ID_EMBEDDING_SIZE, cameras
 from spinmeround_jax.data import tfrecord
 from spinmeround_jax.data.tfrecord import REPAIR
 from spinmeround_jax.files import InputError
+from spinmeround_jax.photo.images import encoded
 
 SCHEMA_VERSION = 1
 
@@ -94,15 +95,15 @@ def encode_view(
     pixels[known, 3] = 255
     lossy = {"quality": COLOUR_QUALITY, "method": 4, "exact": True}
     return {
-        "image": _encode(fill_transparent(rgba), "WEBP", **lossy),
-        "normals": _encode(pixels, "WEBP", lossless=True, exact=True, quality=50),
+        "image": encoded(fill_transparent(rgba), "WEBP", **lossy),
+        "normals": encoded(pixels, "WEBP", lossless=True, exact=True, quality=50),
     }
 
 
 def encode_image(rgba: np.ndarray) -> bytes:
     """(size, size, 4) uint8 RGBA with straight alpha -> PNG bytes."""
     _check_pixels(rgba)
-    return _encode(rgba, "PNG")
+    return encoded(rgba, "PNG")
 
 
 def encode_normals(normals: np.ndarray) -> bytes:
@@ -112,7 +113,7 @@ def encode_normals(normals: np.ndarray) -> bytes:
     background at exactly 128; the paper's formula puts zero between two levels.
     """
     _check_normals(normals)
-    return _encode((np.rint(np.clip(normals, -1, 1) * 127.0) + 128.0).astype(np.uint8), "PNG")
+    return encoded((np.rint(np.clip(normals, -1, 1) * 127.0) + 128.0).astype(np.uint8), "PNG")
 
 
 def fill_transparent(rgba: np.ndarray) -> np.ndarray:
@@ -175,12 +176,6 @@ def _check_normals(normals: np.ndarray) -> None:
         raise ValueError(f"expected finite (size, size, 3) normals, got shape {normals.shape}")
     if abs(normals).max(initial=0.0) > 1.001:
         raise ValueError(f"normals exceed 1 in magnitude: {abs(normals).max()}")
-
-
-def _encode(pixels: np.ndarray, form: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def decode_view(

@@ -167,7 +167,7 @@ def sha256_of(path: pathlib.Path) -> str:
     return sha256(path)
 
 
-def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """`bytes` and `sha256`, as recorded by the writer, of a complete shard; {} of any other.
 
     Older shards have no `sha256`.

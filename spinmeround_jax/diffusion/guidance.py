@@ -1,4 +1,4 @@
-"""Modifications of the prediction: classifier-free guidance and channel-wise in-painting.
+"""Modifications of the prediction: guidance and channel-wise in-painting.
 
 Each takes and returns a function `denoise(x, sigma)`, so they compose and are tested without a model.
 """
@@ -34,6 +34,29 @@ def classifier_free(
         return without + guidance_scale * (with_ - without)
 
     return guided
+
+
+def autoguidance(denoise: Denoise, weaker: Denoise, guidance_scale: float | jax.Array) -> Denoise:
+    """weaker + s (denoise - weaker): away from a smaller or less trained model's errors (arXiv 2406.02507)."""
+
+    def guided(x: jax.Array, sigma: jax.Array) -> jax.Array:
+        base = weaker(x, sigma)
+        return base + guidance_scale * (denoise(x, sigma) - base)
+
+    return guided
+
+
+def on_interval(guided: Denoise, plain: Denoise, interval: jax.Array) -> Denoise:
+    """`guided` where interval[0] <= sigma <= interval[1], elsewhere `plain` (arXiv 2404.07724).
+
+    Only one of them is computed.
+    """
+
+    def chosen(x: jax.Array, sigma: jax.Array) -> jax.Array:
+        inside = (interval[0] <= sigma) & (sigma <= interval[1])
+        return jax.lax.cond(inside, guided, plain, x, sigma)
+
+    return chosen
 
 
 def inpaint_channels(

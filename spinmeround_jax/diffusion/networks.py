@@ -34,6 +34,8 @@ class Networks:
         config: the model's.
         mesh: of the devices over which examples are split.
         empty_context, empty_latent: (1, t, d), of the empty identity; (1, h, w, c), of grey images.
+
+    Contexts of a model with a guide are the model's and the guide's, (b, t, 2 d).
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Networks:
         max_batch: int,
         progress: Progress | None,
         devices: Sequence[jax.Device] | None,
+        guide: Model | None = None,
     ):
         self.config = model.config
         self.ablation = ablation
@@ -53,13 +56,19 @@ class Networks:
             self.mesh.devices.flat[0], jnp.dtype(model.unet.dtype), self.config.attention_shapes
         )
         self._networks = {}
-        for name, network in model.networks.items():
+        self.guided_by_model = guide is not None
+        guides = {f"guide's {n}": x for n, x in guide.networks.items()} if guide else {}
+        guides.pop("guide's autoencoder", None)
+        for name, network in {**model.networks, **guides}.items():
             graphdef, state = nnx.split(network)
             self._networks[name] = graphdef, jax.device_put(state, sharding.replicated(self.mesh))
         self._set(sampling, progress)
         size = self.config.image_size
-        graphdef, state = self._networks["identity"]
-        self.empty_context = np.asarray(sampling_steps.empty_context(state, graphdef=graphdef))
+        empty = []
+        for name in self._identity_encoders():
+            graphdef, state = self._networks[name]
+            empty.append(np.asarray(sampling_steps.empty_context(state, graphdef=graphdef)))
+        self.empty_context = np.concatenate(empty, axis=-1)
         grey = np.zeros((1, size, size, 3), np.float32)
         halves = [self.encode(grey, "image")[0], self.encode(grey, "normals")[0]]
         if ablation.no_normals:
@@ -86,7 +95,16 @@ class Networks:
         if id_embeddings is None or self.ablation.no_identity:
             return np.broadcast_to(self.empty_context, (heads, *self.empty_context.shape[1:]))
         batch = {"id_embedding": np.asarray(id_embeddings, np.float32)}
-        return self._chunked(sampling_steps.contexts, "identity", batch)
+        return np.concatenate(
+            [
+                self._chunked(sampling_steps.contexts, name, batch)
+                for name in self._identity_encoders()
+            ],
+            axis=-1,
+        )
+
+    def _identity_encoders(self) -> tuple[str, ...]:
+        return ("identity", "guide's identity")[: 1 + self.guided_by_model]
 
     def encode(self, images: np.ndarray, kind: Literal["image", "normals"]) -> np.ndarray:
         """(n, H, W, 3) in [-1, 1] -> (n, h, w, z): this half of the mean latents, standardised."""
@@ -153,7 +171,7 @@ class Networks:
         batch = {
             "image_latents": image_latents,
             "world_to_camera": cameras.orbit(angles[:, 0], angles[:, 1]),
-            "context": context,
+            "context": self._own(context),
             "seed": seeds,
             "stream": np.stack([np.full_like(streams, 1), streams], axis=-1),
         }
@@ -191,7 +209,8 @@ class Networks:
         """
         (examples, observed), views = observed_latents.shape[:2], angles.shape[1]
         identity = bool((context != self.empty_context).any())
-        guided = self.sampling.guidance_scale != 1.0 and (observed > 0 or identity)
+        informed = self.guided_by_model or observed > 0 or identity
+        guided = self.sampling.guidance_scale != 1.0 and informed
         missing = ((0, 0), (0, views - observed), (0, 0), (0, 0), (0, 0))
         if self.ablation.no_image:
             observed_latents = np.tile(self.empty_latent, (examples, observed, 1, 1, 1))
@@ -199,27 +218,41 @@ class Networks:
             "observed_latents": np.pad(observed_latents, missing),
             "observed": np.tile(np.arange(views) < observed, (examples, 1)),
             "world_to_camera": cameras.orbit(angles[..., 0], angles[..., 1]),
-            "context": context,
+            "context": self._own(context),
             "seed": seeds,
             "stream": streams,
         }
+        guide_graphdef = guide = interval = None
+        if guided and self.guided_by_model:
+            guide_graphdef, guide = self._networks["guide's unet"]
+            batch["guide_context"] = np.split(context, 2, axis=-1)[1]
+        limits = self.sampling.guidance_sigma_min, self.sampling.guidance_sigma_max
+        if guided and (limits[0] > self._sigmas[-2] or limits[1] < self._sigmas[0]):
+            interval = np.float32(limits)
         shared = (
-            self.empty_context,
+            self._own(self.empty_context),
             self.empty_latent,
             self._sigmas,
             np.float32(self.sampling.guidance_scale),
             np.float32(self.sampling.temperature if observed else 1.0),
+            interval,
+            guide,
         )
         static = {
             "rays": self.config.rays,
             "sampler": self.sampling.sampler,
             "guided": guided,
+            "guide_graphdef": guide_graphdef,
             "shared_noise": self.sampling.shared_noise,
             "kernel": self._kernel,
         }
         return self._chunked(
             sampling_steps.joint_views, "unet", batch, None, step, *shared, **static
         )
+
+    def _own(self, context: np.ndarray) -> np.ndarray:
+        """The model's half of a context."""
+        return np.split(context, 2, axis=-1)[0] if self.guided_by_model else context
 
     def _chunked(
         self,

@@ -24,7 +24,7 @@ from spinmeround_jax.config import NO_ABLATION, RELEASED, AblationConfig, Sampli
 from spinmeround_jax.diffusion.networks import Networks, Progress
 from spinmeround_jax.diffusion.samplers import SAMPLERS
 from spinmeround_jax.diffusion.view_groups import IN_GROUP, anchor_angles, plan_views
-from spinmeround_jax.models import Model
+from spinmeround_jax.models import Model, ModelConfig
 from spinmeround_jax.photo import portraits
 from spinmeround_jax.photo.portraits import ImageLike
 from spinmeround_jax.results.head_folder import Heads
@@ -44,6 +44,8 @@ class Pipeline:
         devices: over which examples are split; None takes all of this process.
         progress: see `networks.Progress`.
         settings: recorded with results, see `run_settings`.
+        guide: a smaller or less trained model with the same latents, for autoguidance (arXiv 2406.02507)
+            in place of classifier-free guidance.
     """
 
     @classmethod
@@ -55,12 +57,14 @@ class Pipeline:
         max_batch: int | None = None,
         progress: Progress | None = None,
         devices: Sequence[jax.Device] | None = None,
+        guide: str | os.PathLike[str] | None = None,
         **sampling: Any,
     ) -> Pipeline:
         """The pipeline of a model folder written by `train` or `convert`.
 
         Args:
             dtype: compute dtype of the networks, "float32" or "bfloat16".
+            guide: folder of a weaker model for autoguidance, see the class.
             sampling: fields of `SamplingConfig` to change, such as steps=24; others are the model's.
 
         Raises:
@@ -71,9 +75,25 @@ class Pipeline:
         chosen = dataclasses.replace(description.sampling, **sampling)
         max_batch = max_batch or default_batch()
         check(chosen, max_batch)
-        settings = run_settings(description, chosen, dtype, max_batch)
-        model = checkpoints.load_model(directory, jnp.dtype(dtype))
-        return cls(model, chosen, description.ablation, max_batch, progress, devices, settings)
+        weaker = None if guide is None else checkpoints.describe(guide)
+        if weaker:
+            check_guide(description.config, weaker.config)
+        settings = run_settings(description, chosen, dtype, max_batch, weaker)
+        models = [
+            checkpoints.load_model(folder, jnp.dtype(dtype))
+            for folder in (directory, guide)
+            if folder is not None
+        ]
+        return cls(
+            models[0],
+            chosen,
+            description.ablation,
+            max_batch,
+            progress,
+            devices,
+            settings,
+            *models[1:],
+        )
 
     def __init__(
         self,
@@ -84,13 +104,16 @@ class Pipeline:
         progress: Progress | None = None,
         devices: Sequence[jax.Device] | None = None,
         settings: Mapping[str, Any] | None = None,
+        guide: Model | None = None,
     ):
         max_batch = max_batch or default_batch()
         check(sampling, max_batch)
         if model.config.views <= IN_GROUP:
             raise ValueError(f"the model has {model.config.views} views, step 3 needs at least 4")
+        if guide:
+            check_guide(model.config, guide.config)
         self.settings = dict(settings or {})
-        self.networks = Networks(model, sampling, ablation, max_batch, progress, devices)
+        self.networks = Networks(model, sampling, ablation, max_batch, progress, devices, guide)
 
     def replace(self, progress: Progress | None = None, **sampling: Any) -> Pipeline:
         """The same networks with other settings; nothing is loaded, nor compiled with the same `steps`.
@@ -140,13 +163,16 @@ class Pipeline:
             resample_observed: see `spin`.
 
         Raises:
-            InputError: an image or identity that cannot be used.
+            InputError: an image or identity that cannot be used, such as that of another recogniser.
         """
         file = pathlib.Path(image) if isinstance(image, (str, os.PathLike)) else None
         if identity is None and file is not None and portraits.has_identity(file):
             identity = None if portraits.no_identity(file) else file
+        known = portraits.recogniser_of(self.settings.get("provenance", {})).get("sha256")
         if isinstance(identity, (str, os.PathLike)):
-            identity = portraits.read_identity(pathlib.Path(identity))
+            identity = portraits.identity_for(pathlib.Path(identity), known)
+        elif identity is not None:
+            portraits.check_identity(np.asarray(identity), known, "identity")
         size = self.networks.config.image_size
         heads = self.spin(
             None if image is None else portraits.read_image(image, size)[None, None],
@@ -308,10 +334,30 @@ def check(sampling: SamplingConfig, max_batch: int) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if not 0 <= sampling.temperature <= 1:
         raise ValueError(f"temperature must be in [0, 1], got {sampling.temperature}")
+    limits = sampling.guidance_sigma_min, sampling.guidance_sigma_max
+    if not 0 <= limits[0] < limits[1]:
+        raise ValueError(
+            f"guidance_sigma_min must be at least 0 and below guidance_sigma_max, got {limits}"
+        )
+
+
+def check_guide(model: ModelConfig, guide: ModelConfig) -> None:
+    """Raises ValueError if the guide's latents or contexts are not the model's."""
+    for field in dataclasses.fields(model):
+        ours, theirs = getattr(model, field.name), getattr(guide, field.name)
+        if field.name != "unet" and ours != theirs:
+            raise ValueError(
+                f"the guide's {field.name} is {theirs}, the model's {ours}: a guide must have been "
+                "trained with the same autoencoder and identity encoder"
+            )
 
 
 def run_settings(
-    description: checkpoints.Description, sampling: SamplingConfig, dtype: str, max_batch: int
+    description: checkpoints.Description,
+    sampling: SamplingConfig,
+    dtype: str,
+    max_batch: int,
+    guide: checkpoints.Description | None = None,
 ) -> dict[str, Any]:
     """Settings of all heads of a run, for their settings.json."""
     device = jax.devices()[0]
@@ -323,4 +369,6 @@ def run_settings(
         "device": f"{device.platform} ({device.device_kind})",
         "versions": {"spinmeround_jax": spinmeround_jax.__version__, "jax": jax.__version__},
         "provenance": {k: v for k, v in description.provenance.items() if k != "config"},
+        "guide": guide and guide.provenance,
+        "weights_sha256": [description.sha256, guide and guide.sha256],
     }

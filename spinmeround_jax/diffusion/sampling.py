@@ -33,6 +33,8 @@ def sample_jointly(
     guidance_scale: jax.Array,
     temperature: jax.Array,
     sampler: str,
+    guidance_interval: jax.Array | None = None,
+    guide: guidance.Denoise | None = None,
 ) -> jax.Array:
     """Clean latents (b, v, h, w, c) of all views; observed ones are returned as given (steps 2 and 3).
 
@@ -42,12 +44,17 @@ def sample_jointly(
         temperature: scale of the initial noise, in [0, 1]. Lower values give less variation, nearer to the
             mean of the model's distribution; 0 is independent of the noise.
         sampler: a key of `samplers.SAMPLERS`.
+        guidance_interval: (2,) sigmas between which guidance acts; None: at all.
+        guide: a weaker model with its conditioning, for autoguidance in place of classifier-free guidance.
     """
     denoise = functools.partial(multiview.denoise, network)
-    if unconditional is None:
-        guided = functools.partial(_with_conditioning, denoise, conditional)
-    else:
+    plain = guided = functools.partial(_with_conditioning, denoise, conditional)
+    if guide is not None:
+        guided = guidance.autoguidance(plain, guide, guidance_scale)
+    elif unconditional is not None:
         guided = guidance.classifier_free(denoise, conditional, unconditional, guidance_scale)
+    if guided is not plain and guidance_interval is not None:
+        guided = guidance.on_interval(guided, plain, guidance_interval)
     start = temperature * samplers.initial_noise(noise, sigmas)
     latents = samplers.SAMPLERS[sampler](guided, start, sigmas)
     return multiview.place_observed(latents, conditional)
@@ -126,8 +133,11 @@ def joint_views(
     sigmas: jax.Array,
     guidance_scale: jax.Array,
     temperature: jax.Array,
+    guidance_interval: jax.Array | None = None,
+    guide: nnx.State | None = None,
     *,
     graphdef: nnx.GraphDef,
+    guide_graphdef: nnx.GraphDef | None = None,
     rays: Rays,
     sampler: str,
     guided: bool,
@@ -139,20 +149,33 @@ def joint_views(
     Args:
         state, graphdef: of the UNet.
         batch: context (b, t, d), observed (b, v) bool, observed_latents (b, v, h, w, c),
-            world_to_camera (b, v, 4, 4), seed (b,) and stream (b, 2) integers.
+            world_to_camera (b, v, 4, 4), seed (b,) and stream (b, 2) integers; with a guide also
+            guide_context (b, t, d).
         empty_context, empty_latent: (1, t, d) and (h, w, c), for guidance.
-        guided: False omits the unconditional branch.
+        guide, guide_graphdef: of a weaker UNet, for autoguidance.
+        guided: False omits guidance.
         kernel: of attention, see `models.attention_kernels`.
     """
-    names = ("context", "observed", "observed_latents", "world_to_camera")
-    conditional = multiview.condition(*(batch[name] for name in names), rays)
-    without = multiview.unconditional(conditional, empty_context, empty_latent) if guided else None
+    execution = Execution(kernel=kernel)
+
+    def condition(context: jax.Array) -> Conditioning:
+        names = ("observed", "observed_latents", "world_to_camera")
+        return multiview.condition(context, *(batch[name] for name in names), rays)
+
+    conditional, without, weaker = condition(batch["context"]), None, None
+    if guided and guide_graphdef is not None:
+        unet = functools.partial(nnx.merge(guide_graphdef, guide), execution=execution)
+        denoise = functools.partial(multiview.denoise, unet)
+        weaker = functools.partial(_with_conditioning, denoise, condition(batch["guide_context"]))
+    elif guided:
+        without = multiview.unconditional(conditional, empty_context, empty_latent)
     shape = batch["observed_latents"].shape[1:]
     noise = _noise(batch["seed"], batch["stream"], shape, shared_noise)
-    network = functools.partial(nnx.merge(graphdef, state), how=Execution(kernel=kernel))
+    network = functools.partial(nnx.merge(graphdef, state), execution=execution)
     return sample_jointly(
-        network, noise, conditional, without, sigmas, guidance_scale, temperature, sampler
-    )
+        network, noise, conditional, without, sigmas, guidance_scale, temperature, sampler,
+        guidance_interval, weaker,
+    )  # fmt: skip
 
 
 @_over_examples
@@ -180,7 +203,7 @@ def normals(
     poses = batch["world_to_camera"][:, None]
     conditioning = multiview.condition(batch["context"], unobserved, nothing, poses, rays)
     noise = _noise(batch["seed"], batch["stream"], nothing.shape[1:], False)
-    network = functools.partial(nnx.merge(graphdef, state), how=Execution(kernel=kernel))
+    network = functools.partial(nnx.merge(graphdef, state), execution=Execution(kernel=kernel))
     return sample_normals(
         network, noise, conditioning, image_latents, sigmas, strength, temperature
     )[:, 0]

@@ -1,1 +1,1 @@
-"""How views are judged: protocols, measures, what is kept of a run, and the report."""
+"""Evaluation of views: protocols, measures, caches of their results, and the report."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from spinmeround_jax.evaluation import view_folders
 from spinmeround_jax.evaluation.models import named
 from spinmeround_jax.evaluation.view_folders import Frame
 from spinmeround_jax.files import InputError, write_atomically
-from spinmeround_jax.photo.images import to_uint8
+from spinmeround_jax.photo.images import encoded, to_uint8
 from spinmeround_jax.results.sheet import Tile, degrees, sheet
 
 DESCRIPTION = """The paper's figures as PNG.
@@ -52,7 +51,9 @@ def at_yaw(frames: Sequence[Frame], yaw: float) -> Frame | None:
     """
     angles = [frame.yaw_pitch for frame in frames]
     if None in angles:
-        raise InputError(f"{frames[0].image.parent}: no transforms.json tells the views' cameras")
+        raise InputError(
+            f"{frames[0].image.parent}: no transforms.json with the cameras of its views"
+        )
     distance = cameras.angular_distance(np.array(angles), np.array([yaw, 0.0]))
     return frames[int(distance.argmin())] if distance.min() < NEAR else None
 
@@ -119,7 +120,7 @@ def splats(args: argparse.Namespace) -> Image.Image:
 def unconditional(args: argparse.Namespace) -> Image.Image:
     """New people all around, and their normals (fig. 6)."""
     angles = " ".join(f"{yaw:g},0" for yaw in args.yaws)
-    command = ["--checkpoint", str(args.checkpoint), "--unconditional", str(args.count)]
+    command = ["--checkpoint", args.checkpoint, "--unconditional", str(args.count)]
     command += [f"--yaw-pitch={angles}", "--seed", str(args.seed), "--out", str(args.work)]
     if code := sample.main([*command, *args.rest]):
         raise InputError(f"sample ended with exit code {code}; its messages are above")
@@ -162,7 +163,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     one.add_argument("input", type=path, nargs="+", help="as of reconstruct")
     one.add_argument("--work", type=path, default=path("out/splats"), help="reconstruct's --out")
     one = figure("unconditional", unconditional, ALL_AROUND)
-    one.add_argument("--checkpoint", type=path, required=True)
+    one.add_argument("--checkpoint", metavar="MODEL", required=True)
     one.add_argument("--count", type=cli.integer(1, 100), default=4, help="people (4)")
     one.add_argument("--seed", type=cli.integer(), default=0)
     one.add_argument("--work", type=path, default=path("out/unconditional"), help="sample's --out")
@@ -196,9 +197,7 @@ def run(args: argparse.Namespace) -> None:
     files.check_writable(args.out.parent)
     picture = args.make(args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    write_atomically(args.out, buffer.getvalue())
+    write_atomically(args.out, encoded(picture, "PNG", optimize=True))
     print(f"{args.out}: {picture.width} x {picture.height} pixels")
 
 

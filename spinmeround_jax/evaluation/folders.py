@@ -129,7 +129,7 @@ def _subjects(
     methods: Mapping[str, pathlib.Path],
     judged: Callable[[Frame], bool],
 ) -> tuple[list[_Subject], list[str]]:
-    """Those that the truth and all methods have, and what is left out."""
+    """Subjects that the truth and all methods have, and notes about those left out."""
     heads = {name: view_folders.find_heads(folder) for name, folder in methods.items()}
     if len(truth) == 1:  # one head on each side belongs together, whatever its name
         (name,) = truth

@@ -22,9 +22,9 @@ def added(
     instruments: Instruments,
     kept: Parts,
 ) -> list[Score]:
-    """`scores` with their FID, where its network is given and there are images enough.
+    """`scores` with their FID, if its network is given and there are enough images.
 
-    Where there are not, `instruments.notes` says how many there are.
+    Otherwise `instruments.notes` says how many images there are.
     """
     if FID.name not in instruments.wanted or instruments.inception is None:
         return list(scores)

@@ -112,7 +112,7 @@ def ceiling_name(name: str) -> str:
 def check_rows(args: argparse.Namespace) -> None:
     """Raises UsageError unless every row of the table will have a name of its own."""
     rows = [MEAN, NEAREST, TRUE]
-    for name, _ in map(models.named, args.checkpoint):
+    for name, _ in map(models.named_model, args.checkpoint):
         for row in (name, turned_name(name), ceiling_name(name)):
             if row in rows:
                 raise UsageError(
@@ -126,7 +126,7 @@ def check_rows(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Measure every model and baseline; what was kept of an earlier run is not made again.
+    """Measure every model and baseline; parts kept by an earlier run are not computed again.
 
     Raises:
         ValueError, OSError: naming what cannot be used.
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> Result:
 
 
 class _Heads:
-    """A run; a part is made of as many subjects as all devices sample at once."""
+    """A run of the protocol; each part has as many subjects as all devices sample at once."""
 
     def __init__(self, args: argparse.Namespace):
         self.portraits = HeldOut(args.data, "held_out")
@@ -371,7 +371,7 @@ class _Heads:
         return dataclasses.replace(score, values={**score.values, **values})
 
     def ceiling(self, candidate: Candidate) -> Score:
-        """The truth through the model's autoencoder: what diffusion can at best reach."""
+        """The truth through the model's autoencoder: the best that diffusion can reach."""
 
         def make(chunk: list[int], bar: tqdm) -> dict[str, np.ndarray]:
             _, truth = self.truth(chunk)

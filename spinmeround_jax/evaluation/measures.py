@@ -1,4 +1,4 @@
-"""What is measured of a set of views, and which of it can be measured here."""
+"""Measures of a set of views, and which of them can be computed here."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ INSTALL = "pip install 'spinmeround_jax[evaluate]'"
 class Views:
     """s subjects at the same n views: images, normals (s, n, h, w, 3) in [-1, 1], mask (s, n, h, w).
 
-    Normals are None where a method has none; the mask says where the truth has them. `fives` are the
+    Normals are None where a method has none; the mask says where the truth has them. `landmarks5` are the
     landmarks of the truth's faces, see `Instruments.looked_at`.
     """
 
     images: np.ndarray
     normals: np.ndarray | None
     mask: np.ndarray
-    fives: np.ndarray | None = None
+    landmarks5: np.ndarray | None = None
 
     def at(self, indices: list[int]) -> Views:
         """These of the n views."""
@@ -106,7 +106,7 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Instruments:
-    """wanted: names of the measures that can be made. notes: a line for each that cannot.
+    """wanted: names of the measures that can be computed. notes: a line for each that cannot.
 
     recognisers: by measure. inception: of FID. files: SHA-256 of their files, by measure.
     """
@@ -122,11 +122,11 @@ class Instruments:
         if not self.recognisers:
             return truth
         finder = next(iter(self.recognisers.values()))
-        return dataclasses.replace(truth, fives=finder.find(truth.images))
+        return dataclasses.replace(truth, landmarks5=finder.find(truth.images))
 
 
 def choose(args: argparse.Namespace, size: int) -> Instruments:
-    """What images of `size` pixels are measured with: all there is but what is to be skipped.
+    """The instruments for images of `size` pixels: all that are available and not skipped.
 
     Raises:
         InputError: a model's file cannot be used.
@@ -194,7 +194,7 @@ def compare(views: Views, truth: Views, instruments: Instruments) -> dict[str, n
 
 
 def _recognised(recogniser: Recogniser, views: Views, truth: Views) -> np.ndarray:
-    both = (recogniser.embed(x.images, truth.fives) for x in (views, truth))
+    both = (recogniser.embed(x.images, truth.landmarks5) for x in (views, truth))
     return recognition.similarity(*both)
 
 

@@ -12,17 +12,27 @@ from typing import Any
 from tqdm import tqdm
 
 from spinmeround_jax import checkpoints
+from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.data.manifest import provenance_of
-from spinmeround_jax.diffusion.pipeline import Pipeline, check
+from spinmeround_jax.diffusion.pipeline import Pipeline, check, check_guide
 from spinmeround_jax.evaluation import parts
 from spinmeround_jax.evaluation.sampling import Variant, variants
 from spinmeround_jax.models import Model
+from spinmeround_jax.weights import remote
+from spinmeround_jax.weights.remote import ModelFolder
 
 
 def named(item: str) -> tuple[str, pathlib.Path]:
     """Name and folder from [NAME=]DIR."""
     name, _, directory = item.rpartition("=")
     return name or pathlib.Path(directory).resolve().name, pathlib.Path(directory)
+
+
+def named_model(item: str) -> tuple[str, ModelFolder]:
+    """Name and model from [NAME=]MODEL."""
+    name, _, model = item.rpartition("=")
+    folder = remote.locate(model)
+    return name or folder.name, folder
 
 
 def row_name(model: str, variant: Variant) -> str:
@@ -37,11 +47,14 @@ class Candidate:
     """
 
     def __init__(self, item: str, args: argparse.Namespace):
-        self.name, self.directory = named(item)
+        self.name, folder = named_model(item)
+        self.directory, self.origin = folder.path, folder.origin
         self.description = checkpoints.describe(self.directory)
-        names = ("steps", "guidance_scale", "sampler", "temperature")
-        chosen = {name: getattr(args, name) for name in names}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
+        self.guide_directory = args.guide and remote.locate(args.guide).path
+        if args.guide is not None:
+            check_guide(self.description.config, checkpoints.describe(args.guide).config)
+        names = [field.name for field in dataclasses.fields(SamplingConfig)]
+        chosen = {name: value for name in names if (value := getattr(args, name, None)) is not None}
         own = Variant("", dataclasses.replace(self.description.sampling, **chosen))
         self.variants = variants(own, args.sweep)
         self.max_batch = args.max_batch
@@ -54,9 +67,14 @@ class Candidate:
         return checkpoints.load_model(self.directory)
 
     @functools.cached_property
+    def guide(self) -> Model | None:
+        return checkpoints.load_model(self.guide_directory) if self.guide_directory else None
+
+    @functools.cached_property
     def weights(self) -> str:
-        """Hash of all its files."""
-        return parts.hash_of(self.directory)
+        """Hash of all its files, and of its guide's."""
+        folders = (self.directory, self.guide_directory)
+        return " guided by ".join(parts.hash_of(folder) for folder in folders if folder)
 
     def decided_by(self, variant: Variant) -> dict[str, Any]:
         """All of the model that decides what is sampled."""
@@ -97,12 +115,13 @@ class Candidate:
             self.description.ablation,
             max_batch=self.max_batch,
             progress=lambda step, done, examples: bar.set_postfix_str(f"{step} {done}/{examples}"),
+            guide=self.guide,
         )
 
     def about(self) -> dict[str, Any]:
         """For scores.json."""
         return {
-            "directory": str(self.directory),
+            "directory": self.origin,
             "files": self.weights,
             "rows": {
                 row_name(self.name, variant): {

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from spinmeround_jax import cameras
+from spinmeround_jax import cameras, schema
 from spinmeround_jax.evaluation import folders, sampling, view_folders
 from spinmeround_jax.evaluation.models import Candidate, named, row_name
 from spinmeround_jax.evaluation.parts import environment, stamp_of
@@ -122,13 +122,17 @@ def _sample(
 ) -> None:
     """A folder of views for each subject in `out`; those that are there and of the same are kept."""
     serial = read_protocol()["input_camera"]
+    recogniser = portraits.recogniser_of(candidate.description.provenance).get("sha256")
+    identities = {
+        name: portraits.identity_for(_portrait(args.truth, name), recogniser) for name in truth
+    }
     wanted = {
         name: {
             **candidate.decided_by(variant),
             "environment": environment(),
             "seed": (args.seed + zlib.crc32(name.encode())) % 2**31,  # whoever else is there
             "truth": stamp_of(truth[name]),
-            "identity": portraits.read_identity(_portrait(args.truth, name)).tolist(),
+            "identity": identities[name].tolist(),
         }
         for name in truth
     }
@@ -141,10 +145,9 @@ def _sample(
         for name in missing:
             angles = relative_angles(frames[name], serial)
             image, _, _ = view_folders.load(serial_of(frames[name], serial), size)
-            identity = portraits.read_identity(_portrait(args.truth, name))
             seeds = [wanted[name]["seed"]]
             head = sampling.spin(
-                pipeline, variant, image[None, None], identity[None], angles, seeds
+                pipeline, variant, image[None, None], identities[name][None], angles, seeds
             )
             _write(out / name, frames[name], head.images[0], wanted[name])
             bar.update()
@@ -163,7 +166,7 @@ def relative_angles(frames: list[Frame], serial: str) -> np.ndarray:
 
 def _is_made(folder: pathlib.Path, of: dict[str, Any]) -> bool:
     try:
-        return json.loads((folder / MADE_OF).read_text()) == json.loads(json.dumps(of))
+        return not schema.differences(schema.read(folder / MADE_OF, schema.record({})), of)
     except (OSError, ValueError):
         return False
 

@@ -1,8 +1,8 @@
-"""What a run keeps, so that a later one need not do it again: arrays under the hash of what made them.
+"""A cache of arrays that an evaluation computes, named by the hash of everything that decides them.
 
 A part is used only if everything that decides it is the same: model, data, settings, seed, subjects,
-PROTOCOL_VERSION, JAX and the device. Nothing is ever written over; delete the folder to be
-rid of parts that are no longer asked for.
+PROTOCOL_VERSION, JAX and the device. Nothing is ever overwritten; parts that are no longer needed go with
+the folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_BYTES = 1 << 32  # of a part
 
 
 class Parts:
-    """The parts in `directory`; `common` is what decides all of them alike."""
+    """The parts in `directory`; `common` describes what all of them depend on."""
 
     def __init__(self, directory: pathlib.Path, common: Mapping[str, Any]):
         self.directory = directory
@@ -43,16 +43,16 @@ class Parts:
             with np.load(io.BytesIO(content), allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             if arrays.pop("about").item() != about:
-                raise ValueError("it was made of something else")
+                raise ValueError("it belongs to other inputs")
         except Exception as error:  # the file can hold anything
-            print(f"{path}: damaged, made again ({error})", file=sys.stderr)
+            print(f"{path}: damaged, computed again ({error})", file=sys.stderr)
             return None
         return arrays
 
     def make(
         self, decided_by: Mapping[str, Any], make: Callable[[], dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """The arrays of a part, made and kept if they are not there."""
+        """The arrays of a part, computed and kept if they are not there."""
         arrays = self.get(decided_by)
         if arrays is None:
             arrays = make()
@@ -70,7 +70,7 @@ class Parts:
 
 @functools.cache
 def environment() -> dict[str, str]:
-    """Versions and machine, as far as they decide what is computed."""
+    """Versions and devices that results depend on."""
     devices = jax.devices()
     return {
         "version": f"{__version__}, protocol {PROTOCOL_VERSION}",

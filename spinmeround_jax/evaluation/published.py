@@ -1,4 +1,4 @@
-"""What the paper reports, stored as data and never mixed with what is measured here."""
+"""The paper's figures, stored as data and never mixed with measurements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def read() -> dict[str, Any]:
 
 
 def note(protocol: str) -> str:
-    """How far the figures of a protocol may be laid beside them."""
+    """How comparable the results of a protocol are with the paper's."""
     if protocol == "nersemble":
         return (
             "the same cameras; the choice of frames and the crop are ours, the paper states neither"

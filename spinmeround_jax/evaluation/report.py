@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 import pathlib
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from PIL import Image
 from spinmeround_jax.evaluation import charts, published, results
 from spinmeround_jax.evaluation.results import CONFIDENCE, Result
 from spinmeround_jax.files import write_atomically
+from spinmeround_jax.photo.images import encoded
 from spinmeround_jax.results.page_style import CSS
 
 LARGEST = 160  # pixels of a view in the report; the files have them as they are
@@ -215,9 +215,8 @@ def _strip(pictures: Sequence[np.ndarray]) -> str:
     if image.height > LARGEST:
         width = round(image.width * LARGEST / image.height)
         image = image.resize((width, LARGEST), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=92, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    content = encoded(image, "WEBP", quality=92, method=4)
+    return "data:image/webp;base64," + base64.b64encode(content).decode()
 
 
 def _settings(result: Result, command: dict[str, Any]) -> str:

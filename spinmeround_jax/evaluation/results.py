@@ -1,4 +1,4 @@
-"""What an evaluation found, in files: tables for people, JSON and CSV for programs."""
+"""Results of an evaluation as files: tables for people, JSON and CSV for programs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from PIL import Image
 from spinmeround_jax.evaluation import measures
 from spinmeround_jax.evaluation.measures import Score
 from spinmeround_jax.files import write_atomically
+from spinmeround_jax.photo.images import encoded
 
 COLUMNS = 9  # views of a subject that are shown
 CONFIDENCE = 95  # percent
@@ -57,7 +58,7 @@ class Result:
         ]
 
     def ranking(self) -> measures.Measure:
-        """What subjects are ranked by: the first model's PSNR, or the first measure it has."""
+        """The values by which subjects are ranked: the first model's PSNR, or the first measure it has."""
         first = next(score for score in self.scores if score.kind == "model")
         return next(m for m in self.measured() if first.per_subject(m.name) is not None)
 
@@ -215,6 +216,4 @@ def grid(rows: Sequence[np.ndarray], path: pathlib.Path) -> None:
     image = Image.fromarray(sheet)
     if rows[0].shape[2] <= 128:
         image = image.resize((2 * image.width, 2 * image.height), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, encoded(image, "PNG"))

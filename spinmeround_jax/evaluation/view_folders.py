@@ -41,7 +41,7 @@ class Frame:
 
     @property
     def yaw_pitch(self) -> tuple[float, float] | None:
-        """In degrees as in `cameras.orbit`, in a world with y up; None where nobody says."""
+        """In degrees as in `cameras.orbit`, in a world with y up; None if unknown."""
         if self.known is None:
             return None
         pose = np.array(self.world_to_camera, np.float64)

@@ -162,31 +162,33 @@ class TransformerBlock(nnx.Module):
         self.norm_3 = LayerNorm(width, **common)
         self.feed_forward = GatedFeedForward(width, **common)
 
-    def __call__(self, x: jax.Array, context: jax.Array, how: Execution = PLAIN) -> jax.Array:
+    def __call__(self, x: jax.Array, context: jax.Array, execution: Execution = PLAIN) -> jax.Array:
         """x (b, v, n, width), context (b, t, d) or (b, v, t, d) -> (b, v, n, width)."""
-        x = x + self._self_attention(self.norm_1(x), how)
-        x = x + self._cross_attention(self.norm_2(x), context, how)
+        x = x + self._self_attention(self.norm_1(x), execution)
+        x = x + self._cross_attention(self.norm_2(x), context, execution)
         return x + self.feed_forward(self.norm_3(x))
 
-    def _self_attention(self, x: jax.Array, how: Execution) -> jax.Array:
+    def _self_attention(self, x: jax.Array, execution: Execution) -> jax.Array:
         views = x.shape[1]
         if self.joint:
             x = rearrange(x, "b v n c -> b (v n) c")
-            out = self.self_attention(x, x, how.kernel, how.view_axis)
+            out = self.self_attention(x, x, execution.kernel, execution.view_axis)
             return rearrange(out, "b (v n) c -> b v n c", v=views)
         x = rearrange(x, "b v n c -> (b v) n c")
-        return rearrange(self.self_attention(x, x, how.kernel), "(b v) n c -> b v n c", v=views)
+        return rearrange(
+            self.self_attention(x, x, execution.kernel), "(b v) n c -> b v n c", v=views
+        )
 
-    def _cross_attention(self, x: jax.Array, context: jax.Array, how: Execution) -> jax.Array:
+    def _cross_attention(self, x: jax.Array, context: jax.Array, execution: Execution) -> jax.Array:
         views = x.shape[1]
         if context.ndim == 3:
             # One context per example: its keys and values are shared by all views.
             x = rearrange(x, "b v n c -> b (v n) c")
-            out = self.cross_attention(x, context, how.kernel)
+            out = self.cross_attention(x, context, execution.kernel)
             return rearrange(out, "b (v n) c -> b v n c", v=views)
         x = rearrange(x, "b v n c -> (b v) n c")
         context = rearrange(context, "b v t d -> (b v) t d")
-        out = self.cross_attention(x, context, how.kernel)
+        out = self.cross_attention(x, context, execution.kernel)
         return rearrange(out, "(b v) n c -> b v n c", v=views)
 
 
@@ -218,13 +220,13 @@ class ViewTransformer(nnx.Module):
         self.project_out = conv(channels, channels, 1, kernel_init=ZEROS, **common)
 
     def __call__(
-        self, x: jax.Array, context: jax.Array, views: int, how: Execution = PLAIN
+        self, x: jax.Array, context: jax.Array, views: int, execution: Execution = PLAIN
     ) -> jax.Array:
         """x (b v, h, w, channels), context (b, t, d) or (b, v, t, d) -> (b v, h, w, channels)."""
         height = x.shape[1]
         tokens = rearrange(self.project_in(self.norm(x)), "(b v) h w c -> b v (h w) c", v=views)
         tokens = row_major(tokens)
         for block in self.blocks:
-            tokens = block(tokens, context, how)
+            tokens = block(tokens, context, execution)
         tokens = rearrange(row_major(tokens), "b v (h w) c -> (b v) h w c", h=height)
         return x + self.project_out(tokens)

@@ -113,12 +113,12 @@ class Level(nnx.Module):
         time: jax.Array,
         context: jax.Array,
         views: int,
-        how: Execution,
+        execution: Execution,
     ) -> jax.Array:
         """Residual block `index` and its transformer, if any."""
         x = self.blocks[index](x, time)
         if self.transformers:
-            x = self.transformers[index](x, context, views, how)
+            x = self.transformers[index](x, context, views, execution)
         return x
 
 
@@ -170,7 +170,7 @@ class MultiViewUNet(nnx.Module):
         x: jax.Array,
         c_noise: jax.Array,
         context: jax.Array,
-        how: Execution = PLAIN,
+        execution: Execution = PLAIN,
     ) -> jax.Array:
         """Network output before preconditioning.
 
@@ -178,16 +178,16 @@ class MultiViewUNet(nnx.Module):
             x: (b, v, h, w, in_channels); h and w divisible by 2^(levels - 1).
             c_noise: (b,), or (b, v) for a noise level per view.
             context: (b, t, context_dim) shared by the views, or (b, v, t, context_dim).
-            how: changes time and memory only. If it splits the views, v counts those of this device.
+            execution: changes time and memory only. If it splits the views, v counts those of this device.
 
         Returns:
             (b, v, h, w, out_channels) float32.
         """
         batch, views = x.shape[:2]
-        rematerialised = REMAT[how.remat]
+        rematerialised = REMAT[execution.remat]
 
         def apply(stage: Level, index: int, x: jax.Array) -> jax.Array:
-            block = functools.partial(stage.apply, index, views=views, how=how)
+            block = functools.partial(stage.apply, index, views=views, execution=execution)
             return rematerialised(block)(x, time, context)
 
         c_noise = jnp.broadcast_to(c_noise.reshape(batch, -1), (batch, views))
@@ -204,7 +204,7 @@ class MultiViewUNet(nnx.Module):
                 skips.append(x)
 
         x = self.middle_1(x, time)
-        x = self.middle_transformer(x, context, views, how)
+        x = self.middle_transformer(x, context, views, execution)
         x = self.middle_2(x, time)
 
         for step, stage in enumerate(self.up):

@@ -9,7 +9,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import argparse
 import dataclasses
-import io
 import json
 import pathlib
 import sys
@@ -17,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from spinmeround_jax import cli, files, schema
 from spinmeround_jax.cli import UsageError
@@ -25,7 +23,7 @@ from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, images, preview
 from spinmeround_jax.photo.landmarks import read_landmarks
 from spinmeround_jax.photo.pose import FRAMINGS
-from spinmeround_jax.photo.prepare import Models, Options, Prepared, is_ours, prepare
+from spinmeround_jax.photo.prepare import GENERATOR, Models, Options, Prepared, is_ours, prepare
 
 DESCRIPTION = f"""Make portraits that `sample` takes from photos.
 
@@ -124,6 +122,8 @@ def is_finished(folder: pathlib.Path, name: str, wanted: Mapping[str, Any]) -> b
     if not (is_ours(record) and (folder / f"{name}.png").is_file()):
         return False
     found = schema.read(record, schema.record({}, {"request": schema.mapping(schema.anything)}))
+    if found.get("unfinished"):
+        return False
     there = found.get("request", wanted)  # portraits from before it was kept do not say
     if changes := schema.differences(there, wanted):
         raise InputError(
@@ -136,7 +136,9 @@ def is_finished(folder: pathlib.Path, name: str, wanted: Mapping[str, Any]) -> b
 def write(
     folder: pathlib.Path, prepared: Prepared, with_preview: bool, request: Mapping[str, Any]
 ) -> None:
-    """Writes a portrait: each file whole or not at all, the JSON, which makes it finished, last.
+    """Write a portrait: each file completely or not at all, the JSON, which makes it finished, last.
+
+    After a kill in between, a stub of the JSON marks the files as unfinished.
 
     Args:
         request: what decided it, kept in the JSON.
@@ -150,26 +152,26 @@ def write(
             f"{prepared.path}: {image.name} or {record.name} is in the way in {folder}, not written "
             "by this program; move it, or choose another --out"
         )
-    contents = [(image, _encoded(Image.fromarray(prepared.image), "PNG"))]
+    stub = {"generator": GENERATOR, "unfinished": True, "no_identity": _UNFINISHED}
+    contents = [
+        (record, json.dumps(stub).encode()),
+        (image, images.encoded(prepared.image, "PNG")),
+    ]
     if with_preview:
         sheet = _preview(folder, prepared.name)
-        contents.append((sheet, _encoded(preview.draw(prepared), "JPEG")))
+        contents.append((sheet, images.encoded(preview.draw(prepared), "JPEG", quality=90)))
     about = {**prepared.record(), "request": request}
-    text = json.dumps(about, indent=1, allow_nan=False)
-    record.unlink(missing_ok=True)  # not finished while its image is exchanged
-    for path, content in (*contents, (record, text.encode())):
+    contents.append((record, json.dumps(about, indent=1, allow_nan=False).encode()))
+    for path, content in contents:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomically(path, content)
 
 
+_UNFINISHED = "spinmeround_jax.photo was stopped while it wrote this portrait; run it again"
+
+
 def _preview(folder: pathlib.Path, name: str) -> pathlib.Path:
     return folder / "previews" / f"{name}.jpg"
-
-
-def _encoded(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=90)
-    return buffer.getvalue()
 
 
 def _sha256(path: pathlib.Path) -> str | None:
@@ -204,13 +206,15 @@ def run(args: argparse.Namespace) -> int:
             "photo_sha256": _sha256(photo),
             "landmarks": None if points is None else points.tolist(),
         }
-    todo = [
-        photo
-        for photo, wanted in requests.items()
-        if args.overwrite
-        or not is_finished(args.out, photo.stem, wanted)
-        or (args.preview and not _preview(args.out, photo.stem).is_file())
-    ]
+
+    def is_missing(photo: pathlib.Path) -> bool:
+        return (
+            args.overwrite
+            or not is_finished(args.out, photo.stem, requests[photo])
+            or (args.preview and not _preview(args.out, photo.stem).is_file())
+        )
+
+    todo = [photo for photo in photos if is_missing(photo)]
     if args.front_end == "mediapipe" and (args.recognition or args.allow_other_recognition):
         raise UsageError("--recognition: belongs to --front-end insightface; add that")
     models = Models(args.models, args.recognition, args.allow_other_recognition, args.front_end)
@@ -223,7 +227,11 @@ def run(args: argparse.Namespace) -> int:
     for photo in todo:
         try:
             prepared = prepare(photo, options, models, given.get(files.composed(photo.name)))
-            write(args.out, prepared, args.preview, requests[photo])
+            args.out.mkdir(parents=True, exist_ok=True)
+            with files.lock(args.out / photo.stem, suffix="photo.lock"):
+                if not is_missing(photo):  # another process has made it
+                    continue
+                write(args.out, prepared, args.preview, requests[photo])
         except (InputError, OSError) as error:
             failed += 1
             where = f"{photo}: " if isinstance(error, OSError) else ""
@@ -232,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
         written += 1
         for note in prepared.notes:
             print(f"note: {photo}: {note}", file=sys.stderr)
-    skipped = len(photos) - len(todo)
+    skipped = len(photos) - written - failed
     print(f"{written} written, {skipped} skipped, {failed} failed: {args.out.resolve()}")
     return 1 if failed else 0
 

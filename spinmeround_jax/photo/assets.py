@@ -115,12 +115,11 @@ def models_folder(given: pathlib.Path | None = None) -> pathlib.Path:
     if os.environ.get("SPINMEROUND_MODELS"):
         return pathlib.Path(os.environ["SPINMEROUND_MODELS"])
     try:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        return files.user_cache() / "models"
     except RuntimeError as error:  # neither $HOME nor an entry for this user
         raise AssetError(
             "no home folder; say where models are: --models or $SPINMEROUND_MODELS"
         ) from error
-    return cache / "spinmeround_jax" / "models"
 
 
 def find(asset: Asset, folder: pathlib.Path) -> pathlib.Path | None:

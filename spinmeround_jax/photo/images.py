@@ -13,6 +13,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -91,10 +92,17 @@ def read_header(path: pathlib.Path) -> Header:
         InputError: no such file, empty, not an image, too large, or HEIC without its reader.
     """
     with _opened(path) as image:
-        # A PNG may hold EXIF data behind its pixels, which Pillow would decode to get there.
-        known = image.format != "PNG" or "exif" in image.info
-        orientation = image.getexif().get(ORIENTATION, 1) if known else 1
-        return Header(image.size, orientation if orientation in TO_STORED else 1)
+        return Header(image.size, _orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation of an image that is not decoded yet, a key of TO_STORED.
+
+    A PNG may hold EXIF data behind its pixels, which Pillow would decode to get there: it is left out.
+    """
+    known = image.format != "PNG" or "exif" in image.info
+    orientation = image.getexif().get(ORIENTATION, 1) if known else 1
+    return orientation if orientation in TO_STORED else 1
 
 
 def to_stored(points: np.ndarray, header: Header) -> np.ndarray:
@@ -158,8 +166,9 @@ def _decode(path: pathlib.Path, image: Image.Image, upright: bool) -> Picture:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a JPEG with a depth map or a second lens
         notes.append(f"{frames} frames or pages; only the first is used")
+    turns = upright and _orientation(image) != 1
     image.load()
-    turned = ImageOps.exif_transpose(image) if upright else image
+    turned = ImageOps.exif_transpose(image) if turns else image
     profile = image.info.get("icc_profile")
     if turned.mode.startswith(("I", "F")):
         turned = _eight_bits(path, turned)
@@ -225,6 +234,14 @@ def _register_heif(path: pathlib.Path) -> None:
 
 def _too_large() -> str:
     return f"more than {MAX_PIXELS // _MEGA} million pixels; make it smaller"
+
+
+def encoded(image: Image.Image | np.ndarray, form: str, **options: Any) -> bytes:
+    """The bytes of an image file, such as "PNG"; `image` may be an array of uint8, `options` are Pillow's."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:

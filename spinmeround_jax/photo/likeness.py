@@ -1,4 +1,4 @@
-"""How much views look like the person: similarity of their faces to the identity that was given."""
+"""Likeness: similarity of the faces in views to the identity that was given."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Likeness:
 
     @property
     def faces(self) -> int:
-        """In how many views one was found."""
+        """Number of views in which a face was found."""
         return int(np.isfinite(self.similarity).sum())
 
     @property

@@ -1,7 +1,7 @@
-"""Reading what a user gives: square portraits on a plain background, with identities beside them.
+"""Reading portraits: square images on a plain background, each with an identity file beside it.
 
     alice.png          the portrait; transparent parts become white
-    alice.npy          its identity, float (512,), by the recogniser that the weights know; or
+    alice.npy          its identity, float (512,), by the recogniser that the weights were trained with; or
     alice.json         {"id_embedding": [512 numbers]}, or {"no_identity": "why there is none"}
     alice.truth.png    optional, for rendered heads: known views in a row, their normals in a second
                        row; alice.json then holds "truth": [{"yaw": 45, "pitch": 0}, ...]
@@ -15,13 +15,15 @@ import dataclasses
 import io
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from spinmeround_jax import ID_EMBEDDING_SIZE, files, schema
 from spinmeround_jax.files import InputError
-from spinmeround_jax.photo import images
+from spinmeround_jax.photo import assets, face_resnet, images
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TRUTH_SUFFIX = ".truth.png"
@@ -89,14 +91,13 @@ def name_of(path: pathlib.Path) -> str:
 
 
 def is_view_set(path: pathlib.Path) -> bool:
-    """Whether this folder holds several views of one person, see `jobs`."""
+    """Whether this folder holds several views of one person, see `requests`."""
     return (path / VIEW_SET).is_file()
 
 
 def _is_portrait(path: pathlib.Path) -> bool:
     return (
         images.is_picture_name(path)
-        and not path.name.startswith(".")
         and not path.name.lower().endswith(TRUTH_SUFFIX)
         and not path.is_dir()  # a broken link is an error
     )
@@ -172,6 +173,46 @@ def read_identity(path: pathlib.Path) -> np.ndarray:
     )
 
 
+def identity_for(path: pathlib.Path, recogniser: str | None) -> np.ndarray:
+    """`read_identity` for weights that were trained with a recogniser, given by its SHA-256.
+
+    Args:
+        recogniser: None where it is not known; then any identity is accepted that does not name another.
+
+    Raises:
+        InputError: there is none, or it is by another recogniser.
+    """
+    identity, by = read_identity(path), read_recognition(path)
+    if by not in (None, recogniser):
+        raise InputError(
+            f"{path}: its identity is by another recogniser ({by[:12]}...) than the weights were trained "
+            "with. Prepare the photo again with the right --front-end, or add --no-identity"
+        )
+    check_identity(identity, recogniser, str(path))
+    return identity
+
+
+def check_identity(identity: np.ndarray, recogniser: str | None, where: str) -> None:
+    """Raises InputError if a (512,) vector cannot be by this recogniser; None knows nothing."""
+    ours = recogniser == face_resnet.sha256()
+    if recogniser and face_resnet.is_one(identity) != ours:
+        reason = "with which these weights were trained"
+        if not ours:
+            reason = "but these weights were trained with another recogniser"
+        raise InputError(
+            f"{where}: its identity is {'not ' if ours else ''}a vector of {face_resnet.NAME} (128 "
+            f"numbers, then zeros), {reason}. Delete it to compute it from the image, or add --no-identity"
+        )
+
+
+def recogniser_of(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Name and SHA-256 of the recogniser that weights were trained with; empty if it is not known."""
+    if provenance.get("kind") == "released weights":
+        return {"name": "ArcFace", "sha256": assets.RECOGNITION.sha256}
+    known = provenance.get("recogniser")
+    return known if isinstance(known, dict) else {}
+
+
 def files_of(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
     """A portrait and what may be beside it."""
     return path, *(path.with_suffix(suffix) for suffix in (".npy", ".json", TRUTH_SUFFIX))
@@ -183,7 +224,7 @@ def has_identity(path: pathlib.Path) -> bool:
 
 
 def no_identity(path: pathlib.Path) -> str | None:
-    """Why a portrait has no identity, where `photo` wrote that down instead of one."""
+    """Why a portrait has no identity, if `photo` recorded that instead of one."""
     if path.with_suffix(".npy").is_file():
         return None
     try:
@@ -196,7 +237,7 @@ def no_identity(path: pathlib.Path) -> str | None:
 
 
 def read_recognition(path: pathlib.Path) -> str | None:
-    """SHA-256 of the model that made a portrait's identity, where `photo` wrote it down."""
+    """SHA-256 of the recogniser of a portrait's identity, if `photo` recorded it."""
     if path.with_suffix(".npy").is_file():
         return None  # the identity is read from there, and it does not say
     try:

@@ -1,7 +1,7 @@
-"""One photo, all the way: `prepare(path, options, models)` gives the portrait and its identity.
+"""Prepare a photo: `prepare(path, options, models)` gives the portrait and its identity.
 
-read -> faces and landmarks -> pose -> crop -> background -> identity of what is left: what the paper's
-first step of sampling begins with. The identity is that of the aligned crop on white, as in the released
+read -> faces and landmarks -> pose -> crop -> background -> identity: the input of the paper's first step of
+sampling. The identity is that of the aligned crop on white, as in the released
 code and as for rendered heads.
 """
 
@@ -34,7 +34,7 @@ _SMALLEST_SIDE = 32  # pixels; nothing that a detector could see
 
 
 class NoFace(InputError):
-    """Nobody is seen in the photo."""
+    """No face was found in the photo."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +103,17 @@ class Models:
         if self.front_end == "mediapipe":
             return face_resnet.embed(image, face.landmarks)
         # Landmarks count from pixel corners, ArcFace from pixel centres.
-        return self.recogniser.embed(image, face.five - 0.5)
+        return self.recogniser.embed(image, face.landmarks5 - 0.5)
 
     @property
     def recognition(self) -> dict[str, str]:
-        """Name and SHA-256 of what makes the identities."""
+        """Name and SHA-256 of the recogniser."""
         if self.front_end == "mediapipe":
             return {"name": face_resnet.NAME, "sha256": face_resnet.sha256()}
         return {"name": "ArcFace", "sha256": self.recogniser.sha256}
 
     def check(self) -> None:
-        """Loads what finds and recognises faces.
+        """Load the models that find and recognise faces.
 
         Raises:
             AssetError: something is missing, or the wrong one.
@@ -131,7 +131,7 @@ class Models:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A portrait ready for `sample`, and how it came about.
+    """A portrait ready for `sample`, and how it was made.
 
     image: (512, 512, 3) uint8 on white. id_embedding: (512,) unit float32, or None with the reason
     in no_identity. crop: (512, 512, 4) float32 in [0, 1] before the background was removed. mask:
@@ -161,7 +161,7 @@ class Prepared:
         return self.alignment.head.yaw, self.alignment.head.pitch
 
     def record(self) -> dict[str, Any]:
-        """What portraits.read_identity reads, and where everything comes from, for JSON."""
+        """The portrait's JSON: what `portraits.read_identity` reads, and provenance."""
         head = self.alignment.head
         height, width = self.picture.pixels.shape[:2]
         identity: dict[str, Any] = {"no_identity": self.no_identity}
@@ -210,7 +210,7 @@ def prepare(
     landmarks: np.ndarray | None = None,
     correction: Correction | None = None,
 ) -> Prepared:
-    """Turns a photo into a portrait.
+    """Turn a photo into a portrait.
 
     Args:
         landmarks: (5 or 68, 2) pixels of the photo as it is shown (EXIF orientation applied), to
@@ -286,7 +286,7 @@ class _Nobody(FaceError):
 
 
 class _NoIdentity(Exception):
-    """Why a portrait goes without one."""
+    """The reason why a portrait has no identity."""
 
 
 def _identity(
@@ -306,7 +306,7 @@ def _identity(
             f"landmarks were given by hand and no recognition model is there; get it with "
             f"{assets.FETCH_COMMAND}"
         )
-    five = chosen.five if chosen is not None else five_of(alignment.landmarks)
+    five = chosen.landmarks5 if chosen is not None else five_of(alignment.landmarks)
     at = alignment.head.square.from_photo(five) * align.SIZE
     # Between pixel centres: recognition counts pixels from their centres.
     return models.recogniser.embed(image, at - 0.5)

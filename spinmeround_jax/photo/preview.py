@@ -1,4 +1,4 @@
-"""An image of how a portrait came about: the photo with what was found, crop, mask, result."""
+"""An image of how a portrait was made: the photo with landmarks, crop, mask, result."""
 
 from __future__ import annotations
 

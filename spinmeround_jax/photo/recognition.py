@@ -1,4 +1,4 @@
-"""Who an image shows, as a recognition network sees it: the paper's ArcFace and VGGFace similarities.
+"""Similarity of faces by a recognition network: the paper's ArcFace and VGGFace measures.
 
 Any ONNX model of aligned faces serves: (b, 3, s, s) RGB in [-1, 1], s a multiple of 112 (or 128), to one
 vector a face; models that scale their input themselves are recognised by their first nodes (insightface).
@@ -29,7 +29,7 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class _Network(faces.Recogniser):
-    """Its parent, which holds files to the model that the weights know, with any model of faces."""
+    """As its parent, which checks that a file is antelopev2's, but for any recognition model."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -46,7 +46,7 @@ class _Network(faces.Recogniser):
 
 
 class Recogniser:
-    """Images to vectors of who is in them.
+    """Images to identity vectors of their largest faces.
 
     Args:
         path: an ONNX file, or a folder of models whose glintr100.onnx (ArcFace) it is.
@@ -86,18 +86,18 @@ class Recogniser:
         """
         images = np.asarray(images)
         flat = images.reshape(-1, *images.shape[-3:])
-        fives = np.full((len(flat), 5, 2), np.nan)
-        for five, image in zip(fives, flat, strict=True):
+        landmarks5 = np.full((len(flat), 5, 2), np.nan)
+        for five, image in zip(landmarks5, flat, strict=True):
             found = self._finder.find(to_uint8(image))
             if found:
-                five[:] = found[0].five
-        return fives.reshape(*images.shape[:-3], 5, 2)
+                five[:] = found[0].landmarks5
+        return landmarks5.reshape(*images.shape[:-3], 5, 2)
 
-    def embed(self, images: np.ndarray, fives: np.ndarray | None = None) -> np.ndarray:
+    def embed(self, images: np.ndarray, landmarks5: np.ndarray | None = None) -> np.ndarray:
         """(..., size) unit float32 vectors of (..., h, w, 3) images in [-1, 1].
 
         Args:
-            fives: (..., 5, 2) from `find`. Views that are to show the same as true ones are judged best
+            landmarks5: (..., 5, 2) from `find`. Views that are to show the same as true ones are judged best
                 at the true ones' landmarks: then a face that is missing counts, and the detector runs
                 once for all methods and models. None looks for the images' own faces.
 
@@ -109,12 +109,12 @@ class Recogniser:
             ValueError: images and landmarks do not belong together.
         """
         images = np.asarray(images)
-        fives = self.find(images) if fives is None else np.asarray(fives, np.float64)
-        if fives.shape != (*images.shape[:-3], 5, 2):
-            raise ValueError(f"images are {images.shape}, their landmarks {fives.shape}")
+        landmarks5 = self.find(images) if landmarks5 is None else np.asarray(landmarks5, np.float64)
+        if landmarks5.shape != (*images.shape[:-3], 5, 2):
+            raise ValueError(f"images are {images.shape}, their landmarks {landmarks5.shape}")
         flat = images.reshape(-1, *images.shape[-3:])
         vectors = np.full((len(flat), self.size), np.nan, np.float32)
-        for vector, image, five in zip(vectors, flat, fives.reshape(-1, 5, 2), strict=True):
+        for vector, image, five in zip(vectors, flat, landmarks5.reshape(-1, 5, 2), strict=True):
             if np.isfinite(five).all():
                 # Landmarks count from pixel corners, recognition from pixel centres.
                 with contextlib.suppress(FaceError):  # of this image: it stays NaN

@@ -1,4 +1,4 @@
-"""The result of sampling, and its folder: one per head, written completely or not at all.
+"""The result of sampling, and its folder: one per head, complete or absent.
 
 input.png, input_normals.png     as given, and its estimated normals (input_2.png ... with more)
 anchors/, anchors_normals/       the views of step 2
@@ -213,7 +213,7 @@ def write_turntable(path: pathlib.Path, images: np.ndarray, normals: np.ndarray)
 def _write_likeness(path: pathlib.Path, angles: np.ndarray, likeness: Likeness) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["view", "file", "yaw", "pitch", "arcface_similarity"])
+        writer.writerow(["view", "file", "yaw", "pitch", "identity_similarity"])
         for i, (pair, cosine) in enumerate(zip(angles, likeness.similarity, strict=True)):
             yaw, pitch = (f"{float(angle):g}" for angle in pair)
             writer.writerow([i, f"views/{view_name(i, pair)}", yaw, pitch, _rounded(cosine)])

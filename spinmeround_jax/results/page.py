@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 import math
 import pathlib
@@ -16,6 +15,7 @@ from PIL import Image
 
 from spinmeround_jax import cameras
 from spinmeround_jax.files import InputError, write_atomically
+from spinmeround_jax.photo.images import encoded
 from spinmeround_jax.results import layout
 from spinmeround_jax.results.page_style import CSS, SCRIPT
 
@@ -110,10 +110,9 @@ class _Sheet:
 
 
 def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
     small = image.width * image.height <= 1024**2
-    image.save(buffer, "WEBP", lossless=small, quality=90)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    content = encoded(image, "WEBP", lossless=small, quality=90)
+    return "data:image/webp;base64," + base64.b64encode(content).decode()
 
 
 def _open(path: pathlib.Path) -> Image.Image:

@@ -1,4 +1,4 @@
-"""3D Gaussians from views with cameras, and what is made of them.
+"""3D Gaussians from views with cameras: fit, files, mesh, viewer.
 
 gaussians   parameters, spherical harmonics, where a fit begins
 rasterise   Gaussians and a camera -> image, alpha, depth, normals: JAX on every device

@@ -257,7 +257,7 @@ def fit(
 
 
 def pixel_size(scene: Scene) -> float:
-    """What a pixel measures in the world, in the middle of the scene."""
+    """Size of a pixel in the world, at the middle of the scene."""
     middle, _ = middle_and_radius(scene)
     distance = np.linalg.norm(camera_positions(scene.world_to_camera) - middle, axis=-1)
     return float(np.median(distance) / np.mean(scene.focal))

@@ -1,4 +1,4 @@
-"""What reconstruction leaves on disk: one folder per head, complete or not there at all.
+"""The folder that reconstruction writes: one per head, complete or absent.
 
 splats.ply, splats.glb           the Gaussians: 3DGS's format, glTF
 viewer.html                      a page to spin them
@@ -73,7 +73,7 @@ def write_folder(
     report: dict[str, Any],
     with_mesh: bool,
 ) -> None:
-    """All files to a hidden sibling, which is then renamed.
+    """Write all files to a hidden folder, which is then renamed.
 
     Splats of which no mesh or page can be made are kept: `report` then says why, under "left_out".
     """
@@ -149,9 +149,10 @@ def write_video(
     gaussians = read_ply(folder / SPLATS)
     given = scene.load(folder, background)
     phases = turn.phases()
+    size = (turn.height, turn.width(*given.size[::-1]))
 
     def frames() -> Iterator[np.ndarray]:
-        for drawn in views.turn(gaussians, given, 360.0 * phases, turn.height, draw):
+        for drawn in views.turn(gaussians, given, 360.0 * phases, size, draw):
             kinds = (2 * drawn.images[0] - 1, drawn.normals[0])
             yield to_uint8(np.concatenate(kinds if turn.normals else kinds[:1], axis=1))
 

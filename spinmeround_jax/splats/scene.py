@@ -191,7 +191,8 @@ def load(path: str | pathlib.Path, background: np.ndarray | None = None, up: str
     background), else from the pixels that differ from the background.
 
     Args:
-        background: (3,) in [0, 1], of images without alpha, and on which those with are laid; white.
+        background: (3,) in [0, 1], of images without mask file or alpha; replaces the background of the
+            others. None is white.
         up: one of UPS, an axis of the file's world; "auto" is what the file says, else how the cameras
             are held.
 
@@ -213,10 +214,11 @@ def load(path: str | pathlib.Path, background: np.ndarray | None = None, up: str
     sources = []
     for i, frame in enumerate(given.frames):
         picture = transforms.read_image(frame.image, frame.orientation)
-        alpha = picture.pixels[..., 3:].astype(np.float32) / 255.0
-        image = picture.pixels[..., :3] * (alpha / 255.0) + background * (1.0 - alpha)
-        images[i] = image
         mask = transforms.read_mask(picture, frame.mask, frame.orientation)
+        alpha = picture.pixels[..., 3] / np.float32(255.0) if mask is None else mask
+        image = picture.pixels[..., :3] * (alpha[..., None] / 255.0)
+        image += background * (1.0 - alpha[..., None])
+        images[i] = image
         world = transforms.read_normals(frame)
         if world is not None:
             world = world @ turned.T.astype(np.float32)

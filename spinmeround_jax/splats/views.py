@@ -1,4 +1,4 @@
-"""What Gaussians look like from many cameras, and how close that is to given views."""
+"""Rendering Gaussians from many cameras, and measuring the distance to given views."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def draw_views(
     scene: Scene,
     world_to_camera: np.ndarray | None = None,
     draw: Callable[..., dict[str, jax.Array]] = render,
+    capacity: int = CAPACITY,
 ) -> Drawn:
     """Draw with the scene's intrinsics and background, at its own cameras or at (v, 4, 4) others."""
     poses = scene.world_to_camera if world_to_camera is None else world_to_camera
@@ -49,7 +50,7 @@ def draw_views(
                 scene.size,
                 jnp.asarray(scene.background, jnp.float32),
                 centre,
-                CAPACITY,
+                capacity,
             )
         )
         for pose in poses
@@ -77,18 +78,20 @@ def turn(
     gaussians: Gaussians,
     scene: Scene,
     yaw: np.ndarray,
-    height: int,
+    size: tuple[int, int],
     draw: Callable[..., dict[str, jax.Array]] = render,
 ) -> Iterator[Drawn]:
-    """One view at each azimuth as `orbit`, `height` pixels high, of the scene's shape and field of view.
+    """One view of (height, width) pixels at each azimuth as `orbit`, with the scene's vertical field of view.
 
     In the views of the fit the low-pass filter hides what is thinner than a pixel. Where pixels are smaller,
     Gaussians are widened by as much (as in Mip-Splatting, Yu et al. 2024), else needles show.
     """
-    scale = height / scene.size[0]
-    size = (0, height, max(1, round(scale * scene.size[1])), 3)
+    scale = size[0] / scene.size[0]
     enlarged = dataclasses.replace(
-        scene, images=np.empty(size), focal=scale * scene.focal, centre=scale * scene.centre
+        scene,
+        images=np.empty((0, *size, 3)),
+        focal=scale * scene.focal,
+        centre=scale * scene.centre,
     )
     poses = orbit(scene, yaw)
     middle, _ = middle_and_radius(scene)
@@ -97,8 +100,13 @@ def turn(
     blur = LOW_PASS * max(0.0, 1.0 - 1.0 / scale**2) * pixel**2
     widened = 0.5 * jnp.log(jnp.exp(2.0 * gaussians.log_scales) + blur)
     gaussians = dataclasses.replace(gaussians, log_scales=widened)
+    capacity = 64  # few Gaussians reach a small tile, and time is proportional to the room for them
     for pose in poses:
-        yield draw_views(gaussians, enlarged, pose[None], draw)
+        drawn = draw_views(gaussians, enlarged, pose[None], draw, capacity)
+        while drawn.overflow and capacity < CAPACITY:
+            capacity *= 2
+            drawn = draw_views(gaussians, enlarged, pose[None], draw, capacity)
+        yield drawn
 
 
 def measure(drawn: Drawn, scene: Scene) -> dict[str, np.ndarray]:

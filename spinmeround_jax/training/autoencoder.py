@@ -150,7 +150,7 @@ def train_autoencoder(
         batches = (next(with_other_draws) for _ in range(min(training.steps, STATISTICS_BATCHES)))
         mean, std = latents.statistics(autoencoder, batches)
     about = {"made_with": settings, "latent_mean": mean, "latent_std": std}
-    checkpoints.save_autoencoder(finished, autoencoder, about)
+    checkpoints.save_autoencoder(finished, autoencoder, about, overwrite=True)
     return autoencoder, mean, std
 
 

@@ -48,7 +48,7 @@ def make_step(
 
     The step's `frozen` is {"networks": parameters of those not trained, "empty_latent": (h, w, c)}.
     """
-    how = Execution(
+    execution = Execution(
         view_axis="views" if mesh.shape["views"] > 1 else None,
         remat=config.remat,
         kernel=best_for(
@@ -75,7 +75,7 @@ def make_step(
         split = jax.tree.map(lambda x: x.spec, sharding.state_shardings(mesh, state.params))
         views = P(sharding.EXAMPLES, "views")
         loss, shares, gradients = jax.shard_map(
-            functools.partial(_on_one_device, config, graphdefs, split, how),
+            functools.partial(_on_one_device, config, graphdefs, split, execution),
             mesh=mesh,
             in_specs=(
                 split, P(), sharding.batch_specs(batch), P(sharding.EXAMPLES), views,
@@ -91,7 +91,7 @@ def make_step(
 
 
 def _on_one_device(
-    config: Config, graphdefs: dict[str, nnx.GraphDef], split: Tree, how: Execution,
+    config: Config, graphdefs: dict[str, nnx.GraphDef], split: Tree, execution: Execution,
     params: Tree, frozen: Tree, batch: Batch,
     sigma: jax.Array, noise: jax.Array, draw: jax.Array | None,
 ) -> tuple[jax.Array, Metrics, Tree]:  # fmt: skip
@@ -110,7 +110,7 @@ def _on_one_device(
         def loss_fn(params: Tree) -> tuple[jax.Array, Metrics]:
             return batch_loss(
                 config.model, config.ablation, graphdefs, {**frozen["networks"], **params},
-                frozen["empty_latent"], clean, batch, sigma, noise, targets, how,
+                frozen["empty_latent"], clean, batch, sigma, noise, targets, execution,
             )  # fmt: skip
 
         return jax.value_and_grad(loss_fn, has_aux=True)(gathered)
@@ -167,7 +167,7 @@ def batch_loss(
     sigma: jax.Array,
     noise: jax.Array,
     targets: jax.Array | None = None,
-    how: Execution = PLAIN,
+    execution: Execution = PLAIN,
 ) -> tuple[jax.Array, Metrics]:
     """The diffusion loss of a batch, with dropout of the conditioning and the paper's ablations.
 
@@ -177,7 +177,7 @@ def batch_loss(
         clean: (b, v, h, w, c) latents of all views.
         sigma, noise: (b,) and (b, v, h, w, c).
         targets: see `diffusion_loss`.
-        how: execution of the UNet.
+        execution: of the UNet.
     """
     if ablation.no_normals:
         clean = deny_normals(clean)
@@ -193,7 +193,9 @@ def batch_loss(
     conditioning = condition(context, batch.observed, given, batch.world_to_camera, model.rays)
     conditioning = drop(conditioning, batch.dropped, empty_context, empty_latent)
 
-    unet = functools.partial(parameters.merge(graphdefs["unet"], params["unet"]), how=how)
+    unet = functools.partial(
+        parameters.merge(graphdefs["unet"], params["unet"]), execution=execution
+    )
     return diffusion_loss(unet, clean, sigma, noise, conditioning, targets)
 
 
@@ -207,7 +209,7 @@ def loss_per_head(
     batch: Batch,
     sigma: jax.Array,
     noise: jax.Array,
-    how: Execution = PLAIN,
+    execution: Execution = PLAIN,
 ) -> jax.Array:
     """(b,) losses of the examples of a batch at the () noise level, see `batch_loss`.
 
@@ -218,7 +220,7 @@ def loss_per_head(
         clean, batch, noise = jax.tree.map(lambda x: x[None], example)
         return batch_loss(
             model, ablation, graphdefs, params, empty_latent, clean, batch, sigma[None], noise,
-            how=how,
+            execution=execution,
         )[0]  # fmt: skip
 
     return jax.lax.map(one, (clean, batch, noise))

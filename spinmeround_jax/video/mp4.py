@@ -18,6 +18,7 @@ from spinmeround_jax.files import InputError, begun, naming, publish
 from spinmeround_jax.results import transforms
 
 NAME = "turntable.mp4"
+MAX_WIDTH = 4096  # of the images; H.264 ends at twice as much
 QUALITY = {"crf": "18", "preset": "medium"}  # x264's: no loss that is seen
 
 
@@ -34,6 +35,15 @@ class Turn:
     seconds: float = 5.0
     ease: bool = False
     normals: bool = True
+
+    def width(self, width: int, height: int) -> int:
+        """Pixels of the width at which images are shown; InputError beyond what players take."""
+        if (shown := max(1, round(width * self.height / height))) > MAX_WIDTH:
+            raise InputError(
+                f"a video {self.height} pixels high of images of {width} x {height} would be {shown} wide, "
+                f"more than {MAX_WIDTH}; make it smaller"
+            )
+        return shown
 
     def phases(self) -> np.ndarray:
         """(n,) part of the turn that lies behind each frame, in [0, 1)."""
@@ -116,7 +126,7 @@ def write_views(path: pathlib.Path, folder: pathlib.Path, turn: Turn) -> None:
     views = transforms.read(folder).frames
     with_normals = turn.normals and all(view.normals is not None for view in views)
     width, height = views[0].intrinsics.size
-    size = (max(1, round(width * turn.height / height)), turn.height)
+    size = (turn.width(width, height), turn.height)
 
     def pixels(file: pathlib.Path, orientation: int) -> np.ndarray:
         image = Image.fromarray(transforms.read_image(file, orientation).pixels)

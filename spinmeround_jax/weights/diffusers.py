@@ -60,6 +60,14 @@ def targets(
     return mapping.targets(module, released.text_encoder(module), prefix)
 
 
+def exported(module: MultiViewUNet | Autoencoder | IdentityEncoder) -> dict[str, Target]:
+    """As `targets`, for writing: today's names, and all channels of the UNet."""
+    if isinstance(module, MultiViewUNet):
+        rows = (row._replace(channels_in=None, channels_out=None) for row in _unet(module))
+        return mapping.targets(module, rows)
+    return targets(module, ("text_model.",))  # the prefix, which transformers 4 needs and 5 reads
+
+
 def _unet(module: MultiViewUNet) -> Iterator[Row]:
     config = module.config
 

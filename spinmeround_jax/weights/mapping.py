@@ -68,6 +68,12 @@ class Target:
             value[tuple(map(slice, moved.shape))] = moved
         return value
 
+    def tensor(self, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """The inverse of `value`; ValueError if the parameter has channels that the tensor lacks."""
+        moved = value.transpose(np.argsort(self.axes)).reshape(self.source_shape)
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(moved, dtype)
+
 
 def targets(module: nnx.Module, rows: Iterable[Row], prefix: str = "") -> dict[str, Target]:
     """Name of the source tensor -> target, for every parameter of the (perhaps abstract) `module`.

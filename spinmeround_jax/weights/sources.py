@@ -44,6 +44,7 @@ class TensorFile:
         bookkeeping: entries of a Lightning checkpoint that are no weights.
         objects: entries that are no tensors.
         shards: files that hold the tensors, where `path` is their index.
+        metadata: text that a safetensors file holds besides.
     """
 
     path: pathlib.Path
@@ -53,6 +54,7 @@ class TensorFile:
     objects: list[str]
     _get: Callable[[str], np.ndarray]
     shards: tuple[pathlib.Path, ...] = ()
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def read(self, name: str) -> np.ndarray:
         """The tensor in its own layout; bfloat16 comes as float32, which holds it exactly."""
@@ -189,7 +191,17 @@ def _open_safetensors(path: pathlib.Path) -> TensorFile:
         objects=[],
         # numpy knows bfloat16 by name since JAX has imported ml_dtypes.
         _get=lambda name: _no_bfloat16(file.get_tensor(name)),
+        metadata=file.metadata() or {},
     )
+
+
+def saver() -> Callable[[dict[str, np.ndarray], pathlib.Path, dict[str, str]], None]:
+    """Writes named tensors and metadata to a safetensors file; InputError if the package is missing."""
+    try:
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise InputError("writing .safetensors needs a package: pip install safetensors") from error
+    return save_file
 
 
 def _no_bfloat16(tensor: np.ndarray) -> np.ndarray:

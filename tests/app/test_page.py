@@ -32,16 +32,16 @@ class Gated(work.Studio):
         self.gate, self.begun, self.stopped = threading.Event(), 0, 0
         self.gate.set()
 
-    def spin(self, name, shots, wishes, report):
+    def spin(self, name, uploads, chosen, report):
         self.begun += 1
-        self.wishes = wishes
+        self.chosen = chosen
         try:
             while not self.gate.wait(0.05):
                 report("Waiting at the gate", 0.5)
         except work.Stopped:
             self.stopped += 1
             raise
-        return super().spin(name, shots, wishes, report)
+        return super().spin(name, uploads, chosen, report)
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +310,7 @@ def test_settings_reach_the_sampler(open_page, studio):
     playwright.expect(seed).to_have_value("17")
     page.get_by_role("button", name="A new person").click()
     results(page).get_by_text("All 24 views").wait_for()
-    assert studio.wishes.seed == 17 and studio.wishes.steps == SAMPLING.steps
+    assert studio.chosen.seed == 17 and studio.chosen.steps == SAMPLING.steps
 
 
 def test_files_beyond_the_limit_are_refused(open_page, studio, tmp_path):

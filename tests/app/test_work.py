@@ -14,10 +14,10 @@ from PIL import Image
 from spinmeround_jax import checkpoints, files, requests
 from spinmeround_jax.app import __main__ as command
 from spinmeround_jax.app import work
-from spinmeround_jax.app.work import ANGLES, Shot, Stopped, Studio, Weights, Wishes, follow
+from spinmeround_jax.app.work import ANGLES, PageSettings, Stopped, Studio, Upload, Weights, follow
 from tests.support.tiny_model import SAMPLING, random_model
 
-WISHES = Wishes(next(iter(ANGLES)), 3, SAMPLING.steps, 1.0, False, False)
+SETTINGS = PageSettings(next(iter(ANGLES)), 3, SAMPLING.steps, 1.0, False, False)
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +89,14 @@ def test_an_error_of_a_job_arrives_where_it_is_followed():
 
 
 def test_a_new_person_is_a_folder_an_archive_and_a_page(studio):
-    told, head = finish(follow(lambda report: studio.spin("tiny", [], WISHES, report)))
+    told, head = finish(follow(lambda report: studio.spin("tiny", [], SETTINGS, report)))
     with zipfile.ZipFile(head.archive) as archive:
         names = archive.namelist()
         settings = json.loads(archive.read(f"{head.folder.name}/settings.json"))
         assert str(studio.root) not in archive.read(f"{head.folder.name}/settings.json").decode()
     assert f"{head.folder.name}/transforms.json" in names
     assert sum("/views/view_" in name for name in names) == 48
-    assert settings["seed"] == WISHES.seed and "<article>" in head.page
+    assert settings["seed"] == SETTINGS.seed and "<article>" in head.page
     assert all(0.0 <= now.fraction <= 1.0 for now in told)
     studio.remove(head)
     assert list(studio.root.iterdir()) == []
@@ -106,7 +106,7 @@ def test_progress_never_goes_back_and_reaches_the_end(studio):
     fractions = []
     path = studio.root / "portrait.png"
     Image.new("RGB", (64, 64), "white").save(path)
-    head = studio.spin("tiny", [Shot(path)], WISHES, lambda _, done: fractions.append(done))
+    head = studio.spin("tiny", [Upload(path)], SETTINGS, lambda _, done: fractions.append(done))
     studio.remove(head)
     path.unlink()
     assert fractions == sorted(fractions) and fractions[-1] == 1.0 and len(set(fractions)) > 4
@@ -118,9 +118,9 @@ def test_a_stopped_job_leaves_nothing_and_frees_the_device(studio):
             raise Stopped
 
     with pytest.raises(Stopped):
-        studio.spin("tiny", [], WISHES, stop)
+        studio.spin("tiny", [], SETTINGS, stop)
     assert list(studio.root.iterdir()) == []
-    studio.remove(studio.spin("tiny", [], WISHES, lambda *_: None))
+    studio.remove(studio.spin("tiny", [], SETTINGS, lambda *_: None))
 
 
 def test_errors_name_the_file_and_no_folder_of_this_machine(studio):
@@ -128,7 +128,7 @@ def test_errors_name_the_file_and_no_folder_of_this_machine(studio):
     path.parent.mkdir(parents=True)
     path.write_text("not a picture")
     with pytest.raises(files.InputError) as error:
-        studio.look("tiny", [Shot(path)], WISHES)
+        studio.look("tiny", [Upload(path)], SETTINGS)
     sentence = studio.sentence(error.value)
     assert sentence.startswith("my photo.jpg: ") and str(studio.root) not in sentence
     path.unlink()

@@ -1,9 +1,11 @@
 """Latents in a bucket are those of the local files; what is cut is named."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from spinmeround_jax.data import latent_files
+from spinmeround_jax.data import latent_files, shards
 from spinmeround_jax.data.subjects import SubjectSource
 from spinmeround_jax.files import InputError, as_path
 from tests.support.full_disk import full_disk
@@ -58,6 +60,22 @@ def test_a_file_cut_after_it_was_opened_is_named(folder):
     moments = np.empty((1, 2, *source.description.moments_shape[2:]), np.float32)
     with pytest.raises(InputError, match=rf"{path.name}: became shorter"):
         source.read(indexes[1], 1, [6], 1, moments)
+
+
+def test_latents_of_a_shard_that_was_written_again_are_refused(folder):
+    """Same names, subjects, views and cameras, other pixels."""
+    before = read(folder / "latents", SubjectSource(folder / "data", "train").indexes)
+    write_dataset(folder / "data", subjects=4, views=8, shards=2)
+    again = read(folder / "latents", SubjectSource(folder / "data", "train").indexes)
+    np.testing.assert_array_equal(again[0], before[0])  # the same bytes: still these latents
+    indexes = SubjectSource(folder / "data", "train").indexes
+    with shards.ShardWriter(indexes[1].path) as writer:
+        for row in range(len(indexes[1].subjects)):
+            views = indexes[1].read_views(row, range(8))
+            views = [dataclasses.replace(view, image=views[0].image) for view in views]
+            writer.write_subject(views)
+    with pytest.raises(InputError, match="encoded from another shard"):
+        read(folder / "latents", SubjectSource(folder / "data", "train").indexes)
 
 
 def test_no_flipped_bit_is_used(folder):

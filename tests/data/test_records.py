@@ -679,7 +679,7 @@ def test_manifests_of_before_are_read(tmp_path):
     )
     assert len(SubjectSource(tmp_path, "train")) == 2
     shards.rebuild_index(path)
-    assert shards.facts(path)["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert shards.metadata(path)["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

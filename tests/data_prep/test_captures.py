@@ -218,6 +218,9 @@ def test_nersembles_layout(tmp_path):
         readers.read(tmp_path / "017", "FREE")
     with pytest.raises(InputError, match="no images of frame 3"):
         readers.read(tmp_path / "017", "EXP-1-head", 3)
+    Image.new("RGB", (1100, 1200)).save(place / "images-2x" / "cam_220700191.png")
+    with pytest.raises(InputError, match="its camera describes an image of 2200 x 3208"):
+        readers.read(tmp_path / "017")  # cropped
 
 
 @pytest.mark.parametrize(
@@ -233,6 +236,7 @@ def test_nersembles_layout(tmp_path):
         lambda e: e.update(file="../../outside.png"),
         lambda e: e.update(mask="missing.png"),
         lambda e: e.update(file=3),
+        lambda e: e.update(file="photo0.png"),
     ],
 )
 def test_wrong_cameras_are_named(tmp_path, scene, points, change):
@@ -241,7 +245,7 @@ def test_wrong_cameras_are_named(tmp_path, scene, points, change):
     entries = json.loads(path.read_text())
     change(entries[1])
     path.write_text(json.dumps(entries))
-    with pytest.raises(InputError, match=r"\.(json|png): |outside|missing"):
+    with pytest.raises(InputError, match=r"\.(json|png): |outside|missing|twice"):
         readers.read(tmp_path / "anna")
 
 
@@ -389,7 +393,7 @@ def test_faces_are_looked_for_upright(tmp_path, scene, points):
         if seen is None:
             return []
         landmarks = np.column_stack([seen, np.zeros(68)])
-        return [types.SimpleNamespace(landmarks=landmarks, five=landmarks[:5, :2])]
+        return [types.SimpleNamespace(landmarks=landmarks, landmarks5=landmarks[:5, :2])]
 
     models = types.SimpleNamespace(finder=types.SimpleNamespace(find=find))
     after, _ = captures.read_capture(tmp_path, OPTIONS, models)
@@ -414,7 +418,7 @@ def test_photos_of_one_name_in_several_folders(tmp_path, scene, points):
     after, identity = captures.read_capture(tmp_path, OPTIONS, None)
     assert [view.yaw for view in after] == [view.yaw for view in before]
     assert [view.name for view in after[:1]] == ["cam0_0001"]
-    captures.write_capture(tmp_path / "out", "anna", after, identity, OPTIONS)
+    captures.write_capture(tmp_path / "out", "anna", after, identity, OPTIONS, "")
     written = sorted(p.name for p in (tmp_path / "out" / "views" / "anna" / "images").iterdir())
     assert written == ["cam0_0001.png", "cam1_0001.png", *(f"photo{i}.png" for i in (2, 3, 4))]
     given["0001.png"] = given.pop("cam0/0001.png")
@@ -502,6 +506,17 @@ def test_captures_become_views_and_portraits(tmp_path, scene, points, capsys):
     assert captures.main([*command, "--keep-background"]) == 1
     assert "other settings" in capsys.readouterr().err
 
+    # Other photos of the same names are not taken for those that were used.
+    for name in ("photo2.png", "landmarks.json"):
+        path = tmp_path / "in" / "anna" / name
+        before, made = path.read_bytes(), portrait.path.read_bytes()
+        path.write_bytes((tmp_path / "in" / "anna" / "photo3.png").read_bytes())
+        assert captures.main(command) == 1
+        assert "made of other photos" in capsys.readouterr().err
+        assert portrait.path.read_bytes() == made
+        path.write_bytes(before)
+    assert captures.main(command) == 0
+
 
 def test_without_landmarks_the_models_find_the_head(tmp_path, scene, points):
     write_ours(tmp_path / "anna", scene, points)
@@ -517,7 +532,9 @@ def test_without_landmarks_the_models_find_the_head(tmp_path, scene, points):
         if seen.shape != (68, 2):
             return []
         return [
-            types.SimpleNamespace(landmarks=np.column_stack([seen, np.zeros(68)]), five=seen[:5])
+            types.SimpleNamespace(
+                landmarks=np.column_stack([seen, np.zeros(68)]), landmarks5=seen[:5]
+            )
         ]
 
     models = types.SimpleNamespace(

@@ -320,7 +320,12 @@ def test_quads_of_a_ply_with_coordinates_of_faces_keep_the_numbers(tmp_path):
 
 @pytest.mark.parametrize(
     "kind, value",
-    [("uchar", "200 60 60"), ("ushort", "51400 15420 15420"), ("float", "0.7843 0.2353 0.2353")],
+    [
+        ("uchar", "200 60 60"),
+        ("ushort", "51400 15420 15420"),
+        ("float", "0.7843 0.2353 0.2353"),
+        ("float", "200.0 60.0 60.0"),
+    ],
 )
 @pytest.mark.parametrize("prefix", ["", "diffuse_"])
 def test_colours_of_a_ply_by_any_name_and_type(tmp_path, kind, value, prefix):

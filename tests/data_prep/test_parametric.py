@@ -338,7 +338,8 @@ def test_damaged_settings_are_named_and_left_alone(tmp_path, run_cli, capsys, co
     path = tmp_path / "render_settings.json"
     path.write_bytes(content)
     assert run_cli(tmp_path) == 1
-    assert "render_settings.json: damaged" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "render_settings.json: " in error and "damaged: restore it" in error
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [content]
 
 

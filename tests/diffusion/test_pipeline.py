@@ -397,3 +397,44 @@ def test_standardised_latents_decode_to_the_same_pictures(model, pipeline):
     ]
     for ours, plain in zip(*decoded, strict=True):
         np.testing.assert_allclose(ours, plain, atol=1e-4)
+
+
+def test_an_interval_of_no_step_is_no_guidance_and_one_of_all_is_full_guidance(model, pipeline):
+    images, identities = inputs(1)
+    given = (images, identities, TRAJECTORY[1:2], np.array([1]))
+    plain = pipeline.replace(guidance_scale=1.0).spin(*given).images
+    full = pipeline.replace(guidance_scale=2.0).spin(*given).images
+    sigmas = SAMPLING.sigma_min, SAMPLING.sigma_max
+
+    def between(low, high):
+        limits = {"guidance_sigma_min": low, "guidance_sigma_max": high}
+        return pipeline.replace(guidance_scale=2.0, **limits).spin(*given).images
+
+    np.testing.assert_allclose(between(sigmas[0] / 3, sigmas[0] / 2), plain, atol=1e-5)
+    np.testing.assert_allclose(between(0.0, sigmas[1]), full, atol=1e-5)
+    half = between(0.0, sigmas[1] / 2)
+    assert min(np.abs(half - plain).max(), np.abs(half - full).max()) > 1e-3
+    with pytest.raises(ValueError, match="guidance_sigma_min"):
+        between(2.0, 1.0)
+
+
+def test_a_guide_leads_away_from_itself(model):
+    images, identities = inputs(1)
+    given = (images, identities, TRAJECTORY[1:2], np.array([1]))
+    sampling = dataclasses.replace(SAMPLING, guidance_scale=2.0)
+    alone = Pipeline(model, dataclasses.replace(sampling, guidance_scale=1.0), max_batch=2)
+    by_itself = Pipeline(model, sampling, max_batch=2, guide=model)
+    np.testing.assert_allclose(by_itself.spin(*given).images, alone.spin(*given).images, atol=1e-4)
+    other = dataclasses.replace(model, unet=random_model(seed=1).unet)
+    assert (
+        np.abs(
+            Pipeline(model, sampling, max_batch=2, guide=other).spin(*given).images
+            - alone.spin(*given).images
+        ).max()
+        > 1e-3
+    )
+    wrong = dataclasses.replace(
+        model, config=dataclasses.replace(model.config, normals_frame="camera")
+    )
+    with pytest.raises(ValueError, match="normals_frame"):
+        Pipeline(model, sampling, max_batch=2, guide=wrong)

@@ -80,6 +80,19 @@ def test_guidance_scales():
         np.testing.assert_allclose(guided(x, 1.0), slope * x)
 
 
+def test_autoguidance_leads_away_from_the_weaker_model():
+    guided = guidance.autoguidance(lambda x, sigma: 5.0 * x, lambda x, sigma: 2.0 * x, 1.5)
+    np.testing.assert_allclose(guided(jnp.ones(2), 1.0), 6.5)
+
+
+def test_guidance_acts_within_its_interval_only():
+    chosen = guidance.on_interval(
+        lambda x, sigma: x + 10.0, lambda x, sigma: x, jnp.array([0.5, 2.0])
+    )
+    for sigma, expected in ((0.4, 0.0), (0.5, 10.0), (2.0, 10.0), (2.1, 0.0)):
+        np.testing.assert_allclose(chosen(jnp.zeros(2), jnp.asarray(sigma)), expected)
+
+
 def test_inpainting_moves_only_what_is_visible():
     known, visible = jnp.array([4.0, 4.0]), jnp.array([1.0, 0.0])
 

@@ -36,13 +36,13 @@ class Faces:
     """Stands for a recognition model: faces are where the first pixel is bright."""
 
     def find(self, images):
-        fives = np.zeros((*images.shape[:-3], 5, 2))
-        fives[images[..., 0, 0, 0] < 0] = np.nan
-        return fives
+        landmarks5 = np.zeros((*images.shape[:-3], 5, 2))
+        landmarks5[images[..., 0, 0, 0] < 0] = np.nan
+        return landmarks5
 
-    def embed(self, images, fives):
+    def embed(self, images, landmarks5):
         vectors = images.mean((-3, -2))
-        return np.where(np.isnan(fives[..., 0, :1]), np.nan, vectors)
+        return np.where(np.isnan(landmarks5[..., 0, :1]), np.nan, vectors)
 
 
 def test_faces_are_recognised_where_the_true_view_has_one():

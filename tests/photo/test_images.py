@@ -1,6 +1,7 @@
 """Reading pictures: every kind that people send, and every kind of trouble."""
 
 import importlib.util
+import io
 import struct
 import zlib
 
@@ -80,6 +81,28 @@ def png_of_16_bits(values):
         + chunk(b"IDAT", zlib.compress(rows))
         + chunk(b"IEND", b"")
     )
+
+
+def test_exif_behind_the_pixels_is_left_out_everywhere(tmp_path):
+    """Pillow finds it in a PNG that is decoded, not in its header: both must say the same."""
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    path, buffer = tmp_path / "a.png", io.BytesIO()
+    halves().save(buffer, "PNG", exif=exif)
+    chunks, content = [], buffer.getvalue()
+    at = 8
+    while at < len(content):
+        size = int.from_bytes(content[at : at + 4], "big") + 12
+        chunks.append(content[at : at + size])
+        at += size
+    (moved,) = [chunk for chunk in chunks if chunk[4:8] == b"eXIf"]
+    chunks.remove(moved)
+    path.write_bytes(content[:8] + b"".join([*chunks[:-1], moved, chunks[-1]]))
+    header, pixels = images.read_header(path), images.read(path).pixels
+    assert header.orientation == 1 and header.size == halves().size == pixels.shape[1::-1]
+    path.write_bytes(content)
+    assert images.read_header(path).orientation == 6
+    assert images.read(path).pixels.shape[:2] == halves().size
 
 
 @pytest.mark.parametrize(("orientation", "shape"), [(3, (24, 40)), (6, (40, 24)), (8, (40, 24))])

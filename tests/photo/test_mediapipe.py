@@ -52,7 +52,7 @@ def test_the_astronaut(found):
     (face,) = found
     assert face.score > 0.8
     by_hand = json.loads((DOCS / "photo_astronaut.landmarks.json").read_text())["astronaut.png"]
-    np.testing.assert_allclose(face.five, by_hand, atol=4)
+    np.testing.assert_allclose(face.landmarks5, by_hand, atol=4)
     assert face.landmarks.shape == (68, 3)
     # The nose is nearer to the camera than the ears.
     assert face.landmarks[30, 2] < face.landmarks[[0, 16], 2].min()
@@ -60,7 +60,7 @@ def test_the_astronaut(found):
 
 def test_landmarks_move_with_the_photo(finder, astronaut, found):
     (face,) = finder.find(astronaut[:300, 60:360])
-    np.testing.assert_allclose(face.five + [60, 0], found[0].five, atol=2)
+    np.testing.assert_allclose(face.landmarks5 + [60, 0], found[0].landmarks5, atol=2)
 
 
 def test_a_tilted_head(finder, astronaut, found):
@@ -69,7 +69,7 @@ def test_a_tilted_head(finder, astronaut, found):
     # PIL turns counter-clockwise about the middle.
     cosine, sine = np.cos(np.pi / 6), np.sin(np.pi / 6)
     turn = np.array([[cosine, -sine], [sine, cosine]])
-    np.testing.assert_allclose((found[0].five - 256) @ turn + 256, face.five, atol=3)
+    np.testing.assert_allclose((found[0].landmarks5 - 256) @ turn + 256, face.landmarks5, atol=3)
 
 
 def test_a_small_face_in_a_large_photo_and_several(finder, astronaut, found):
@@ -77,12 +77,16 @@ def test_a_small_face_in_a_large_photo_and_several(finder, astronaut, found):
     photo[50:562, 40:552] = astronaut
     photo[100:500, 650:1050] = np.asarray(Image.fromarray(astronaut).resize((400, 400)))
     large, other = finder.find(photo)
-    np.testing.assert_allclose(large.five - [40, 50], found[0].five, atol=3)
-    np.testing.assert_allclose((other.five - [650, 100]) * 512 / 400, found[0].five, atol=4)
+    np.testing.assert_allclose(large.landmarks5 - [40, 50], found[0].landmarks5, atol=3)
+    np.testing.assert_allclose(
+        (other.landmarks5 - [650, 100]) * 512 / 400, found[0].landmarks5, atol=4
+    )
     alone = np.full((1200, 1600, 3), 200, np.uint8)
     alone[600:900, 300:600] = np.asarray(Image.fromarray(astronaut).resize((300, 300)))
     (small,) = finder.find(alone)
-    np.testing.assert_allclose((small.five - [300, 600]) * 512 / 300, found[0].five, atol=6)
+    np.testing.assert_allclose(
+        (small.landmarks5 - [300, 600]) * 512 / 300, found[0].landmarks5, atol=6
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (240, 320)])

@@ -48,7 +48,7 @@ def test_boxes_and_landmarks_are_where_the_models_say(finder):
     image, (square,) = draw_photo([(200, 328)])
     (face,) = finder.find(np.asarray(image))
     truth = square.to_photo(photo_models.canonical())
-    np.testing.assert_allclose(face.five, FIVE_OF_68 @ truth, atol=0.6)
+    np.testing.assert_allclose(face.landmarks5, FIVE_OF_68 @ truth, atol=0.6)
     np.testing.assert_allclose(face.landmarks[:, :2], truth, atol=0.6)
     np.testing.assert_allclose(face.box, [152.5, 280.5, 248.5, 376.5], atol=0.6)
     assert face.score > 0.9
@@ -203,7 +203,7 @@ def test_a_photo_becomes_a_portrait(models, tmp_path):
     assert len(record["id_embedding"]) == 512
     assert record["recognition"]["sha256"] == files.sha256(models.recogniser.path)
     # The identity is that of the portrait: of its pixels on white, at the landmarks carried over.
-    at = head.square.from_photo(prepared.chosen.five) * 512 - 0.5
+    at = head.square.from_photo(prepared.chosen.landmarks5) * 512 - 0.5
     again = models.recogniser.embed(prepared.image, at)
     np.testing.assert_allclose(prepared.id_embedding, again, atol=1e-6)
 

@@ -1,5 +1,6 @@
 """The command that prepares photos: what it writes, and what bad input gets."""
 
+import itertools
 import json
 import unicodedata
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spinmeround_jax.files import InputError
+from spinmeround_jax.files import InputError, write_atomically
 from spinmeround_jax.photo import landmarks, portraits, pose
 from spinmeround_jax.photo.__main__ import main
 from spinmeround_jax.photo.pose import Square
@@ -90,6 +91,29 @@ def test_photos_with_landmarks_by_hand(command, tmp_path):
     assert "1 written, 1 skipped, 0 failed" in text
     code, text, _ = command(points, *options, "--overwrite")
     assert "2 written, 0 skipped, 0 failed" in text
+
+
+def test_a_portrait_whose_writing_was_stopped_is_made_again(command, tmp_path, monkeypatch):
+    path, out = photo(tmp_path / "a.png"), tmp_path / "out"
+    options = ["--input", path, "--keep-background", "--preview"]
+    assert command({"a.png": five()}, *options)[0] == 0
+    whole = {name: (out / name).read_bytes() for name in files(out)}
+    write = write_atomically
+    for stop, folder in itertools.product(range(4), (out, tmp_path / "new")):
+        calls = itertools.count()
+
+        def stopped(path, content, stop=stop, calls=calls):
+            if next(calls) == stop:
+                raise KeyboardInterrupt
+            write(path, content)
+
+        monkeypatch.setattr("spinmeround_jax.files.write_atomically", stopped)
+        assert command({"a.png": five()}, *options, "--overwrite", "--out", folder)[0] == 130
+        monkeypatch.setattr("spinmeround_jax.files.write_atomically", write)
+        if stop:  # `sample` does not take it for finished
+            assert "stopped while" in portraits.no_identity(folder / "a.png")
+        assert command({"a.png": five()}, *options, "--out", folder)[0] == 0
+        assert {name: (folder / name).read_bytes() for name in files(folder)} == whole
 
 
 def test_finished_portraits_are_not_taken_for_those_of_other_options(command, tmp_path):

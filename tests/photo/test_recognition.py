@@ -51,12 +51,12 @@ def test_similarity_is_the_cosine():
 
 def test_the_same_face_is_similar_wherever_it_is(recogniser):
     images, square = views()
-    fives = recogniser.find(images)
-    assert fives.shape == (2, 2, 5, 2)
+    landmarks5 = recogniser.find(images)
+    assert landmarks5.shape == (2, 2, 5, 2)
     np.testing.assert_allclose(
-        fives[0, 0], FIVE_OF_68 @ square.to_photo(photo_models.canonical()), atol=0.6
+        landmarks5[0, 0], FIVE_OF_68 @ square.to_photo(photo_models.canonical()), atol=0.6
     )
-    assert np.isnan(fives[1, 1]).all() and np.isfinite(fives).sum() == 30
+    assert np.isnan(landmarks5[1, 1]).all() and np.isfinite(landmarks5).sum() == 30
     vectors = recogniser.embed(images)
     assert vectors.shape == (2, 2, 512) and vectors.dtype == np.float32
     np.testing.assert_allclose(
@@ -64,17 +64,19 @@ def test_the_same_face_is_similar_wherever_it_is(recogniser):
     )
     same, moved, other, none = recognition.similarity(vectors, vectors[:1, :1]).ravel()
     assert same == pytest.approx(1.0) and moved > 0.99 and other < 0.95 and np.isnan(none)
-    np.testing.assert_allclose(recogniser.embed(images, fives), vectors)
+    np.testing.assert_allclose(recogniser.embed(images, landmarks5), vectors)
 
 
 def test_a_missing_face_counts_at_the_true_one_s_place(recogniser):
     images, _ = views()
     truth, none = images[0, :1], images[1, 1:]
-    fives = recogniser.find(truth)
-    likeness = recognition.similarity(recogniser.embed(none, fives), recogniser.embed(truth, fives))
+    landmarks5 = recogniser.find(truth)
+    likeness = recognition.similarity(
+        recogniser.embed(none, landmarks5), recogniser.embed(truth, landmarks5)
+    )
     assert np.isfinite(likeness).all()  # NaN where its own face is looked for
     with pytest.raises(ValueError, match="landmarks"):
-        recogniser.embed(images, fives)
+        recogniser.embed(images, landmarks5)
 
 
 def test_a_second_model_by_path(folder, recogniser, tmp_path):

@@ -68,6 +68,9 @@ def test_masks_come_from_mask_files_where_there_are_any(tmp_path, scene):
     read = load(tmp_path)
     assert read.masks_from == ("background", *("mask",) * 15)
     np.testing.assert_array_equal(read.masks[1:], scene.masks[1:])
+    # The room is not fitted: it gives way to the background, except in the view without a mask.
+    np.testing.assert_allclose(read.images[1:], scene.images[1:], atol=0.5 / 255 + 2.5e-4)
+    assert abs(read.images[0] - scene.images[0].astype(np.float32)).max() > 0.5
 
 
 def test_a_stray_transparent_pixel_and_a_view_without_normals(tmp_path, scene):

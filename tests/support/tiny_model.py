@@ -51,8 +51,8 @@ def randomised(network, rng, spread=1.0):
     return parameters.merge(graphdef, values)
 
 
-def random_model() -> Model:
-    rng = np.random.default_rng(0)
+def random_model(seed=0) -> Model:
+    rng = np.random.default_rng(seed)
 
     def build():
         model = models.build(CONFIG, rngs=nnx.Rngs(0))

@@ -2,11 +2,13 @@
 
 import dataclasses
 import fractions
+import json
 import struct
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from spinmeround_jax import reconstruct
 from spinmeround_jax.files import InputError
@@ -114,6 +116,27 @@ def test_views(views):
     assert abs(small - coded.repeat(2, axis=0)).mean() < 4
     # Pairs of frames show one view; the next is another.
     assert abs(found[0] - found[1]).mean() < 1 < abs(found[1] - found[2]).mean()
+
+
+def test_shapes(tmp_path):
+    """Of other images the shape is kept; what would be endlessly wide is refused before it is drawn."""
+    assert mp4.Turn(height=90).width(160, 90) == 160
+    (tmp_path / "views").mkdir()
+    Image.new("RGB", (4000, 20)).save(tmp_path / "views" / "a.png")
+    frame = {"file_path": "views/a.png", "transform_matrix": np.eye(4).tolist()}
+    about = {
+        "fl_x": 1000,
+        "fl_y": 1000,
+        "cx": 2000,
+        "cy": 10,
+        "w": 4000,
+        "h": 20,
+        "frames": [frame],
+    }
+    (tmp_path / "transforms.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match="wide"):
+        mp4.write_views(tmp_path / "a.mp4", tmp_path, mp4.Turn())
+    assert not (tmp_path / "a.mp4").exists()
 
 
 def test_transparent_views_are_on_white(tmp_path):
