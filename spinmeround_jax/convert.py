@@ -395,7 +395,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", choices=("float32", "float16"),
         help="of the stored weights (float16 if all tensors are, else float32: nothing is rounded; "
-        "--run: float16)",
+        "--run: float16, --export: float32)",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
     return parser

