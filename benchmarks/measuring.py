@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from launch import chips
 from launch import compile as compile_report
 from spinmeround_jax import cli, files
 from spinmeround_jax.files import InputError
+from spinmeround_jax.training import flops
 
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers")
 # Largest root mean square of the difference from PyTorch, in standard deviations of PyTorch's output.
@@ -107,12 +107,12 @@ def largest_operations(run: Callable[[], Any], count: int = 10) -> list[dict[str
 # The machine
 
 
-def speed(flops: float, seconds: float, dtype: str) -> dict[str, Any]:
-    """FLOP/s and MFU (model FLOPs utilisation) of `flops` in `seconds`."""
+def speed(needed: float, seconds: float, dtype: str) -> dict[str, Any]:
+    """FLOP/s and MFU (model FLOPs utilisation) of `needed` FLOPs in `seconds`."""
     peak, source = peak_flops(dtype)
     return {
-        "flops": flops, "flops_per_second": flops / seconds,
-        "peak_flops_per_second": peak, "peak_source": source, "mfu": flops / seconds / peak,
+        "flops": needed, "flops_per_second": needed / seconds,
+        "peak_flops_per_second": peak, "peak_source": source, "mfu": needed / seconds / peak,
     }  # fmt: skip
 
 
@@ -122,10 +122,10 @@ def peak_flops(dtype: str) -> tuple[float, str]:
     For accelerators the data sheet's, in bfloat16; for a CPU the fastest of four large matrix products.
     """
     device, count = jax.devices()[0], jax.device_count()
-    if chip := chips.DEVICES.get(device.device_kind):
-        return chip.flops * count, f"{count} x {device.device_kind}, bfloat16, data sheet"
+    if peak := flops.PEAKS.get(device.device_kind):
+        return peak * count, f"{count} x {device.device_kind}, bfloat16, data sheet"
     if device.platform != "cpu":
-        return float("nan"), f"unknown device {device.device_kind!r}, see launch/chips.py"
+        return float("nan"), f"unknown device {device.device_kind!r}, see training/flops.py"
     matrix = jnp.asarray(np.random.default_rng(0).standard_normal((_MATRIX, _MATRIX)), dtype)
     product = jax.jit(jnp.matmul)
     best = float("inf")

@@ -22,6 +22,7 @@ from spinmeround_jax.config import Config, SamplingConfig, load_config
 from spinmeround_jax.diffusion import denoiser, schedules, view_groups
 from spinmeround_jax.diffusion.pipeline import Pipeline
 from spinmeround_jax.models import Model, parameters
+from spinmeround_jax.training import flops
 
 EXAMPLES = """examples:
   # the shipped model; only the first call compiles
@@ -127,15 +128,15 @@ def heads(
         print(f"call {seed + 1}: {seconds:.3g} s, {compiled} compilations", file=sys.stderr)
 
     one_view = dataclasses.replace(config, model=dataclasses.replace(config.model, views=1))
-    joint = programs.forward_flops(config) / config.model.views
+    joint = flops.of_unet(config) / config.model.views
     joint_steps = 2 * sampling.steps - 1 if sampling.sampler == "heun" else sampling.steps
     each = config.model.views * joint_steps * (1 if sampling.guidance_scale == 1 else 2)
     evaluations = {
         step: examples * (sampling.normals_steps if step == "normals" else each)
         for step, examples in watch.examples.items()
     }
-    flops = sum(
-        n * (programs.forward_flops(one_view) if step == "normals" else joint)
+    needed = sum(
+        n * (flops.of_unet(one_view) if step == "normals" else joint)
         for step, n in evaluations.items()
     )
     later = measuring.spread([call["seconds"] for call in calls[1:]])
@@ -152,7 +153,7 @@ def heads(
         },
         "seconds_per_head": later["median"] / count,
         "view_evaluations": evaluations,
-        "speed": measuring.speed(flops, later["median"], config.compute_dtype),
+        "speed": measuring.speed(needed, later["median"], config.compute_dtype),
         "memory": measuring.seen_memory(),
     }
 

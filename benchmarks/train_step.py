@@ -24,7 +24,7 @@ from spinmeround_jax.diffusion import preconditioning, schedules
 from spinmeround_jax.diffusion.denoiser import condition
 from spinmeround_jax.diffusion.loss import diffusion_loss
 from spinmeround_jax.models import parameters
-from spinmeround_jax.training import latents, loop, optim
+from spinmeround_jax.training import flops, latents, loop, optim
 
 EXAMPLES = """examples:
   # random latents, no data needed; then with the real loader, from images
@@ -280,15 +280,13 @@ def run(arguments: Any) -> dict[str, Any]:
             next(batches)  # starts workers, opens files
         parts = breakdown(training, batches, arguments.repeats)
         seconds = as_trained(training, batches, arguments.repeats)
-    flops = 3.0 * programs.forward_flops(config) * examples
-    flops += programs.encoder_flops(config) * examples if images else 0.0
     return report | {
         "seconds_per_step": {
             **{f"{name} alone": measuring.spread(values) for name, values in parts.items()},
             "as trained": seconds,
         },
         "examples_per_second": examples / seconds,
-        "speed": measuring.speed(flops, seconds, config.compute_dtype),
+        "speed": measuring.speed(flops.of_step(config, images), seconds, config.compute_dtype),
         "memory": measuring.memory(training.step),
     }
 

@@ -1,9 +1,9 @@
 """The quickstart model: 128 pixels, 8 views, rendered heads, small enough for a CPU.
 
-Data:      python -m data_prep.render_heads --out data/heads128 --subjects 2400 --held-out 40 --size 128 \\
+Data:      python -m data_prep.render_heads --out data/heads128 --subjects 1600 --held-out 40 --size 128 \\
                --train-views 24
 Command:   python -m spinmeround_jax.train --config=configs/quickstart.py
-Hardware:  CPU; an example (8 views, forward and backward) is 22 GFLOP, 60,000 of them ten hours of one core
+Hardware:  CPU; an example (8 views, forward and backward) is 24 GFLOP, 48,000 of them seven hours of one core
 Expected:  not yet run to its end. weights/quickstart are of its predecessor: 64 pixels, 480 heads, 4 latent
            channels, normals in the head's frame, 54,000 examples
 """
@@ -53,8 +53,8 @@ def get_config() -> ConfigDict:
             batch_size=4,  # more, smaller steps: on a CPU time grows with the batch
         ),
         stages=(
-            StageConfig(steps=8500, observed=(1,)),
-            StageConfig(steps=5000, observed=(0, 1, 1, 3)),
+            StageConfig(steps=8000, observed=(1,)),
+            StageConfig(steps=4000, observed=(0, 1, 1, 3)),
         ),
         autoencoder_training=AutoencoderTrainingConfig(
             steps=3000,

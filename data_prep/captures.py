@@ -1,13 +1,12 @@
 """Calibrated photographs of real people, for evaluation: `python -m data_prep.captures --help`.
 
-Photographs come without normals, so that nothing can be trained on them, and from cameras of their
-own. So they become no TFRecords but, for each person,
+Photographs have no normals and cameras of their own: they are not for training. Each person gets
 
-    views/NAME/transforms.json, images/*.png    each photo as a camera at the same place would take it
-                                                that looks at the head's centre, upright, cut out
-    portraits/NAME.png, .json, .truth.png       the most frontal one, its identity, and all as truth:
-                                                what `sample` reads
-    rejected.jsonl                              the captures that could not be used, and why
+    views/NAME/transforms.json, images/*.png    each photo, cut out, from an upright camera at the same
+                                                place that looks at the head's centre
+    portraits/NAME.png, .json, .truth.png       input of `sample`: the most frontal view, its identity,
+                                                and the other views as truth
+    rejected.jsonl                              captures that could not be used, with the reasons
 """
 
 from __future__ import annotations

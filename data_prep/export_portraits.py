@@ -1,4 +1,4 @@
-"""Takes portraits out of a rendered set, as `sample` reads them: frontal view, identity, known views.
+"""Export portraits of a rendered data set for `sample`: frontal view, identity, known views.
 
 NAME.png        the frontal view, transparent background
 NAME.json       {"id_embedding": [...], "truth": [{"yaw": ..., "pitch": ...}, ...], provenance}

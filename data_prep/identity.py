@@ -38,7 +38,7 @@ def check_detector(models: Models) -> None:
 
 
 def check(models: Models) -> None:
-    """As `check_detector`, and of the recognition model, that it is the one that the weights know."""
+    """As `check_detector`, and the recognition model: it must be the one that weights are trained with."""
     check_detector(models)
     _ = models.recogniser.sha256
 

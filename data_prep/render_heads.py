@@ -43,7 +43,7 @@ EXAMPLES = """examples:
   python -m data_prep.render_heads --out /tmp/heads --subjects 4 --held-out 2 --views 16
 
   # the data of configs/quickstart.py: many people, each from 24 of the 125 viewpoints
-  python -m data_prep.render_heads --out data/heads128 --subjects 2400 --held-out 40 --size 128 \\
+  python -m data_prep.render_heads --out data/heads128 --subjects 1600 --held-out 40 --size 128 \\
       --train-views 24
 
   # for 512-pixel training on a large machine

@@ -1,4 +1,4 @@
-"""Peak FLOP/s and memory of accelerators, and how to compile for them without having them."""
+"""Memory of accelerators, and how to compile for them without having them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ class Chip:
     """One chip, from its maker's data sheet.
 
     Attributes:
-        flops: bfloat16 matrix FLOP/s, dense.
         memory: bytes of HBM.
         axes: numbers in the shape of a topology, such as 3 for "2x2x2".
         options: arguments of `get_topology_desc`; they make one chip one device.
         target: GPUs only: XLA's GpuTargetConfigProto as text.
     """
 
-    flops: float
     memory: float
     axes: int
     options: tuple[tuple[str, object], ...] = ()
@@ -45,21 +43,11 @@ gpu_device_info {
 """
 _MEGACORE = (("chip_config_name", "megacore"),)  # the two cores of a chip are one device
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 3, _MEGACORE),
-    "v5e": Chip(197e12, 16 * GIB, 2),
-    "v5p": Chip(459e12, 95 * GIB, 3, _MEGACORE),
-    "v6e": Chip(918e12, 32 * GIB, 2),
-    "h100": Chip(989e12, 80e9, 2, target=_H100_TARGET),
-}
-
-# By `jax.Device.device_kind`, for programs that run.
-DEVICES = {
-    "TPU v4": CHIPS["v4"],
-    "TPU v5 lite": CHIPS["v5e"],
-    "TPU v5": CHIPS["v5p"],
-    "TPU v6 lite": CHIPS["v6e"],
-    "NVIDIA H100 80GB HBM3": CHIPS["h100"],
-    "NVIDIA H200": dataclasses.replace(CHIPS["h100"], memory=141e9, target=""),
+    "v4": Chip(32 * GIB, 3, _MEGACORE),
+    "v5e": Chip(16 * GIB, 2),
+    "v5p": Chip(95 * GIB, 3, _MEGACORE),
+    "v6e": Chip(32 * GIB, 2),
+    "h100": Chip(80e9, 2, target=_H100_TARGET),
 }
 
 

@@ -51,13 +51,13 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
 
     from launch import hlo, programs
     from spinmeround_jax.config import load_config
+    from spinmeround_jax.training import flops
 
     jax.config.update("jax_optimization_level", request["effort"])
     config = load_config(request["config"], request["overrides"])
     devices = devices_of(request["topology"], request["slices"])
     examples = request["examples"]
     config = programs.with_batch(config, len(devices), examples)
-    forward = programs.forward_flops(config) * examples
     if request["program"] == "train":
         if config.accumulation > 1:
             raise ValueError(
@@ -66,11 +66,12 @@ def compile_here(request: dict[str, Any]) -> dict[str, Any]:
             )
         program = programs.train_step(config, devices, request["cached"])
         lowered = program.step.lower(program.state, program.frozen, program.batch)
-        held, needed = program.held(), 3.0 * forward
-        needed += 0.0 if request["cached"] else programs.encoder_flops(config) * examples
+        held = program.held()
+        needed = flops.of_step(config, images=not request["cached"]) / len(devices)
     else:
         lowered, held = programs.sampler(config, devices, int(examples))
-        needed = 2.0 * forward  # one evaluation with guidance, the body of the loop
+        # One evaluation with guidance, the body of the loop.
+        needed = 2.0 * flops.of_unet(config) * examples
     compiled = lowered.compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     return {

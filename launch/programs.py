@@ -1,4 +1,4 @@
-"""The jitted programs of training and sampling with the shapes of their arguments; FLOPs of networks."""
+"""The jitted programs of training and sampling with the shapes of their arguments."""
 
 from __future__ import annotations
 
@@ -191,49 +191,3 @@ def local_bytes(tree: object) -> int:
         int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
     )
-
-
-def forward_flops(config: Config) -> float:
-    """FLOPs of the UNet for one example of all views, counted as for MFU: products and convolutions."""
-    model = config.model
-    graphdef, params = parameters.split(networks(config)["unet"])
-    size, v = model.latent_size, model.views
-    jaxpr = jax.make_jaxpr(lambda p, *a: parameters.merge(graphdef, p)(*a))(
-        params,
-        Shapes((1, v, size, size, model.unet.in_channels), jnp.float32),
-        Shapes((1,), jnp.float32),
-        Shapes((1, model.identity.context_length, model.unet.context_dim), jnp.float32),
-    )
-    return _flops(jaxpr.jaxpr)
-
-
-def encoder_flops(config: Config) -> float:
-    """FLOPs of encoding the images and normals of all views of one example."""
-    graphdef, params = parameters.split(networks(config)["autoencoder"])
-    size = config.model.image_size
-    jaxpr = jax.make_jaxpr(lambda p, x: parameters.merge(graphdef, p).posterior(x))(
-        params, Shapes((1, size, size, 3), jnp.float32)
-    )
-    return 2 * config.model.views * _flops(jaxpr.jaxpr)
-
-
-def _flops(jaxpr: jax.extend.core.Jaxpr) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
-        out = equation.outvars[0].aval
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2.0 * np.prod(out.shape) * np.prod([shape[axis] for axis in contracted])
-        elif equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            features = equation.params["dimension_numbers"].rhs_spec[0]
-            total += 2.0 * np.prod(out.shape) * np.prod(kernel) / kernel[features]
-        elif equation.primitive.name == "cond":  # one branch per platform, the same arithmetic
-            total += max(_flops(branch.jaxpr) for branch in equation.params["branches"])
-        else:
-            times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-            inner = (equation.params.get(name) for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"))
-            for found in filter(None, inner):
-                total += times * _flops(getattr(found, "jaxpr", found))
-    return total

@@ -290,7 +290,7 @@ def photo_warning(description: checkpoints.Description) -> str | None:
     if not source.startswith("data_prep.render_heads"):
         return None
     size = description.config.image_size
-    return f"the weights know rendered heads of {size} pixels only; expect little of photographs"
+    return f"the weights were trained on rendered heads of {size} pixels only; expect little of photographs"
 
 
 def use_compilation_cache() -> None:

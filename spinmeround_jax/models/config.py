@@ -67,8 +67,8 @@ class ModelConfig:
             unet=UNetConfig(
                 in_channels=209,
                 out_channels=64,
-                model_channels=64,
-                channel_mult=(1, 2, 3),
+                model_channels=96,  # above the 64 latent channels, else it is a bottleneck
+                channel_mult=(1, 1, 2),
                 res_blocks=1,
                 # without level 0: its attention would take as long as all else together
                 attention_levels=(1, 2),

@@ -35,7 +35,7 @@ EPILOG = """examples:
   python -m spinmeround_jax.photo --input photos/ me.jpg --out aligned/ --preview
   python -m spinmeround_jax.sample --checkpoint weights/quickstart --input aligned/ --out out/
 
-  # for the released weights, which know ArcFace, and heads as PanoHead crops them
+  # for the released weights: trained with ArcFace, on heads as PanoHead crops them
   python -m spinmeround_jax.photo.fetch                       # the models, once; non-commercial
   ... --front-end insightface --framing panohead
 
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--recognition", type=path, help="insightface's model (glintr100.onnx)")
     parser.add_argument(
         "--allow-other-recognition", action="store_true",
-        help="take a recognition model that is not antelopev2's, for weights that know it",
+        help="accept a recognition model that is not antelopev2's, for weights trained with it",
     )  # fmt: skip
     parser.add_argument(
         "--preview", action="store_true", help="also write previews/NAME.jpg: what was found"

@@ -93,7 +93,7 @@ PARSING = Asset(
     "5b805bba7b5660ab7070b5a381dcf75e5b3e04199f1e9387232a77a00095102e", 93_632_554,
 )  # fmt: skip
 ARC2FACE = Asset(
-    "arcface.onnx", "the identity as Arc2Face's own weights know it (not the released model)",
+    "arcface.onnx", "the identity for Arc2Face's own weights (not the released model)",
     _ARC2FACE,
     "https://huggingface.co/FoivosPar/Arc2Face/resolve/"
     "da2f1e9aa3954dad093213acfc9ae75a68da6ffd/arcface.onnx",
@@ -155,7 +155,7 @@ def check_recognition(path: pathlib.Path, allow_other: bool) -> str:
     """The file's SHA-256.
 
     Raises:
-        AssetError: it is not the model whose vectors the weights know, and no other is allowed.
+        AssetError: it is not the model that the weights were trained with, and no other is allowed.
     """
     found = files.sha256(path)
     if found != RECOGNITION.sha256 and not allow_other:
@@ -163,6 +163,7 @@ def check_recognition(path: pathlib.Path, allow_other: bool) -> str:
             f"{path}: not the recognition model that the weights were trained with "
             f"({RECOGNITION.name} of antelopev2, SHA-256 {RECOGNITION.sha256[:12]}..., this is "
             f"{found[:12]}...). Another model's vectors give another person's face. Get the right "
-            f"one with {FETCH_COMMAND}, or say --allow-other-recognition if your weights know this one"
+            f"one with {FETCH_COMMAND}, or add --allow-other-recognition if your weights were trained "
+            "with this one"
         )
     return found

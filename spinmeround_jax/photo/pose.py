@@ -19,7 +19,7 @@ from spinmeround_jax.photo.landmarks import FaceError, LandmarkModel, five_of, l
 
 # Where models expect the head: how data_prep places it (head.placement) is "canonical"; others are
 # that, enlarged and moved in the world. "close" is that of rendered heads: hair and hats still fit,
-# and eyes have a quarter more pixels. The released weights know heads as PanoHead crops them,
+# and eyes have a quarter more pixels. The released weights were trained on heads as PanoHead crops them,
 # much larger; measured on the crops that its repository shows, see docs/photos.md.
 FRAMINGS = {
     "canonical": (1.0, (0.0, 0.0, 0.0)),

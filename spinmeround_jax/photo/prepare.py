@@ -55,7 +55,7 @@ class Options:
 class Models:
     """The models, each loaded when first used.
 
-    front_end: "mediapipe" comes with the package; "insightface" is for weights that know ArcFace, and only
+    front_end: "mediapipe" comes with the package; "insightface" is for weights trained with ArcFace, and only
     it looks at the rest: folder, see `assets.models_folder`; recognition, another file than the folder's
     glintr100.onnx.
     """

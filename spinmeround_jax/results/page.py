@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import math
@@ -15,8 +14,7 @@ from PIL import Image
 
 from spinmeround_jax import cameras
 from spinmeround_jax.files import InputError, write_atomically
-from spinmeround_jax.photo.images import encoded
-from spinmeround_jax.results import layout
+from spinmeround_jax.results import layout, markup
 from spinmeround_jax.results.page_style import CSS, SCRIPT
 
 MAX_TILE = 256  # pixels; the page shows larger views scaled down, the files keep them
@@ -111,8 +109,7 @@ class _Sheet:
 
 def _data_uri(image: Image.Image) -> str:
     small = image.width * image.height <= 1024**2
-    content = encoded(image, "WEBP", lossless=small, quality=90)
-    return "data:image/webp;base64," + base64.b64encode(content).decode()
+    return markup.data_uri(image, lossless=small, quality=90)
 
 
 def _open(path: pathlib.Path) -> Image.Image:
@@ -320,20 +317,7 @@ def _table(settings: dict[str, Any]) -> str:
     hidden = {
         "generator", "trajectory", "anchor_angles", "observed_angles", "truth_angles", "likeness",
     }  # fmt: skip
-    rows = []
-
-    def add(name: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                add(f"{name}.{key}", inner)
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            rows.append(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>")
-
-    for key, value in settings.items():
-        if key not in hidden:
-            add(key, value)
-    return f'<div class="settings"><table>{"".join(rows)}</table></div>'
+    return markup.table({key: value for key, value in settings.items() if key not in hidden})
 
 
 def _document(articles: list[str], rules: list[str], left_out: list[str] | None) -> str:

@@ -1,4 +1,4 @@
-"""Style sheet and script of the page that `page` writes."""
+"""Style sheets of our pages, and the script of the page that `page` writes."""
 
 CSS = """
 :root{color-scheme:light dark;--page:#f6f5f2;--card:#fff;--ink:#1d1d1f;--soft:#6e6e73;
@@ -47,12 +47,39 @@ line-height:1}
 details{margin-top:20px}
 summary{cursor:pointer;font-weight:600}
 .settings{overflow-x:auto;margin-top:10px}
+.settings td{min-width:7em}
 table{border-collapse:collapse;font-size:.85rem}
 th,td{text-align:left;vertical-align:top;padding:3px 18px 3px 0;border-bottom:1px solid var(--line);
 font-weight:400;overflow-wrap:anywhere}
 th{color:var(--soft);white-space:nowrap}
-@media(max-width:680px){.top{flex-direction:column}.inputs{width:100%;grid-template-columns:1fr 1fr}
+@media(max-width:680px){.settings th{white-space:normal}
+.top{flex-direction:column}.inputs{width:100%;grid-template-columns:1fr 1fr}
 .spin{width:100%}}
+"""
+
+CHARTS = """
+:root{--c0:#3d6fb4;--c1:#c2572b;--c2:#2f8f6b;--c3:#9a5bb0;--c4:#a8841c;--c5:#6b7280}
+@media(prefers-color-scheme:dark){:root{--c0:#86b1ee;--c1:#f09a70;--c2:#6fd0a8;--c3:#cf9be2;
+--c4:#e0c060;--c5:#a3abb8}}
+.charts{display:grid;grid-template-columns:1fr 1fr;gap:20px 36px}
+.charts h4{margin:0 0 4px;font-size:.9rem}
+.charts svg{display:block;width:100%;overflow:visible}
+svg text{font-size:11px;fill:var(--ink)}
+svg text.soft{fill:var(--soft)}
+svg path.line{stroke:var(--line)}
+.plain{--c:var(--soft)}
+.c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}
+.c5{--c:var(--c5)}
+svg circle{fill:var(--c)}
+svg circle.faint{opacity:.35}
+svg path.bar{stroke:var(--c);stroke-width:3;stroke-linecap:round}
+svg path.curve{stroke:var(--c);stroke-width:2;fill:none}
+svg path.dashed{stroke-dasharray:5 4}
+svg path.band{fill:var(--c);opacity:.14}
+.legend{display:flex;flex-wrap:wrap;gap:2px 14px;margin:4px 0 0;font-size:.8rem;color:var(--soft)}
+.legend i{display:inline-block;width:10px;height:10px;border-radius:50%;background:var(--c);
+margin-right:5px}
+@media(max-width:820px){.charts{grid-template-columns:1fr}}
 """
 
 SCRIPT = """

@@ -29,13 +29,13 @@ from spinmeround_jax.training import held_out_loss, latents, loop, optim, previe
 from spinmeround_jax.training.run_checkpoints import Checkpoints
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+    from spinmeround_jax.training.run_log import RunLog
 
 STATISTICS_BATCHES = 32
 
 
 def train_autoencoder(
-    config: Config, workdir: pathlib.Path, mesh: Mesh, writer: SummaryWriter | None
+    config: Config, workdir: pathlib.Path, mesh: Mesh, log: RunLog | None
 ) -> tuple[Autoencoder, tuple[float, ...], tuple[float, ...]]:
     """Train the autoencoder, or load it from `workdir/autoencoder` if it is finished.
 
@@ -114,8 +114,9 @@ def train_autoencoder(
     examples = previews.held_out(config, count=2)
 
     def on_sample(state: optim.TrainState, step: int) -> None:
-        grid = previews.reconstructions(graphdef, state.ema, examples)
-        previews.write(grid, "autoencoder", step, workdir, writer)
+        grid = previews.reconstructions(graphdef, state.ema, examples)  # in all processes
+        if log is not None:
+            log.image("autoencoder", step, grid)
 
     heads = held_out_loss.fixed_heads(config)
 
@@ -137,9 +138,10 @@ def train_autoencoder(
             steps=training.steps,
             batch_size=batch_size,
             cadence=loop.Cadence.of(config),
-            writer=writer,
+            log=log,
             on_evaluate=on_evaluate,
             on_sample=on_sample,
+            learning_rate=optim.learning_rate(training.optimizer, training.steps),
         )
     saved.close()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -20,9 +18,6 @@ from spinmeround_jax.diffusion.networks import Networks
 from spinmeround_jax.models import Model, parameters
 from spinmeround_jax.photo.images import to_uint8
 from spinmeround_jax.results.sheet import degrees, sheet
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
 
 SAMPLING_STEPS = 16
 NEAR = 4.0  # degrees within which a stored view is the truth of a sampled one
@@ -146,15 +141,3 @@ def _true_normals(angles: np.ndarray, subject: Subject, config: Config) -> np.nd
     if config.model.normals_frame == "world":
         normals = cameras.normals_to_camera(normals, poses)
     return cameras.normals_to_world(normals, cameras.orbit(*angles.T))
-
-
-def write(
-    image: Image.Image, name: str, step: int, workdir: pathlib.Path, writer: SummaryWriter | None
-) -> None:
-    """Write an image to `workdir/samples/<name>_<step>.png`, in the first process only."""
-    if writer is None:
-        return
-    folder = workdir / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    image.save(folder / f"{name}_{step:07d}.png")
-    writer.add_image(name, np.asarray(image), step, dataformats="HWC")

@@ -12,6 +12,7 @@ from benchmarks import measuring, sampler, train_step
 from launch import programs
 from spinmeround_jax.config import load_config
 from spinmeround_jax.models import parameters
+from spinmeround_jax.training import flops
 from tests.support.synthetic_shards import SIZE, write_dataset
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -56,9 +57,8 @@ def test_train_step_from_images_and_its_largest_operations(tmp_path, capsys):
     here = ["--data", str(tmp_path / "data"), "--config.data.max_frontal_yaw=180"]
     found = report(train_step, tmp_path, *here, "--profile")
     assert found["batch"] == {"examples": 1, "views": 8, "images": True}
-    forward_flops = 3 * programs.forward_flops(small_config())
     speed = found["speed"]
-    assert speed["flops"] == forward_flops + programs.encoder_flops(small_config())
+    assert speed["flops"] == 3 * flops.of_unet(small_config()) + flops.of_encoder(small_config())
     seconds = found["seconds_per_step"]["as trained"]
     assert speed["flops_per_second"] == pytest.approx(speed["flops"] / seconds)
     shares = [operation["share"] for operation in found["operations"]]

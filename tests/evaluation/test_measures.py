@@ -113,13 +113,6 @@ def test_summary_is_of_the_subjects_that_were_measured():
     assert width == pytest.approx(2 * 1.96 / 20, rel=0.15)
 
 
-def test_ticks_are_round_and_inside():
-    assert charts.ticks(0.0, 10.0) == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
-    assert charts.ticks(14.2, 17.9) == [15.0, 16.0, 17.0]
-    assert charts.ticks(-0.012, 0.031) == [-0.01, 0.0, 0.01, 0.02, 0.03]
-    assert charts.ticks(3.0, 3.0) == [3.0]
-
-
 def test_plots_show_every_row_where_it_is():
     scores = [
         Score("<a>", "model", {"psnr": np.array([[10.0, 12.0], [14.0, 16.0]])}),

@@ -30,16 +30,21 @@ DATA = DataConfig(
 )  # fmt: skip
 
 
-class Writer:
-    """Stands in for TensorBoard's."""
+class Log:
+    """Stands in for `RunLog`; keeps what is lost, too."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
 
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        if name.endswith("/loss"):
+    def metrics(self, name: str, step: int, values: dict[str, float]) -> None:
+        if "loss" in values:
             with self.path.open("a") as file:
-                file.write(json.dumps([step, value]) + "\n")
+                file.write(json.dumps([step, values["loss"]]) + "\n")
+
+    def begin(self, name: str, step: int) -> None: ...
+    def report(self, changes: list) -> None: ...
+    def goodput(self, seconds: float) -> float:
+        return 0.0
 
 
 def main(directory: str, workdir: str, steps: str, pause: str, workers: str = "0") -> None:
@@ -87,7 +92,7 @@ def main(directory: str, workdir: str, steps: str, pause: str, workers: str = "0
         loop.run(
             "line", slow_step, state, loader, saved, mesh=mesh, steps=int(steps), batch_size=12,
             cadence=loop.Cadence(log=1, evaluate=10**6, sample=10**6, checkpoint=10),
-            writer=Writer(work / "losses.jsonl") if jax.process_index() == 0 else None,
+            log=Log(work / "losses.jsonl") if jax.process_index() == 0 else None,
             on_evaluate=lambda state: {}, on_sample=lambda state, step: None,
         )  # fmt: skip
     except loop.Preempted as message:
