@@ -176,20 +176,29 @@ def _read_nerfstudio(folder: pathlib.Path) -> list[Photo]:
 
 
 def _colmap_model(folder: pathlib.Path) -> pathlib.Path | None:
-    for place in (folder / "sparse" / "0", folder / "sparse", folder):
+    for place in (*_colmap_models(folder), folder / "sparse", folder):
         if any((place / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt")):
             return place
     return None
 
 
+def _colmap_models(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted((folder / "sparse").glob("[0-9]*/"))
+
+
 def _read_colmap(folder: pathlib.Path) -> list[Photo]:
+    place = _colmap_model(folder)
+    if len(models := _colmap_models(folder)) > 1:
+        raise InputError(
+            f"{folder / 'sparse'}: holds {len(models)} models, as where COLMAP cannot join all photos; keep "
+            "the folder of the best one (colmap model_analyzer tells), or take more photos and match again"
+        )
     try:
         import pycolmap
     except ImportError as error:
         raise InputError(
             f"{folder}: COLMAP's files need pycolmap: pip install '.[captures]'"
         ) from error
-    place = _colmap_model(folder)
     try:
         model = pycolmap.Reconstruction(str(place))
         found = [

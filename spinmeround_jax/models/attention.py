@@ -80,9 +80,15 @@ def attention(
 def attention_on_cpu(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
     """As `attention`, as plain matrix products: XLA's CPU backend is slow for other einsums."""
 
+    scale = q.shape[-1] ** -0.5
+
     def one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """(..., heads, s, d), (..., heads, t, d) twice -> (..., heads, s, d)."""
-        logits = (q * q.shape[-1] ** -0.5 @ jnp.swapaxes(k, -1, -2)).astype(jnp.float32)
+        # In 16 bits scaled after the product, which is exact; in float32 before it, where there is less.
+        before, after = (1.0, scale) if q.dtype.itemsize < 4 else (scale, 1.0)
+        logits = after * jnp.matmul(
+            before * q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32
+        )
         if causal:
             logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, -jnp.inf)
         return nnx.softmax(logits, axis=-1).astype(v.dtype) @ v

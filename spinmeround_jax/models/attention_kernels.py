@@ -46,7 +46,8 @@ def flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
     """Softmax attention, q (n, s, heads, d), k and v (n, t, heads, d) -> (n, s, heads, d).
 
-    Tokens are padded to multiples of 128; padded keys are in another segment than the queries.
+    Tokens are padded to multiples of 128; padded keys are in another segment than the queries. The kernel has
+    no scale of its own: queries are scaled, and rounded to their dtype, before the product.
 
     Args:
         interpret: run without a TPU, slowly, for tests.

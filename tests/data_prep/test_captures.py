@@ -463,6 +463,17 @@ def test_colmap_calibrates_stored_pixels_of_its_own_size(tmp_path):
         readers.read(tmp_path)
 
 
+def test_one_of_several_colmap_models_is_not_taken_silently(tmp_path):
+    for number in range(2):
+        (tmp_path / "sparse" / str(number)).mkdir(parents=True)
+        (tmp_path / "sparse" / str(number) / "cameras.txt").touch()
+    with pytest.raises(InputError, match="sparse: holds 2 models"):
+        readers.read(tmp_path)
+    (tmp_path / "sparse" / "0" / "cameras.txt").unlink()
+    (tmp_path / "sparse" / "0").rmdir()
+    assert readers.kind_of(tmp_path) == "colmap"
+
+
 # --------------------------------------------------------------------------------------------------
 # The command
 
