@@ -31,17 +31,19 @@ from spinmeround_jax.results import layout
 from spinmeround_jax.results.head_folder import Heads
 from spinmeround_jax.splats import nvidia, scene, views
 from spinmeround_jax.splats.fit import FitSettings, fit, views_sha256
-from spinmeround_jax.splats.folder import GENERATOR, REPORT, Reconstruction
+from spinmeround_jax.splats.folder import GENERATOR, REPORT, Reconstruction, write_video
 from spinmeround_jax.splats.gaussians import MAX_DEGREE
 from spinmeround_jax.splats.scene import Scene
+from spinmeround_jax.video import mp4
 
 DESCRIPTION = """3D Gaussians of a head from views with cameras: those of sample, or any transforms.json
 in nerfstudio's convention with images of one size, 32 to 2048 pixels, and masks or transparency if they have a
 background (docs/transforms.md).
 
-Every input gets a folder: splats.ply (for the usual viewers of 3D Gaussian splatting), viewer.html (a page
-that needs no network), mesh.glb and mesh.ply, turntable.webp, report.json with the distances to the views that
-were held out, and views/, normals/ and transforms.json: the given views rendered from the Gaussians."""
+Every input gets a folder: splats.ply (for the usual viewers of 3D Gaussian splatting), splats.glb (glTF),
+viewer.html (a page that needs no network), mesh.glb and mesh.ply (coloured vertices), mesh_textured.glb,
+turntable.webp, report.json with the distances to the views that were held out, and views/, normals/ and
+transforms.json: the given views rendered from the Gaussians."""
 
 EXAMPLES = """examples:
   # the heads of `make demo`
@@ -56,6 +58,9 @@ EXAMPLES = """examples:
 
   # views of something else, on black
   python -m spinmeround_jax.reconstruct scan/transforms.json --background 0,0,0
+
+  # turntable.mp4, also of heads that are finished; python -m spinmeround_jax.video makes others
+  python -m spinmeround_jax.reconstruct out/demo/parametric-* --out out/splats --video
 
 The same command resumes a killed run."""
 
@@ -125,7 +130,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--rasteriser", choices=nvidia.RASTERISERS, default="auto",
         help="auto: splax on an NVIDIA GPU if it is installed, else the one in JAX (auto)",
     )  # fmt: skip
-    how.add_argument("--no-mesh", action="store_true", help="write no mesh.glb and mesh.ply")
+    how.add_argument("--no-mesh", action="store_true", help="write no meshes")
+    how.add_argument("--video", action="store_true", help="write turntable.mp4, too (720 pixels)")
     how.add_argument("--overwrite", action="store_true", help="reconstruct finished heads again")
     return parser
 
@@ -223,6 +229,7 @@ def fit_and_draw(
         "generator": GENERATOR,
         "settings": dataclasses.asdict(settings),
         "image_size": list(given.size),
+        "background": given.background.tolist(),
         "views": len(given),
         "up": given.up,
         "masks_from": dict(collections.Counter(given.masks_from)),
@@ -303,7 +310,7 @@ def reconstruct_file(
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options that decide the result, besides the views."""
-    left_out = ("input", "out", "overwrite", "rasteriser")
+    left_out = ("input", "out", "overwrite", "rasteriser", "video")
     return {name: value for name, value in vars(args).items() if name not in left_out}
 
 
@@ -314,6 +321,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 def run(args: argparse.Namespace, command: str) -> int:
     """Carry out the command; returns the exit code. InputError before anything is written."""
     files.check_writable(args.out)
+    if args.video:
+        mp4.check()
     named = name_inputs(args.input)
     background = parse_background(args.background)
     settings = settings_of(args)
@@ -337,13 +346,17 @@ def run(args: argparse.Namespace, command: str) -> int:
         folder = args.out / name
         try:
             given = scene.load(file, background, args.up)
-            if is_finished(folder, views_sha256=views_sha256(given)):
-                print(f"{folder}: already done")
-                continue
-            report = reconstruct_file(given, file, folder, args, command)
+            finished = is_finished(folder, views_sha256=views_sha256(given))
+            if not finished:
+                report = reconstruct_file(given, file, folder, args, command)
+            if args.video and not (video := folder / mp4.NAME).exists():
+                write_video(video, folder, mp4.DEFAULT, nvidia.choose(args.rasteriser))
         except (InputError, ImportError, OSError) as error:
             failed += 1
             print(f"error: {cli.message(error)}", file=sys.stderr)
+            continue
+        if finished:
+            print(f"{folder}: already done")
             continue
         kind = "held_out" if "held_out" in report["distances"] else "fitted"
         figures = (f"{key} {value:g}" for key, value in report["distances"][kind].items())

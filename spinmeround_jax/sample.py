@@ -36,6 +36,7 @@ from spinmeround_jax.photo.prepare import Models, Options
 from spinmeround_jax.requests import Job, Request
 from spinmeround_jax.results import head_folder, layout, page
 from spinmeround_jax.results.head_folder import Heads
+from spinmeround_jax.video import mp4
 from spinmeround_jax.weights import remote
 
 DESCRIPTION = """Views all around a head, with normals, from one portrait and its identity.
@@ -64,6 +65,9 @@ EXAMPLES = """examples:
   # new people; people between two identities
   python -m spinmeround_jax.sample --checkpoint weights/quickstart --unconditional 4
   python -m spinmeround_jax.sample --checkpoint weights/quickstart --interpolate a.npy b.npy
+
+  # turntable.mp4 in every head's folder, finished heads too; python -m spinmeround_jax.video makes others
+  ... --video
 
   # three photos of one person
   python -m spinmeround_jax.sample --checkpoint weights/quickstart \\
@@ -155,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "bfloat16"), default="float32",
         help="of the networks; bfloat16 for GPUs and TPUs (float32)",
     )  # fmt: skip
+    how.add_argument("--video", action="store_true", help="write turntable.mp4, too (720 pixels)")
     how.add_argument("--overwrite", action="store_true", help="sample finished heads again")
     how.add_argument(
         "--no-compilation-cache", action="store_true", help="do not store compiled programs"
@@ -308,6 +313,8 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         use_compilation_cache()
     trajectory = parse_trajectory(args)
     files.check_writable(args.out)
+    if args.video:
+        mp4.check()
     description = checkpoints.describe(args.checkpoint)
     guide = None if args.guide is None else checkpoints.describe(args.guide)
     names = [field.name for field in dataclasses.fields(SamplingConfig)]
@@ -369,8 +376,17 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
                     pipeline, batch, is_missing, trajectory, common, args, photos.models
                 )
 
+    unwritten = len(errors)
+    for folder in (args.out / request.name for request in wanted if args.video):
+        if folder.is_dir() and not (video := folder / mp4.NAME).exists():
+            try:
+                mp4.write_views(video, folder, mp4.DEFAULT)
+            except (InputError, OSError) as error:
+                errors.append(cli.message(error))
+                print(f"error: {errors[-1]}", file=sys.stderr)
+
     skipped = len(wanted) - len(missing)
-    print(f"{len(missing) - len(errors)} written, {skipped} skipped, {len(errors)} failed")
+    print(f"{len(missing) - unwritten} written, {skipped} skipped, {len(errors)} failed")
     for error in errors:  # again: the first may have scrolled away
         print(f"failed: {error}")
     if skipped:

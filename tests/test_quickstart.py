@@ -11,7 +11,7 @@ from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 TINY = {
-    "VIEWS": 4,
+    "VIEWS": 8,
     "SPLATS": {"steps": 4, "count": 200, "lpips": 0.0},
     "HEADS": ["--subjects=2", "--held-out=1", "--size=16", "--views=12", "--samples=1"],
     "TRAINING": [
@@ -44,7 +44,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
         if "parameters" in cell["metadata"].get("tags", ()):
             names |= {**TINY, "OUT": tmp_path}
     assert names["code"] == 0
-    assert names["heads"].images.shape == (1, 4, 16, 16, 3)  # of the model trained here
+    assert names["heads"].images.shape == (1, 8, 16, 16, 3)  # of the model trained here
     assert checkpoints.load_model(tmp_path / "run" / "model").config.views == 4
     for file in ("views/index.html", "splats/viewer.html", "run/report.html"):
         assert (tmp_path / file).is_file()

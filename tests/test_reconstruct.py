@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 
+import av
 import numpy as np
 import pytest
 import trimesh
@@ -14,6 +15,7 @@ from spinmeround_jax import files, reconstruct
 from spinmeround_jax.splats import folder as splat_outputs
 from spinmeround_jax.splats import scene as scenes
 from spinmeround_jax.splats.ply import read_ply
+from spinmeround_jax.video import mp4
 from tests.support.splat_views import ellipsoid, ring, write
 
 FAST = ["--lpips", "0", "--steps", "20", "--count", "200", "--degree", "0"]
@@ -41,6 +43,13 @@ def test_what_is_written(done):
     assert report["distances"]["held_out"]["psnr"] > 15.0
     assert report["left_out"] == {}
     assert len(trimesh.load(folder / "mesh.glb", force="mesh").faces) > 500
+    textured = trimesh.load(folder / "mesh_textured.glb", force="mesh")
+    assert len(textured.faces) > 500 and textured.visual.material.baseColorTexture.size == (
+        512,
+        512,
+    )
+    (cloud,) = trimesh.load(folder / "splats.glb").geometry.values()
+    assert len(cloud.vertices) == 200
     page = (folder / "viewer.html").read_text()
     assert "<title>" in page and "alice" in page
     with Image.open(folder / "turntable.webp") as turn:
@@ -67,6 +76,22 @@ def test_done_before(done, capsys):
     told = capsys.readouterr().err
     assert "seed: 0 -> 1" in told and "--overwrite" in told and "steps" not in told
     assert (folder / "report.json").stat().st_mtime_ns == stamp
+
+
+def test_video_of_a_finished_head(done, monkeypatch, capsys):
+    given, folder, _ = done
+    monkeypatch.setattr(mp4, "DEFAULT", mp4.Turn(height=32, fps=4, seconds=1.0))
+    arguments = [str(given), "--out", str(folder.parent), *FAST, "--video"]
+    assert reconstruct.main(arguments) == 0
+    assert "already done" in capsys.readouterr().out
+    with av.open(str(folder / mp4.NAME)) as video:
+        assert [f.to_ndarray(format="rgb24").shape for f in video.decode(video=0)] == [
+            (32, 64, 3)
+        ] * 4
+    stamp = (folder / mp4.NAME).stat().st_mtime_ns
+    assert reconstruct.main(arguments) == 0
+    assert (folder / mp4.NAME).stat().st_mtime_ns == stamp
+    (folder / mp4.NAME).unlink()
 
 
 def test_views_are_known_by_what_they_hold(done, tmp_path, capsys):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from spinmeround_jax.photo import portraits
 from spinmeround_jax.photo.likeness import Likeness
 from spinmeround_jax.results import head_folder, layout, page, transforms
 from spinmeround_jax.results.head_folder import Heads
+from spinmeround_jax.video import mp4
 from tests.support.tiny_model import CONFIG, random_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -271,6 +273,17 @@ def test_new_people_and_interpolation(command, tmp_path):
     assert code == 0
     assert (tmp_path / "out" / "a_to_b_02" / "views").is_dir()
     assert (tmp_path / "out" / "index.html").read_text().count("<article>") == 5
+
+
+def test_video_of_finished_heads(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(mp4, "DEFAULT", mp4.Turn(height=SIZE, fps=4, seconds=1.0))
+    arguments = ("--input", portrait(tmp_path / "alice.png"), "--yaw-pitch", "0,0 90,0")
+    assert command(*arguments)[0] == 0
+    code, text, _ = command(*arguments, "--video")
+    assert code == 0 and "0 written, 1 skipped, 0 failed" in text
+    with av.open(str(tmp_path / "out" / "alice" / mp4.NAME)) as video:
+        (stream,) = video.streams
+        assert (stream.frames, stream.width, stream.height) == (4, 2 * SIZE, SIZE)
 
 
 def test_three_views_of_one_person(command, tmp_path):

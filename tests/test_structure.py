@@ -12,14 +12,14 @@ from tests.support.paths import ROOT
 FLOORS = [  # names below spinmeround_jax; the first floor is the lowest
     {"cameras", "cli", "files", "schema", "startup", "metrics", "sharding"},
     {"models", "photo"},
-    {"config", "results", "weights"},
+    {"config", "results", "video", "weights"},
     {"checkpoints"},
     {"data", "diffusion"},
     {"training", "requests"},
     {"splats", "evaluation"},
     {
         "train", "sample", "evaluate", "evaluation.figures", "reconstruct",
-        "convert", "app",
+        "convert", "app", "video.__main__",
     },
 ]  # fmt: skip
 HEAVY = {  # package: the modules that may import it
@@ -33,7 +33,11 @@ HEAVY = {  # package: the modules that may import it
         "spinmeround_jax.metrics",
         "spinmeround_jax.splats.mesh",
     },
-    "trimesh": {"data_prep.scans.textured", "spinmeround_jax.splats.mesh"},
+    "trimesh": {
+        "data_prep.scans.textured",
+        "spinmeround_jax.splats.mesh",
+        "spinmeround_jax.splats.texture",
+    },
     "pycolmap": {"data_prep.calibrated.readers"},
     "ml_collections": {
         "spinmeround_jax.config",
@@ -48,6 +52,7 @@ HEAVY = {  # package: the modules that may import it
     "rembg": {"spinmeround_jax.photo.background"},
     "pillow_heif": {"spinmeround_jax.photo.images"},
     "splax": {"spinmeround_jax.splats.nvidia"},
+    "av": {"spinmeround_jax.video.mp4"},
     "gradio": {"spinmeround_jax.app.page"},
     "fastapi": {"spinmeround_jax.app.page"},
     "uvicorn": {"spinmeround_jax.app.page"},

@@ -1,9 +1,11 @@
 """The folder that reconstruction writes: one per head, complete or absent.
 
-splats.ply, viewer.html          the Gaussians, and a page to spin them
-mesh.glb, mesh.ply               the surface
+splats.ply, splats.glb           the Gaussians: 3DGS's format, glTF
+viewer.html                      a page to spin them
+mesh.glb, mesh.ply               the surface with colours of vertices
+mesh_textured.glb                the surface with a texture
 views/, normals/, transforms.json  the given cameras, drawn from the Gaussians
-turntable.webp                   images and normals side by side, moving
+turntable.webp                   images and normals side by side, moving (turntable.mp4: `write_video`)
 report.json                      settings, distances, what was left out
 """
 
@@ -14,21 +16,28 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
+from spinmeround_jax import cameras, schema
 from spinmeround_jax.files import InputError, new_folder
 from spinmeround_jax.photo.images import to_uint8
 from spinmeround_jax.results import transforms
 from spinmeround_jax.results.head_folder import write_turntable
-from spinmeround_jax.splats import mesh, scene, viewer, views
+from spinmeround_jax.splats import mesh, scene, texture, viewer, views
 from spinmeround_jax.splats.gaussians import Gaussians
-from spinmeround_jax.splats.ply import write_ply
+from spinmeround_jax.splats.gltf import write_glb
+from spinmeround_jax.splats.ply import read_ply, write_ply
+from spinmeround_jax.splats.rasterise import render
 from spinmeround_jax.splats.scene import Scene
+from spinmeround_jax.video import mp4
 
 REPORT = "report.json"
+SPLATS = "splats.ply"
 GENERATOR = "spinmeround_jax.reconstruct"
 TURN_VIEWS = 48
 
@@ -69,7 +78,7 @@ def write_folder(
     Splats of which no mesh or page can be made are kept: `report` then says why, under "left_out".
     """
     with new_folder(folder) as partial:
-        write_ply(partial / "splats.ply", gaussians)
+        write_ply(partial / SPLATS, gaussians)
         names = [file_name(i, name) for i, name in enumerate(given.names)]
         for kind, pictures in (("views", 2 * drawn.images - 1), ("normals", drawn.normals)):
             (partial / kind).mkdir()
@@ -81,7 +90,9 @@ def write_folder(
             normals_space="world",
             applied_transform=given.applied_transform[:3].tolist(),
         )
-        turn = views.draw_views(gaussians, given, views.orbit(given, TURN_VIEWS))
+        turn = views.draw_views(
+            gaussians, given, views.orbit(given, cameras.turntable(TURN_VIEWS)[:, 0])
+        )
         write_turntable(partial / "turntable.webp", 2 * turn.images - 1, turn.normals)
         report["left_out"] = {}
         try:
@@ -89,10 +100,14 @@ def write_folder(
         except InputError as error:
             report["left_out"]["viewer.html"] = str(error)
         try:
+            write_glb(partial / "splats.glb", gaussians)
+        except InputError as error:
+            report["left_out"]["splats.glb"] = str(error)
+        try:
             if with_mesh:
                 write_meshes(partial, given, drawn)
         except InputError as error:
-            report["left_out"]["mesh.glb, mesh.ply"] = str(error)
+            report["left_out"]["mesh.glb, mesh.ply, mesh_textured.glb"] = str(error)
         write_json(partial / REPORT, report)
 
 
@@ -114,6 +129,36 @@ def transforms_views(given: Scene, names: list[str]) -> list[transforms.View]:
     ]
 
 
+def write_video(
+    path: pathlib.Path,
+    folder: pathlib.Path,
+    turn: mp4.Turn,
+    draw: Callable[..., dict[str, jax.Array]] = render,
+) -> None:
+    """Video of the Gaussians in a folder of this module, from where its cameras stand.
+
+    Raises:
+        InputError: naming the file, if the folder cannot be read.
+        OSError: the video cannot be written.
+    """
+    colour = schema.record({"background": schema.array(schema.number(0, 1), 3, 3)})
+    try:
+        background = np.array(schema.read(folder / REPORT, colour)["background"])
+    except (OSError, ValueError):  # not there, or from before it was recorded
+        background = np.ones(3)
+    gaussians = read_ply(folder / SPLATS)
+    given = scene.load(folder, background)
+    phases = turn.phases()
+    size = (turn.height, turn.width(*given.size[::-1]))
+
+    def frames() -> Iterator[np.ndarray]:
+        for drawn in views.turn(gaussians, given, 360.0 * phases, size, draw):
+            kinds = (2 * drawn.images[0] - 1, drawn.normals[0])
+            yield to_uint8(np.concatenate(kinds if turn.normals else kinds[:1], axis=1))
+
+    mp4.write(path, frames(), turn.fps, len(phases))
+
+
 def write_viewer(path: pathlib.Path, gaussians: Gaussians, given: Scene, title: str) -> None:
     """The page, from where the cameras stood and with their field of view."""
     middle, _ = scene.middle_and_radius(given)
@@ -129,11 +174,12 @@ def write_meshes(folder: pathlib.Path, given: Scene, drawn: views.Drawn) -> None
     normals = drawn.normals
     if given.normals is not None:
         normals = np.where(given.has_normals[:, None, None, None], given.normals, normals)
-    surface = mesh.extract(
-        drawn.images, drawn.alpha, drawn.depth, normals, given.world_to_camera, given.focal, given.centre
-    )  # fmt: skip
+    cameras_of = (given.world_to_camera, given.focal, given.centre)
+    surface = mesh.extract(drawn.images, drawn.alpha, drawn.depth, normals, *cameras_of)
+    textured = texture.bake(surface, drawn.images, drawn.alpha, drawn.depth, *cameras_of)
     mesh.write_ply(folder / "mesh.ply", surface)
     mesh.write_glb(folder / "mesh.glb", surface)
+    texture.write_glb(folder / "mesh_textured.glb", textured)
 
 
 def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:

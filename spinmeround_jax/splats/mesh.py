@@ -328,15 +328,16 @@ def write_glb(
         OSError: the file cannot be written; there is then none, or the old one.
     """
     surface = _as_trimesh(mesh, metres_per_unit)
-    srgb = mesh.colours.astype(np.float64)
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     # Floats: 8 bits of linear light are too coarse for hair. trimesh would write colours as 8 bits, so
     # they go as an attribute of our own, which then gets glTF's name.
-    surface.vertex_attributes["LINEAR"] = linear.astype(np.float32)
-    content = trimesh.Scene(surface).export(
-        file_type="glb", include_normals=True, tree_postprocessor=_finish_gltf
-    )
-    write_atomically(pathlib.Path(path), content)
+    surface.vertex_attributes["LINEAR"] = to_linear(mesh.colours).astype(np.float32)
+    export_glb(pathlib.Path(path), surface)
+
+
+def to_linear(srgb: np.ndarray) -> np.ndarray:
+    """sRGB in [0, 1] -> linear light, float64."""
+    srgb = np.asarray(srgb, np.float64)
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 def _as_trimesh(mesh: Mesh, scale: float) -> trimesh.Trimesh:
@@ -345,16 +346,21 @@ def _as_trimesh(mesh: Mesh, scale: float) -> trimesh.Trimesh:
     )
 
 
+def export_glb(path: pathlib.Path, surface: trimesh.Trimesh) -> None:
+    """Write a surface that has a material, or else the attribute LINEAR; it is shown unlit."""
+    content = trimesh.Scene(surface).export(
+        file_type="glb", include_normals=True, tree_postprocessor=_finish_gltf
+    )
+    write_atomically(path, content)
+
+
 def _finish_gltf(tree: dict) -> None:
     tree["asset"]["generator"] = "spinmeround_jax"
     tree["extensionsUsed"] = ["KHR_materials_unlit"]
-    tree["materials"] = [
-        {
-            "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0},
-            "extensions": {"KHR_materials_unlit": {}},
-        }
-    ]
+    plain = {"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}
+    (material,) = tree.setdefault("materials", [plain])
+    material["extensions"] = {"KHR_materials_unlit": {}}
     for primitive in (p for mesh in tree["meshes"] for p in mesh["primitives"]):
         primitive["material"] = 0
-        attributes = primitive["attributes"]
-        attributes["COLOR_0"] = attributes.pop("_LINEAR")
+        if "_LINEAR" in (attributes := primitive["attributes"]):
+            attributes["COLOR_0"] = attributes.pop("_LINEAR")

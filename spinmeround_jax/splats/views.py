@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 
 from spinmeround_jax import cameras, metrics
 from spinmeround_jax.splats.gaussians import Gaussians
-from spinmeround_jax.splats.rasterise import render
+from spinmeround_jax.splats.rasterise import LOW_PASS, render
 from spinmeround_jax.splats.scene import Scene, camera_positions, middle_and_radius
 
 CAPACITY = 512  # Gaussians per tile, of images to look at
@@ -35,6 +35,7 @@ def draw_views(
     scene: Scene,
     world_to_camera: np.ndarray | None = None,
     draw: Callable[..., dict[str, jax.Array]] = render,
+    capacity: int = CAPACITY,
 ) -> Drawn:
     """Draw with the scene's intrinsics and background, at its own cameras or at (v, 4, 4) others."""
     poses = scene.world_to_camera if world_to_camera is None else world_to_camera
@@ -49,7 +50,7 @@ def draw_views(
                 scene.size,
                 jnp.asarray(scene.background, jnp.float32),
                 centre,
-                CAPACITY,
+                capacity,
             )
         )
         for pose in poses
@@ -64,13 +65,48 @@ def draw_views(
     )
 
 
-def orbit(scene: Scene, views: int, pitch: float = 0.0) -> np.ndarray:
-    """(views, 4, 4) cameras all around the middle of the scene, at its cameras' median distance."""
+def orbit(scene: Scene, yaw: np.ndarray, pitch: float = 0.0) -> np.ndarray:
+    """(v, 4, 4) cameras at (v,) azimuths around the middle of the scene, at its cameras' median distance."""
     middle, _ = middle_and_radius(scene)
     distance = np.median(np.linalg.norm(camera_positions(scene.world_to_camera) - middle, axis=-1))
-    poses = cameras.orbit(cameras.turntable(views)[:, 0], pitch)
+    poses = cameras.orbit(yaw, pitch)
     poses[:, :3, 3] = np.array([0.0, 0.0, -distance]) - poses[:, :3, :3] @ middle
     return poses
+
+
+def turn(
+    gaussians: Gaussians,
+    scene: Scene,
+    yaw: np.ndarray,
+    size: tuple[int, int],
+    draw: Callable[..., dict[str, jax.Array]] = render,
+) -> Iterator[Drawn]:
+    """One view of (height, width) pixels at each azimuth as `orbit`, with the scene's vertical field of view.
+
+    In the views of the fit the low-pass filter hides what is thinner than a pixel. Where pixels are smaller,
+    Gaussians are widened by as much (as in Mip-Splatting, Yu et al. 2024), else needles show.
+    """
+    scale = size[0] / scene.size[0]
+    enlarged = dataclasses.replace(
+        scene,
+        images=np.empty((0, *size, 3)),
+        focal=scale * scene.focal,
+        centre=scale * scene.centre,
+    )
+    poses = orbit(scene, yaw)
+    middle, _ = middle_and_radius(scene)
+    distance = np.linalg.norm(camera_positions(poses) - middle, axis=-1).mean()
+    pixel = distance / scene.focal.mean()
+    blur = LOW_PASS * max(0.0, 1.0 - 1.0 / scale**2) * pixel**2
+    widened = 0.5 * jnp.log(jnp.exp(2.0 * gaussians.log_scales) + blur)
+    gaussians = dataclasses.replace(gaussians, log_scales=widened)
+    capacity = 64  # few Gaussians reach a small tile, and time is proportional to the room for them
+    for pose in poses:
+        drawn = draw_views(gaussians, enlarged, pose[None], draw, capacity)
+        while drawn.overflow and capacity < CAPACITY:
+            capacity *= 2
+            drawn = draw_views(gaussians, enlarged, pose[None], draw, capacity)
+        yield drawn
 
 
 def measure(drawn: Drawn, scene: Scene) -> dict[str, np.ndarray]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import struct
-
 import numpy as np
 import pytest
 import trimesh
 
 from spinmeround_jax import cameras
 from spinmeround_jax.files import InputError
-from spinmeround_jax.splats import mesh
+from spinmeround_jax.splats import mesh, texture
+from tests.support.gltf import attributes, chunks
 
 SIZE = 48
 AXES = np.array([0.18, 0.23, 0.16])
@@ -151,22 +149,9 @@ def test_ply_is_read_back(made, tmp_path):
     np.testing.assert_allclose(colours, made.colours, atol=0.51 / 255)
 
 
-def gltf(content: bytes) -> tuple[dict, bytes]:
-    """The two chunks of a .glb, whose lengths and marks are checked (glTF 2.0, section 4.4)."""
-    magic, version, length = struct.unpack_from("<4sII", content)
-    assert (magic, version, length) == (b"glTF", 2, len(content))
-    json_length, json_mark = struct.unpack_from("<I4s", content, 12)
-    start = 20 + json_length
-    binary_length, binary_mark = struct.unpack_from("<I4s", content, start)
-    assert (json_mark, binary_mark) == (b"JSON", b"BIN\0")
-    assert json_length % 4 == binary_length % 4 == 0
-    assert start + 8 + binary_length == len(content)
-    return json.loads(content[20:start]), content[start + 8 :]
-
-
 def test_glb_is_what_gltf_asks_for(made, tmp_path):
     mesh.write_glb(tmp_path / "a.glb", made)
-    tree, binary = gltf((tmp_path / "a.glb").read_bytes())
+    tree, _ = chunks((tmp_path / "a.glb").read_bytes())
     assert tree["asset"]["version"] == "2.0"
     (primitive,) = (p for m in tree["meshes"] for p in m["primitives"])
     assert primitive.get("mode", 4) == 4
@@ -174,30 +159,17 @@ def test_glb_is_what_gltf_asks_for(made, tmp_path):
         tree["materials"][primitive["material"]]["extensions"]
     )
 
-    def read(index: int, kind: str, component: int, dtype: str) -> np.ndarray:
-        accessor = tree["accessors"][index]
-        assert (accessor["type"], accessor["componentType"]) == (kind, component)
-        view = tree["bufferViews"][accessor["bufferView"]]
-        start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
-        assert start % 4 == 0
-        columns = {"VEC3": 3, "SCALAR": 1}[kind]
-        values = np.frombuffer(binary, dtype, accessor["count"] * columns, start)
-        if "min" in accessor:
-            shaped = values.reshape(-1, columns)
-            np.testing.assert_allclose(shaped.min(0), np.ravel(accessor["min"]), rtol=1e-6)
-            np.testing.assert_allclose(shaped.max(0), np.ravel(accessor["max"]), rtol=1e-6)
-        return values.reshape(-1, columns) if columns > 1 else values
-
-    positions = read(primitive["attributes"]["POSITION"], "VEC3", 5126, "<f4")
     assert {"min", "max"} <= set(tree["accessors"][primitive["attributes"]["POSITION"]])
+    _, values = attributes((tmp_path / "a.glb").read_bytes())
+    assert set(values) == {"POSITION", "NORMAL", "COLOR_0"}
+    positions = values["POSITION"]
     np.testing.assert_allclose(positions, mesh.METRES_PER_UNIT * made.vertices, atol=1e-6)
-    indices = read(primitive["indices"], "SCALAR", 5125, "<u4")
-    np.testing.assert_array_equal(indices.reshape(-1, 3), made.faces)
-    normals = read(primitive["attributes"]["NORMAL"], "VEC3", 5126, "<f4")
-    np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1.0, atol=1e-3)
-    linear = read(primitive["attributes"]["COLOR_0"], "VEC3", 5126, "<f4")
+    np.testing.assert_allclose(np.linalg.norm(values["NORMAL"], axis=-1), 1.0, atol=1e-3)
+    linear = values["COLOR_0"]
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     np.testing.assert_allclose(srgb, made.colours, atol=1e-4)
+    read = trimesh.load(tmp_path / "a.glb", process=False).to_mesh()
+    np.testing.assert_array_equal(read.faces, made.faces)
     # Whatever stands above the mesh in the scene moves nothing.
     loaded = trimesh.load(tmp_path / "a.glb").to_mesh()
     np.testing.assert_allclose(loaded.bounds, [positions.min(0), positions.max(0)], atol=1e-6)
@@ -209,6 +181,64 @@ def test_front_is_plus_z_and_up_is_plus_y(tmp_path):
     mesh.write_glb(tmp_path / "a.glb", mesh.extract(**egg(centre=shift)))
     middle = trimesh.load(tmp_path / "a.glb").to_mesh().centroid
     np.testing.assert_allclose(middle, 0.6 * shift, atol=0.002)
+
+
+# --------------------------------------------------------------------------------------------------
+# Texture
+
+
+@pytest.fixture(scope="module")
+def textured(made) -> texture.Textured:
+    return texture.bake(
+        made, **{k: v for k, v in egg().items() if k not in ("normals", "resolution")}
+    )
+
+
+def test_charts_do_not_overlap(made, textured):
+    given, faces, uv = texture.unwrap(made, 512)
+    np.testing.assert_array_equal(given[faces], made.faces)  # the same surface, cut
+    assert uv.min() >= 0 and uv.max() <= 1
+    corners = uv[faces]
+    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    area = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
+    assert (area < 0).all()  # counter-clockwise where v points down: nothing is mirrored or folded
+    # Points of the square each lie in one face at most.
+    points = np.random.default_rng(0).uniform(size=(1000, 1, 2))
+    sides = []
+    for i in range(3):
+        along, beside = corners[:, i - 2] - corners[:, i], points - corners[:, i]
+        sides.append(along[:, 0] * beside[..., 1] - along[:, 1] * beside[..., 0])
+    hits = (np.max(sides, axis=0) < 0).sum(-1)
+    assert hits.max() == 1 and (hits == 1).mean() > 0.25
+    np.testing.assert_array_equal(textured.vertices[textured.faces], made.vertices[made.faces])
+
+
+def test_the_texture_shows_what_the_views_show(textured, tmp_path):
+    """Read by trimesh: the colours at the vertices are those of the ellipsoid there."""
+    texture.write_glb(tmp_path / "a.glb", textured)
+    tree, _ = chunks((tmp_path / "a.glb").read_bytes())
+    (material,) = tree["materials"]
+    assert set(material["extensions"]) == {"KHR_materials_unlit"} == set(tree["extensionsUsed"])
+    assert tree["images"][0]["mimeType"] == "image/png"
+    read = trimesh.load(tmp_path / "a.glb", process=False).to_mesh()
+    np.testing.assert_allclose(read.vertices, mesh.METRES_PER_UNIT * textured.vertices, atol=1e-6)
+    colours = read.visual.to_color().vertex_colors[:, :3] / 255.0
+    normals = read.vertices / AXES**2
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    assert abs(colours - (0.5 + 0.5 * normals)).mean() < 0.02
+
+
+def test_unseen_texels_take_the_vertices_colours(made):
+    views = egg()
+    views["images"][:] = 0.0
+    views["depth"][:] *= 1.1  # behind the surface: of no texel
+    views = {k: v for k, v in views.items() if k not in ("normals", "resolution")}
+    textured = texture.bake(made, **views)
+    at = np.floor(512 * textured.uv).astype(int)
+    colours = textured.image[at[:, 1], at[:, 0]] / 255.0
+    normals = textured.vertices / AXES**2
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    assert abs(colours - (0.5 + 0.5 * normals)).mean() < 0.02
 
 
 # --------------------------------------------------------------------------------------------------

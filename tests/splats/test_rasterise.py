@@ -9,10 +9,11 @@ import pytest
 
 from spinmeround_jax import cameras
 from spinmeround_jax.splats import gaussians as gs
-from spinmeround_jax.splats import rasterise
+from spinmeround_jax.splats import rasterise, views
 from spinmeround_jax.splats.gaussians import Gaussians
 from spinmeround_jax.splats.rasterise import render
 from tests.support.splat_scenes import draw, random_gaussians, rotation
+from tests.support.splat_views import ellipsoid, ring
 
 SIZE = 24
 FOCAL = cameras.FOCAL * SIZE
@@ -227,3 +228,19 @@ def test_agrees_with_gsplat():
     drawn = render(scene, pose, FOCAL, SIZE, 0.0)
     np.testing.assert_allclose(drawn["rgb"], rgb.numpy(), atol=2e-4)
     np.testing.assert_allclose(drawn["alpha"], 1 - passed[..., -1].numpy(), atol=2e-4)
+
+
+def test_larger_pictures_show_what_was_fitted():
+    """Needles thinner than a pixel: eight times larger, averaged over 8 x 8 pixels, the picture is the same."""
+    needles = random_gaussians(40, size=1e-4)
+    needles = dataclasses.replace(needles, log_scales=needles.log_scales.at[:, 0].set(np.log(0.05)))
+    scene = ellipsoid(ring(8), 24)
+    yaw = np.array([0.0, 100.0])
+    fitted = views.draw_views(needles, scene, views.orbit(scene, yaw))
+    large = list(views.turn(needles, scene, yaw, (192, 192)))
+    images = np.concatenate([drawn.images for drawn in large])
+    assert images.shape == (2, 192, 192, 3)
+    small = images.reshape(2, 24, 8, 24, 8, 3).mean(axis=(2, 4))
+    contrast = abs(fitted.images - 1.0).mean()
+    assert contrast > 0.05
+    assert abs(small - fitted.images).mean() < 0.15 * contrast

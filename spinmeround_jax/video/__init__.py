@@ -1,0 +1,1 @@
+"""Turntables as MP4."""
