@@ -126,8 +126,16 @@ def test_a_released_file_becomes_a_model(tmp_path, weights, expected, capsys):
     told = capsys.readouterr().out
     assert f"SHA-256 {digest}" in told and "left out: 1 x model_ema.* (moving average" in told
 
-    # `sample` tells it before anything else.
-    options = ("--checkpoint", folder, "--input", tmp_path / "none", "--out", tmp_path / "out")
+    # `sample` says so before it reads its inputs.
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    options = (
+        "--checkpoint",
+        folder,
+        "--input",
+        tmp_path / "broken.png",
+        "--out",
+        tmp_path / "out",
+    )
     assert sample.main([str(option) for option in options]) != 0
     assert f"from spmr.safetensors, SHA-256 {digest}\n" in capsys.readouterr().out
 
