@@ -138,8 +138,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     models.add_argument("--sampler", choices=sorted(SAMPLERS), help="default: the checkpoint's")
     models.add_argument("--temperature", type=cli.real(0, 1), help="default: the checkpoint's")
     models.add_argument(
-        "--sweep", action="append", default=[], metavar="SETTING=VALUE,VALUE",
-        help="a row for each value of a sampling setting, or of anchors",
+        "--sweep", action="append", default=[], metavar="SETTING=VALUE,VALUE[:SETTING=...]",
+        help="a row for each value of a sampling setting, or of anchors; for each combination, with ':'",
     )  # fmt: skip
     models.add_argument("--seed", type=cli.integer(), default=0, help="same seed, same result (0)")
     models.add_argument(
