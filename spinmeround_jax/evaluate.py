@@ -129,7 +129,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     models.add_argument("--data", type=cli.path, help="data_prep's folder, or gs://...")
     models.add_argument(
-        "--steps", type=cli.integer(2), help="sampling steps; default: the checkpoint's"
+        "--steps", type=cli.integer(1), help="sampling steps; default: the checkpoint's"
     )
     models.add_argument("--guidance-scale", type=cli.real(), help="default: the checkpoint's")
     models.add_argument(
