@@ -105,7 +105,6 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         (["spinmeround_jax.reconstruct"], signal.SIGINT, 130),
         (["spinmeround_jax.evaluate"], signal.SIGTERM, 130),
         (["spinmeround_jax.photo"], signal.SIGINT, 130),
-        (["spinmeround_jax.photo.fetch"], signal.SIGINT, 130),
         (["spinmeround_jax.evaluation.figures"], signal.SIGTERM, 130),
         (["data_prep.validate"], signal.SIGINT, 130),
         (["data_prep.export_portraits"], signal.SIGTERM, 130),

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take seconds
-    from spinmeround_jax.startup import end_on_signals
-
-    end_on_signals()
-
 import argparse
 import http.client
 import os
