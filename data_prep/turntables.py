@@ -43,6 +43,7 @@ from spinmeround_jax.photo.pose import FRAMINGS  # noqa: E402
 from spinmeround_jax.photo.prepare import Models  # noqa: E402
 
 _SIDEWAYS, _UPWARDS = 35.0, 25.0  # degrees: some view must show the face, for training, too
+_LOOKED_AT, _AGREEMENT = 64, 0.75  # pixels; share of mask and surface together that both have
 _FACE_SIZE, _FACES = 256, 5  # pixels and number of the views that the identity comes from
 
 EXAMPLES = """examples:
@@ -151,25 +152,31 @@ def view_records(source: Turntables, models: Models, subject: str) -> list[ViewR
     zoom, shift = FRAMINGS[source.framing]
     where = (zoom * scale, rotation, zoom * offset + np.array(shift))
     shots = surface.cut_out_views(photos, where, source.size, models)
-    front = [v for v in shots if abs(v.yaw) <= _SIDEWAYS and abs(v.pitch) <= _UPWARDS]
-    if len(shots) < source.views or not front:
+    if len(shots) < source.views:
         raise InputError(
-            f"{given}: {len(shots)} images can be used, {len(front)} of them from the front; "
-            f"--views {source.views} and one from the front are needed"
+            f"{given}: {len(shots)} images show the person, --views {source.views} are needed"
         )
     checkpoint = source.work / f"{subject}.fit.npz"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     shape = surface.fit_surface(shots, str(given), source.fit_size, source.fit_steps, checkpoint)
+    good = [v for v in shots if surface.moved_back(v, shape, _LOOKED_AT, 1)[2] > _AGREEMENT]
+    front = [v for v in good if abs(v.yaw) <= _SIDEWAYS and abs(v.pitch) <= _UPWARDS]
+    if len(good) < source.views or not front:
+        raise InputError(
+            f"{given}: the person's outline in {len(good)} of {len(shots)} images, {len(front)} of them from "
+            f"the front, is that of the others; --views {source.views} and one from the front are needed; take "
+            "the person before a plain wall, or give masks"
+        )
     if (given / IDENTITY).is_file():
         embedding = portraits.read_identity(given / IDENTITY)
     else:
         front = sorted(front, key=lambda view: np.hypot(view.yaw, view.pitch))[:_FACES]
         drawn = [surface.moved_back(v, shape, _FACE_SIZE)[0] for v in front]
         embedding = identity.embed(models, [on_white(rgba) for rgba in drawn])
-    chosen = surface.spread(shots, source.views)
+    chosen = surface.spread(good, source.views)
     return factory.view_records(
         subject,
-        (surface.moved_back(view, shape, source.size) for view in chosen),
+        (surface.moved_back(view, shape, source.size)[:2] for view in chosen),
         np.array([(view.yaw, view.pitch) for view in chosen]),
         embedding,
         f"data_prep.turntables {subject}",
@@ -189,7 +196,9 @@ def build(args: argparse.Namespace) -> Turntables:
     train, held_out = (
         tuple(name for name in names if (name in chosen) == kept) for kept in (False, True)
     )
-    identity.models(args.models, args.recogniser).check()
+    models = identity.models(args.models, args.recogniser)
+    models.check()
+    _ = models.parser
     return Turntables(
         args.input.resolve(), args.work.resolve(), train, held_out, args.size, args.views, args.frames,
         args.moves, args.fit_size, args.fit_steps, args.framing, args.license, args.recogniser, args.models,

@@ -29,6 +29,7 @@ from spinmeround_jax.splats.scene import Scene
 MARGIN = 0.85  # of the canonical focal length: the surface reaches beyond the images
 _FINER = 1.5  # pixels of the photos' views to one of the data's
 _SMALLEST = 256  # pixels that segmentation looks at
+_BEYOND = 1 / 16  # of an image's side: how far from the surface hair may stand
 _PERSON = 0.03  # of a view must be person
 
 
@@ -116,15 +117,15 @@ def fit_surface(
 
 def moved_back(
     view: View, surface: render.Scene, size: int, samples: int = 3
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, float]:
     """The view from `cameras.RADIUS` in its direction.
 
     Args:
         samples: rays per pixel side, odd.
 
     Returns:
-        (size, size, 4) uint8, straight alpha, and (size, size, 3) normals of the surface times alpha, in the
-        head's frame.
+        (size, size, 4) uint8, straight alpha; (size, size, 3) normals of the surface times alpha, in the
+        head's frame; and how well the view's mask agrees with the surface, intersection over union.
 
     Raises:
         InputError: the surface is not in the image.
@@ -136,7 +137,7 @@ def moved_back(
     if not known.any():
         raise InputError(f"{view.name}: nothing of the head's surface is seen from there")
     # The surface is smoother than the head: beyond its edge it goes on as at its edge.
-    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    beyond, nearest = ndimage.distance_transform_edt(~known, return_indices=True)
     depth, normals = depth[tuple(nearest)], drawn.normals[tuple(nearest)]
     steps = ((np.arange(size) + 0.5) / size - 0.5) / cameras.FOCAL
     # From a camera that stands RADIUS away to one at the photo's distance.
@@ -148,11 +149,14 @@ def moved_back(
     sampled = np.stack(
         [ndimage.map_coordinates(pixels[..., c], at, order=1) for c in range(4)], axis=-1
     )
+    person = sampled[..., 3] > 0.5
+    agreement = float((person & known).sum() / (person | known).sum())
+    sampled[beyond > _BEYOND * size] = 0.0  # what segmentation took for the person
     colours = sampled[..., :3] / np.maximum(sampled[..., 3:], 1e-3)
     rgba = np.dstack([colours, sampled[..., 3:]])
     rgba = np.rint(255.0 * np.clip(rgba, 0, 1)).astype(np.uint8)
     rgba[rgba[..., 3] == 0] = (255, 255, 255, 0)
-    return rgba, normals * (rgba[..., 3:] / np.float32(255.0))
+    return rgba, normals * (rgba[..., 3:] / np.float32(255.0)), agreement
 
 
 def spread(views: Sequence[View], count: int) -> list[View]:
