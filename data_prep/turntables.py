@@ -109,7 +109,9 @@ class Turntables:
         except AssetError:
             raise
         except InputError as error:
-            raise SubjectRejected(str(error)) from error
+            # That is an option of reconstruct.
+            reason = str(error).replace(", or allow it with --one-sided", "")
+            raise SubjectRejected(reason) from error
 
     def settings(self) -> dict[str, Any]:
         names = "\n".join((*self.train, "", *self.held_out)).encode()

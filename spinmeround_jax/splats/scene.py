@@ -151,7 +151,7 @@ def check(scene: Scene, where: str, one_sided: bool = False) -> None:
     if gap >= MAX_GAP and not one_sided:
         raise InputError(
             f"{where}: no camera within {gap:.0f} degrees of azimuth, so one side is never seen; add "
-            "views from there (reconstruct also takes --one-sided)"
+            "views from there, or allow it with --one-sided"
         )
 
 

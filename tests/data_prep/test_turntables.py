@@ -92,6 +92,7 @@ def test_who_cannot_be_used_is_told_in_one_line(made):
     entry = json.loads(line)
     assert entry["subject"] == "bert" and "one side is never seen" in entry["reason"]
     assert "\n" not in entry["reason"] and "bert" in entry["reason"]
+    assert "--one-sided" not in entry["reason"]  # which is no option of this command
 
 
 def test_a_killed_run_resumes(made, tmp_path):
