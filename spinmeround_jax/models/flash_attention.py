@@ -20,9 +20,9 @@ from jax.experimental.pallas import tpu as pltpu
 from spinmeround_jax.models import precision
 from spinmeround_jax.models.tiles import LANES, tile
 
-# Bytes of vector memory for the keys of a block, by the bytes of a number. A kernel has 16 MiB on a v4; queries
-# and intermediate results need the rest, more in float32, whose exact products are sums of several.
-_RESIDENT = {2: 9 * 2**20, 4: 5 * 2**20}
+# Bytes of vector memory that a kernel takes at most: a core of a v4 has no more, and no shape of the model
+# gains by more than the second, a quarter to a half of what later chips have.
+_SMALLEST, _ENOUGH = 16 * 2**20, 32 * 2**20
 _MASKED = -1e30  # logit; not -inf, because -inf - -inf is NaN
 _LOG2E = math.log2(math.e)
 
@@ -51,7 +51,7 @@ def _attend(keys: int, interpret: Any, q: jax.Array, k: jax.Array, v: jax.Array)
 def _forward(keys, interpret, q, k, v):
     """The output, and the residuals of the backward pass."""
     (m, d, s), t = q.shape, k.shape[-1]
-    across, along = tile(s), _resident(d, t, q.dtype)
+    across, along = _blocks(s, t, d, q.dtype, backward=False)
     queries = pl.BlockSpec((None, d, across), lambda head, i, j: (head, 0, i))
     others = pl.BlockSpec((None, d, along), lambda head, i, j: (head, 0, j))
     numbers = pl.BlockSpec((None, 1, across), lambda head, i, j: (head, 0, i))
@@ -71,7 +71,8 @@ def _forward(keys, interpret, q, k, v):
             pltpu.VMEM((across, d), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary")
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=_memory(),
         ),
         interpret=interpret,
     )(q, k, v)
@@ -81,7 +82,7 @@ def _forward(keys, interpret, q, k, v):
 def _backward(keys, interpret, residuals, g):
     q, k, v, out, log_sums = residuals
     (m, d, s), t = q.shape, k.shape[-1]
-    across, along = tile(s), _resident(d, t, q.dtype)
+    across, along = _blocks(s, t, d, q.dtype, backward=True)
     queries = pl.BlockSpec((None, d, across), lambda head, j, i: (head, 0, i))
     others = pl.BlockSpec((None, d, along), lambda head, j, i: (head, 0, j))
     numbers = pl.BlockSpec((None, 1, across), lambda head, j, i: (head, 0, i))
@@ -100,7 +101,8 @@ def _backward(keys, interpret, residuals, g):
         ],
         scratch_shapes=[pltpu.VMEM((along, d), jnp.float32)] * 2,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary")
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=_memory(),
         ),
         interpret=interpret,
     )(q, k, v, out, g, log_sums)
@@ -216,16 +218,37 @@ def _over_channels(x: jax.Array, d: int) -> jax.Array:
     return jnp.tile(x, (1, pl.cdiv(d, LANES)))[:, :d]
 
 
-def _resident(d: int, tokens: int, dtype: jnp.dtype) -> int:
-    """Tokens of a block of keys: whole tiles, dividing all of them.
+def _memory() -> int:
+    """Bytes of vector memory for a kernel, of the chip that is compiled for; those of a v4 if it is unknown."""
+    found = pltpu.get_tpu_info().vmem_capacity_bytes if pltpu.is_tpu_device() else _SMALLEST
+    return min(found, _ENOUGH)
 
-    Limited by the backward pass, which holds k, v and their gradients of each token, twice because the next
-    block is loaded ahead, and two float32 sums with channels padded to whole lanes.
+
+def _blocks(s: int, t: int, d: int, dtype: jnp.dtype, *, backward: bool) -> tuple[int, int]:
+    """Queries and keys of a block: with few keys more queries, and then as many keys as the memory holds.
+
+    Each step of the grid costs some hundred cycles whatever its size, and other blocks of keys have the
+    queries, or for other queries the keys, loaded again.
     """
-    width = jnp.dtype(dtype).itemsize
-    blocks = 4 * 2 * d * width
-    sums = 2 * pl.cdiv(d, LANES) * LANES * 4
-    size = tile(tokens)
-    tiles = tokens // size
-    most = _RESIDENT[width] // ((blocks + sums) * size)
-    return next((n for n in range(tiles, 0, -1) if tiles % n == 0 and n <= most), 1) * size
+    size = tile(t)
+    across = [n for n in (2048, 1024) if s % n == 0 and n * size <= 512 * 512]
+    along = [n for n in range(t, 0, -size) if t % n == 0]
+    pairs = [(a, b) for a in (*across, tile(s)) for b in along]
+    fitting = (pair for pair in pairs if _bytes(*pair, d, dtype, backward=backward) <= _memory())
+    return next(fitting, pairs[-1])
+
+
+def _bytes(across: int, along: int, d: int, dtype: jnp.dtype, *, backward: bool) -> int:
+    """Vector memory of a kernel with such blocks.
+
+    Blocks count twice, because the next ones are loaded ahead; channels of sums are padded to whole lanes. The
+    float32 tiles of logits and what follows from them that are held at once are the compiler's choice, read
+    from its messages about what did not fit: it starts on all tiles of the forward pass together, and
+    exact float32 products are sums of several.
+    """
+    width, lanes, size = jnp.dtype(dtype).itemsize, pl.cdiv(d, LANES) * LANES, tile(along)
+    if backward:
+        arrays, sums, tiles = 4, 2 * along * lanes, 3 if width == 2 else 9
+    else:
+        arrays, sums, tiles = 2, across * (lanes + 2 * LANES), along // size * (width // 2)
+    return 2 * arrays * d * width * (across + along) + 4 * (sums + tiles * across * size)
