@@ -38,7 +38,7 @@ HEAVY = {  # package: the modules that may import it
         "spinmeround_jax.splats.mesh",
         "spinmeround_jax.splats.texture",
     },
-    "pycolmap": {"data_prep.calibrated.readers"},
+    "pycolmap": {"data_prep.calibrated.readers", "data_prep.calibrated.structure"},
     "ml_collections": {
         "spinmeround_jax.config",
         "configs.quickstart",
@@ -52,7 +52,7 @@ HEAVY = {  # package: the modules that may import it
     "rembg": {"spinmeround_jax.photo.background"},
     "pillow_heif": {"spinmeround_jax.photo.images"},
     "splax": {"spinmeround_jax.splats.nvidia"},
-    "av": {"spinmeround_jax.video.mp4"},
+    "av": {"data_prep.calibrated.frames", "spinmeround_jax.video.mp4"},
     "gradio": {"spinmeround_jax.app.page"},
     "fastapi": {"spinmeround_jax.app.page"},
     "uvicorn": {"spinmeround_jax.app.page"},
