@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -223,6 +224,14 @@ def test_changed_weights_have_another_hash(model, tmp_path):
     first = parts.hash_of(copy)
     (copy / "a").write_bytes(b"2")
     assert len({first, parts.hash_of(copy), parts.hash_of(model)}) == 3
+
+
+def test_an_edited_card_changes_no_hash(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (copy / checkpoints.CARD).write_text("license: mit")
+    assert parts.hash_of(copy) == parts.hash_of(model)
+    (copy / checkpoints.CARD).unlink()
+    assert parts.hash_of(copy) == parts.hash_of(model)
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,7 @@ def test_video_of_finished_heads(command, tmp_path, monkeypatch):
     with av.open(str(tmp_path / "out" / "alice" / mp4.NAME)) as video:
         (stream,) = video.streams
         assert (stream.frames, stream.width, stream.height) == (4, 2 * SIZE, SIZE)
+    assert f'href="alice/{mp4.NAME}"' in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_three_views_of_one_person(command, tmp_path):

@@ -43,6 +43,7 @@ HEAVY = {  # package: the modules that may import it
         "spinmeround_jax.config",
         "configs.quickstart",
         "configs.ablation",
+        "configs.few_steps",
         "configs.tpu_v4",
         "configs.h100",
     },

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spinmeround_jax import __version__, files
+from spinmeround_jax import __version__, checkpoints, files
 
 # Increase it with every change of sampling, of a measure or of a protocol that changes numbers.
 PROTOCOL_VERSION = 1
@@ -80,14 +80,14 @@ def environment() -> dict[str, str]:
 
 
 def hash_of(path: pathlib.Path) -> str:
-    """SHA-256 of a file, or of all files of a folder and their names.
+    """SHA-256 of a model folder: all its files and their names, but the card, which people may edit.
 
     Raises:
         OSError: one cannot be read.
     """
     digest = hashlib.sha256()
-    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in found:
+    card = path / checkpoints.CARD
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p != card):
         digest.update(f"{file.relative_to(path)}\n{files.sha256(file)}\n".encode())
     return digest.hexdigest()
 

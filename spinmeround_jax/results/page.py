@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import sys
+import urllib.parse
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from spinmeround_jax import cameras
 from spinmeround_jax.files import InputError, write_atomically
 from spinmeround_jax.results import layout, markup
 from spinmeround_jax.results.page_style import CSS, SCRIPT
+from spinmeround_jax.video import mp4
 
 MAX_TILE = 256  # pixels; the page shows larger views scaled down, the files keep them
 MARK = f'<meta name="generator" content="{layout.GENERATOR}">'
@@ -67,7 +69,8 @@ def head_page(folder: pathlib.Path) -> str:
     return _document([article], [*(sheet.rule() for sheet in sheets), _FRAMED], None)
 
 
-_FRAMED = "main{padding:0}article{margin:0;border:0;border-radius:0}"
+# Links to the files beside the page lead nowhere from a frame.
+_FRAMED = "main{padding:0}article{margin:0;border:0;border-radius:0}.video{display:none}"
 
 # --------------------------------------------------------------------------------------------------
 # Images: tiles of one sheet each, embedded once as the background of a CSS class
@@ -194,6 +197,7 @@ def _article(
         # The slider announces the view; while playing, this would be read out ten times a second.
         f'<output aria-live="off">{_label(trajectory[0])}</output></div></div>',
         "</div>",
+        _video(folder),
         _photo(folder, settings),
         f"<h3>Anchors <small>{len(anchors)} views sampled together</small></h3>",
         _rows([anchor_views, anchor_normals], [_label(pair) for pair in anchors]),
@@ -217,6 +221,13 @@ def _article(
         f"<details><summary>Settings</summary>{_table(settings)}</details>",
     ]
     return f"<article>{''.join(sections)}</article>", sheets
+
+
+def _video(folder: pathlib.Path) -> str:
+    if not (folder / mp4.NAME).is_file():
+        return ""
+    link = urllib.parse.quote(f"{folder.name}/{mp4.NAME}", errors="replace")
+    return f'<p class="video"><a href="{link}">Video (MP4)</a></p>'
 
 
 def _photo(folder: pathlib.Path, settings: dict[str, Any]) -> str:
