@@ -16,9 +16,6 @@ from PIL import Image
 
 from data_prep import turntables
 from data_prep.calibrated import frames, readers, structure
-from data_prep.parametric.people import sample_person
-from data_prep.parametric.subjects import build_scene
-from data_prep.rendering import render
 from spinmeround_jax import cameras
 from spinmeround_jax.data import records, shards
 from spinmeround_jax.data.manifest import read_manifest
@@ -262,44 +259,3 @@ def test_photos_of_nothing_in_common_are_told(tmp_path):
     with pytest.raises(InputError, match=r"anna: COLMAP finds the cameras of 0 of 4 images"):
         structure.calibrate(source, tmp_path / "work" / "anna", 60, "camera", Models())
     assert not (tmp_path / "work" / "anna").exists()
-
-
-@pytest.mark.slow
-def test_a_video_of_a_person_in_a_room_becomes_data(tmp_path, monkeypatch):
-    """Nothing is given but the video: cameras, landmarks, masks and identity are found."""
-    av = pytest.importorskip("av", reason="videos need '.[video]'")
-    pytest.importorskip("pycolmap", reason="cameras need '.[captures]'")
-    size, focal, distance = 400, 1.3, 1.3
-    (tmp_path / "subjects").mkdir()
-    scene, _ = build_scene(sample_person(3), size)
-    monkeypatch.setattr(cameras, "FOCAL", focal)  # a telephone's, nearer to the head
-    with av.open(str(tmp_path / "subjects" / "anna.mp4"), "w", format="mp4") as video:
-        stream = video.add_stream("libx264", rate=20, options={"crf": "14"})
-        stream.width = stream.height = size
-        stream.pix_fmt = "yuv420p"
-        for number in range(48):
-            pose = cameras.orbit(7.5 * number, 6.0 * np.sin(number / 5)).astype(np.float64)
-            pose[2, 3] = -distance
-            rgba = render.render_view(scene, pose, size, 3).rgba.astype(np.float32)
-            alpha = rgba[..., 3:] / 255
-            wall = room(pose, size, focal, ball=0.0)[..., None]
-            image = np.uint8(rgba[..., :3] * alpha + wall * (1 - alpha))
-            video.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        video.mux(stream.encode())
-    monkeypatch.undo()
-    assert (
-        turntables.main([*options(tmp_path / "subjects", tmp_path / "data"), "--frames", "40"]) == 0
-    )
-    index = shards.read_index(tmp_path / "data" / "train-00000-of-00001.tfrecord")
-    shot = shot_heads.Shot(scene, np.eye(3), 1.0, np.zeros(3))
-    overlap, errors = [], []
-    for record in index.read_views(0, range(VIEWS)):
-        rgba, normals = records.decode_view(record, SIZE, "")
-        true = shot.truth(record.world_to_camera, SIZE)
-        inside, truly = rgba[..., 3] > 127, true.rgba[..., 3] > 127
-        overlap.append((inside & truly).sum() / (inside | truly).sum())
-        cosine = (normals * true.normals).sum(-1)[inside & truly]
-        errors.append(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
-    print(np.round(overlap, 3), np.median(np.concatenate(errors)))
-    assert min(overlap) > 0.8 and np.median(np.concatenate(errors)) < 20
-    assert np.linalg.norm(record.id_embedding) == pytest.approx(1.0, abs=1e-3)
