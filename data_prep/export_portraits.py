@@ -5,6 +5,11 @@ NAME.json       {"id_embedding": [...], "truth": [{"yaw": ..., "pitch": ...}, ..
 NAME.truth.png  the true views in a row, their normals in a second row
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from spinmeround_jax.startup import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import json
 import pathlib

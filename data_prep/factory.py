@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -115,6 +116,22 @@ def is_done(job: Job) -> bool:
     if not wanted:
         return True
     return shards.is_complete(job.path) and shards.read_index(job.path).subjects.tolist() == wanted
+
+
+def held_out(people: Collection[str], count: int, folder: pathlib.Path) -> set[str]:
+    """`count` of the people in `folder` to keep from training.
+
+    By the hash of the name, so that neighbours in the alphabet (a studio's day) are not together.
+
+    Raises:
+        InputError: nobody would be left.
+    """
+    if count >= len(people):
+        raise InputError(
+            f"--held-out {count}: {folder} has {len(people)} people; keep one for training"
+        )
+    order = sorted(people, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return set(order[:count])
 
 
 # --------------------------------------------------------------------------------------------------

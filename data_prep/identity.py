@@ -1,4 +1,4 @@
-"""The identity of a rendered head: ArcFace of its frontal views, averaged."""
+"""The identity of a head: a face recogniser's of its frontal views, averaged."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from data_prep.workers import SubjectRejected
 from spinmeround_jax.photo import assets
 from spinmeround_jax.photo.faces import Face
-from spinmeround_jax.photo.prepare import Models
+from spinmeround_jax.photo.prepare import FrontEnd, Models
 
 MAX_YAW, MAX_PITCH = 15.0, 10.0  # degrees, of a view that is frontal enough
 
 
 @functools.lru_cache(maxsize=1)
-def models(folder: pathlib.Path | None) -> Models:
-    """insightface's, one set per process; see `assets.models_folder`."""
-    return Models(folder, front_end="insightface")
+def models(folder: pathlib.Path | None, front_end: FrontEnd = "insightface") -> Models:
+    """One set per process; `folder` is that of insightface's, see `assets.models_folder`."""
+    return Models(folder, front_end=front_end)
 
 
 def frontal(angles: np.ndarray) -> np.ndarray:
@@ -58,8 +58,7 @@ def embed(models: Models, images: Sequence[np.ndarray]) -> np.ndarray:
     vectors = []
     for image in images:
         if (face := largest_face(models, image)) is not None:
-            # Recognition counts pixels from their centres.
-            vectors.append(models.recogniser.embed(image, face.landmarks5 - 0.5))
+            vectors.append(models.identify(image, face))
     if not vectors:
         raise SubjectRejected(f"no face is found in its {len(images)} frontal views")
     mean = np.mean(vectors, axis=0)

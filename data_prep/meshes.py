@@ -177,13 +177,7 @@ def build(args: argparse.Namespace) -> Meshes:
         AssetError: a mesh needs a model that is not there.
     """
     people = find(args.input)
-    if args.held_out >= len(people):
-        raise InputError(
-            f"--held-out {args.held_out}: {args.input} has {len(people)} people; keep one for training"
-        )
-    # By the hash of the name, so that neighbours in the alphabet (a studio's day) are not together.
-    order = sorted(people, key=lambda name: hashlib.sha256(name.encode()).digest())
-    chosen = set(order[: args.held_out])
+    chosen = factory.held_out(people, args.held_out, args.input)
     split: dict[bool, list[str]] = {False: [], True: []}
     paths = []
     for person, scans in people.items():

@@ -10,7 +10,7 @@ from launch import training
 from spinmeround_jax import schema
 from spinmeround_jax.files import write_atomically
 
-NOTES = pathlib.Path.home() / ".local" / "state" / "spinmeround"
+NOTES = "~/.local/state/spinmeround"
 
 
 @dataclasses.dataclass(frozen=True)

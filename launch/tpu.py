@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("name", type=name, help="of the pod")
-    common.add_argument("--notes", type=pathlib.Path, default=NOTES, help="folder (%(default)s)")
+    common.add_argument("--notes", type=in_home, default=NOTES, help="folder (%(default)s)")
     dry = argparse.ArgumentParser(add_help=False)
     add_dry_run(dry)
     yes = argparse.ArgumentParser(add_help=False)
@@ -231,6 +231,16 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--zone", help="needed where there is no note")
     verb.add_argument("--project", default="")
     return parser
+
+
+def in_home(text: str) -> pathlib.Path:
+    """A folder, "~" being the home folder."""
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:  # an unknown user, as in some containers
+        raise argparse.ArgumentTypeError(
+            f"{text}: there is no home folder; give another"
+        ) from error
 
 
 def _accelerator(text: str) -> str:

@@ -152,6 +152,9 @@ class Config:
     accumulation: int = 1  # parts of the batch whose gradients are accumulated
     latents: LatentsConfig = LatentsConfig()
     noise: NoiseConfig = NoiseConfig()
+    # Consistency tuning of trained weights, see `loss.consistency_loss`: how often the distance of the two
+    # noise levels is halved, in equal parts of the run; 0 trains by diffusion.
+    consistency_halvings: int = added(0)
     optimizer: OptimizerConfig = OptimizerConfig()
     autoencoder_training: AutoencoderTrainingConfig = AutoencoderTrainingConfig()
     held_out: HeldOutConfig = HeldOutConfig()
@@ -203,17 +206,20 @@ def from_mapping(cls: type, values: Mapping[str, Any], where: str = "config") ->
     """
     if not isinstance(values, Mapping) and not hasattr(values, "items"):
         raise ValueError(f"{where}: expected a mapping of fields, got {values!r}")
-    values = dict(values.items())
+    values = with_added(cls, dict(values.items()))
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
-    for field in dataclasses.fields(cls):
-        if field.metadata.get("added"):
-            values.setdefault(field.name, field.default)
     if missing := [name for name in names if name not in values]:
         raise ValueError(f"{where}: missing {', '.join(missing)}")
     if unknown := [name for name in values if name not in names]:
         raise ValueError(f"{where}: unknown {', '.join(map(str, unknown))}")
     return cls(**{name: _convert(hints[name], values[name], f"{where}.{name}") for name in names})
+
+
+def with_added(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a saved `cls` with the fields that are younger, see `added`."""
+    younger = {f.name: f.default for f in dataclasses.fields(cls) if f.metadata.get("added")}
+    return {**younger, **values}
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

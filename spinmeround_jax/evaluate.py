@@ -129,7 +129,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     models.add_argument("--data", type=cli.path, help="data_prep's folder, or gs://...")
     models.add_argument(
-        "--steps", type=cli.integer(2), help="sampling steps; default: the checkpoint's"
+        "--steps", type=cli.integer(1), help="sampling steps; default: the checkpoint's"
     )
     models.add_argument("--guidance-scale", type=cli.real(), help="default: the checkpoint's")
     models.add_argument(
@@ -138,8 +138,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     models.add_argument("--sampler", choices=sorted(SAMPLERS), help="default: the checkpoint's")
     models.add_argument("--temperature", type=cli.real(0, 1), help="default: the checkpoint's")
     models.add_argument(
-        "--sweep", action="append", default=[], metavar="SETTING=VALUE,VALUE",
-        help="a row for each value of a sampling setting, or of anchors",
+        "--sweep", action="append", default=[], metavar="SETTING=VALUE,VALUE[:SETTING=...]",
+        help="a row for each value of a sampling setting, or of anchors; for each combination, with ':'",
     )  # fmt: skip
     models.add_argument("--seed", type=cli.integer(), default=0, help="same seed, same result (0)")
     models.add_argument(

@@ -132,7 +132,9 @@ def build_parser() -> argparse.ArgumentParser:
     photos.add_argument("--keep-background", action="store_true", help="do not make it white")
 
     how = parser.add_argument_group("sampling (defaults: those of the checkpoint)")
-    how.add_argument("--steps", type=cli.integer(2), help="noise levels, at least 2")
+    how.add_argument(
+        "--steps", type=cli.integer(1), help="noise levels; at least 2, 1 for consistency"
+    )
     how.add_argument("--sampler", choices=sorted(SAMPLERS))
     how.add_argument("--guidance-scale", type=cli.real(), help="1: no guidance, twice as fast")
     how.add_argument(

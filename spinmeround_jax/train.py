@@ -270,6 +270,10 @@ def check(config: Config, mesh: Mesh) -> None:
     measured = config.held_out
     if measured.every < 1 or measured.heads < 0 or not all(s > 0 for s in measured.sigmas):
         raise ValueError(f"config.held_out: every and sigmas must be positive, got {measured}")
+    if config.consistency_halvings < 0 or (config.consistency_halvings and not config.init_from):
+        raise ValueError(
+            "config.consistency_halvings must not be negative, and needs config.init_from"
+        )
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"config.seed must be 0 to {2**32 - 1}, got {config.seed}")
     checkpoints.check_config(config.model)

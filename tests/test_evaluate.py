@@ -190,7 +190,7 @@ def test_damaged_parts_are_made_again(tmp_path, capsys):
     for content in damages:
         path.write_bytes(content)
         assert kept.get({"row": "a"}) is None
-        assert "damaged, made again" in capsys.readouterr().err
+        assert "damaged, computed again" in capsys.readouterr().err
     np.testing.assert_array_equal(kept.make({"row": "a"}, make)["x"], make()["x"])
     assert path.read_bytes() == sound
 

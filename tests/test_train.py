@@ -233,10 +233,11 @@ def setting(directory):
     return config, graphdefs, params, empty_latent, batch
 
 
-def test_loss_falls_on_a_repeated_batch(setting):
+@pytest.mark.parametrize("halvings", [0, 4])
+def test_loss_falls_on_a_repeated_batch(setting, halvings):
     config, graphdefs, params, empty_latent, batch = setting
     optimizer = dataclasses.replace(config.optimizer, schedule="constant", learning_rate=3e-3)
-    config = dataclasses.replace(config, optimizer=optimizer)
+    config = dataclasses.replace(config, optimizer=optimizer, consistency_halvings=halvings)
     transform = optim.optimizer(optimizer, 100)
     state = optim.init({name: params[name] for name in ("unet", "identity")}, transform)
     frozen = {"networks": {"autoencoder": params["autoencoder"]}, "empty_latent": empty_latent}
@@ -614,6 +615,14 @@ def test_quickstart_fits_together():
     nnx.eval_shape(lambda: train.new_model(config).unet)
     train.check(config, sharding.make_mesh())
     assert config.model.latent_size == 16
+
+
+def test_few_steps_tune_the_quickstart():
+    config = full_config("few_steps")
+    train.check(config, sharding.make_mesh())
+    assert config.model == full_config("quickstart").model
+    with pytest.raises(ValueError, match="consistency_halvings"):
+        train.check(dataclasses.replace(config, init_from=""), sharding.make_mesh())
 
 
 def test_ablation_configs_train_on_without_one_input():

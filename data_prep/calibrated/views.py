@@ -39,8 +39,7 @@ class View:
     """A photo seen by the canonical camera.
 
     name: of the file to write, without suffix. rgba: (s, s, 4) uint8. yaw, pitch: degrees. distance: of the
-    camera from the head's centre, in the canonical frame's units; where it is not cameras.RADIUS the focal
-    length differs as much.
+    camera from the head's centre, in the canonical frame's units. focal: in image widths.
     """
 
     name: str
@@ -48,6 +47,7 @@ class View:
     yaw: float
     pitch: float
     distance: float
+    focal: float
 
 
 # --------------------------------------------------------------------------------------------------
@@ -157,19 +157,31 @@ def landmarks_of(folder: pathlib.Path, photos: Sequence[Photo]) -> dict[pathlib.
 # Photos by canonical cameras
 
 
+def canonical_position(photo: Photo, where: tuple[float, np.ndarray, np.ndarray]) -> np.ndarray:
+    """(3,) of the photo's camera in the canonical frame."""
+    scale, rotation, offset = where
+    return scale * rotation @ photo.position + offset
+
+
 def canonical_view(
-    photo: Photo, where: tuple[float, np.ndarray, np.ndarray], options: Options
+    photo: Photo,
+    where: tuple[float, np.ndarray, np.ndarray],
+    options: Options,
+    focal: float | None = None,
 ) -> View:
     """The photo as a camera at its place sees it that looks at the head's centre, upright.
 
-    Turning a camera about its own place is exact, whatever is in the photo. Its focal length is
-    cameras.FOCAL times distance / cameras.RADIUS, so that the head is as large as in other data.
+    Turning a camera about its own place is exact, whatever is in the photo.
+
+    Args:
+        focal: in image widths; None: cameras.FOCAL times distance / cameras.RADIUS, so that the head is as
+            large as in other data.
 
     Raises:
         InputError: the photo has no mask or is unreadable, or its camera stands in the head.
     """
-    scale, rotation, offset = where
-    position = scale * rotation @ photo.position + offset
+    _, rotation, _ = where
+    position = canonical_position(photo, where)
     distance = float(np.linalg.norm(position))
     if distance < 0.5:
         raise InputError(f"{photo.path}: its camera stands inside the head")
@@ -177,7 +189,8 @@ def canonical_view(
     pitch = float(np.rad2deg(np.arcsin(position[1] / distance)))
     picture = _cut_out(photo, options.keep_background)
     # Rays of our camera, carried to the photo's camera; about one sample to each of its pixels.
-    focal = cameras.FOCAL * distance / cameras.RADIUS
+    if focal is None:
+        focal = cameras.FOCAL * distance / cameras.RADIUS
     finer = float(photo.focal.mean()) / (focal * options.size)
     samples = int(np.clip(np.ceil(finer), 1, 6))
     side = options.size * samples
@@ -198,7 +211,7 @@ def canonical_view(
     alpha = mean[..., 3:]
     colours = np.where(alpha > 1e-3, mean[..., :3] / np.maximum(alpha, 1e-3), 1.0)
     rgba = np.rint(255.0 * np.clip(np.concatenate([colours, alpha], axis=-1), 0, 1))
-    return View(photo.path.stem, rgba.astype(np.uint8), yaw, pitch, distance)
+    return View(photo.path.stem, rgba.astype(np.uint8), yaw, pitch, distance, focal)
 
 
 def _cut_out(photo: Photo, keep_background: bool) -> np.ndarray:
@@ -223,7 +236,7 @@ def transforms_views(views: Sequence[View], size: int) -> list[transforms.View]:
     for view in views:
         pose = cameras.orbit(view.yaw, view.pitch)
         pose[2, 3] = -view.distance
-        focal = cameras.FOCAL * size * view.distance / cameras.RADIUS
+        focal = view.focal * size
         camera = transforms.Intrinsics((focal, focal), (size / 2, size / 2), (size, size))
         angles = {"yaw": view.yaw, "pitch": view.pitch}
         written.append(transforms.View(f"images/{view.name}.png", pose, camera, details=angles))

@@ -84,7 +84,9 @@ class Networks:
     def _set(self, sampling: SamplingConfig, progress: Progress | None) -> None:
         self.sampling = sampling
         self.progress = progress or (lambda step, done, examples: None)
-        self._sigmas = schedules.karras_sigmas(
+        consistency = sampling.sampler == "consistency"
+        schedule = schedules.consistency_sigmas if consistency else schedules.karras_sigmas
+        self._sigmas = schedule(
             sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho
         )
 

@@ -327,7 +327,7 @@ def check(sampling: SamplingConfig, max_batch: int) -> None:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampling.sampler!r}")
     for name, value, least in (
         ("max_batch", max_batch, 1),
-        ("steps", sampling.steps, 2),
+        ("steps", sampling.steps, 1 if sampling.sampler == "consistency" else 2),
         ("normals_steps", sampling.normals_steps, 1),
     ):
         if value < least:

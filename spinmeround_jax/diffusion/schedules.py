@@ -16,6 +16,26 @@ def karras_sigmas(
     return np.append((high + ramp * (low - high)) ** rho, 0.0).astype(np.float32)
 
 
+def consistency_sigmas(
+    steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0
+) -> np.ndarray:
+    """(steps + 1,) as `karras_sigmas`, but the last step leads from well above sigma_min to 0."""
+    return np.append(karras_sigmas(steps + 1, sigma_min, sigma_max, rho)[:steps], np.float32(0.0))
+
+
+def consistency_pairs(sigma: jax.Array, share: jax.Array, halvings: int) -> jax.Array:
+    """The lower noise level r < sigma of consistency tuning (ECT, arXiv 2406.14548, section 3).
+
+    r / sigma = 1 - 2^-a (1 + 8 / (1 + e^sigma)), at least 0, with a = 1 in the first part of the run, 2 in the
+    second, and so on: low levels begin at r = 0, where the loss is that of diffusion, high ones at sigma / 2.
+
+    Args:
+        share: () part of the run that lies behind, in [0, 1).
+    """
+    a = 1.0 + jnp.minimum(jnp.floor(share * halvings), halvings - 1)
+    return sigma * jnp.maximum(0.0, 1.0 - 0.5**a * (1.0 + 8.0 * jax.nn.sigmoid(-sigma)))
+
+
 def ddpm_sigmas(
     steps: int, beta_start: float = 0.00085, beta_end: float = 0.012, train_steps: int = 1000
 ) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -35,34 +36,54 @@ def variants(own: Variant, sweeps: Sequence[str]) -> list[Variant]:
     """`own`, then one for each value of each sweep, all other settings being those of `own`.
 
     Args:
-        sweeps: items such as "steps=12,24,48", "anchors=false".
+        sweeps: items such as "steps=12,24,48", "anchors=false"; "steps=4,8:sampler=euler,unipc" is every
+            combination of the two.
 
     Raises:
         ValueError: naming the item.
     """
-    types = typing.get_type_hints(SamplingConfig) | {"anchors": bool}
     found = [own]
     for item in sweeps:
-        key, equals, values = item.partition("=")
-        if not equals or key not in types:
-            raise ValueError(
-                f"--sweep {item}: expected SETTING=VALUE,VALUE; settings are {', '.join(types)}"
+        for chosen in itertools.product(*(_values(part, item) for part in item.split(":"))):
+            settings = dict(chosen)
+            anchors = settings.pop("anchors", own.anchors)
+            found.append(
+                Variant(
+                    ", ".join(f"{key.replace('_', ' ')} {_shown(value)}" for key, value in chosen),
+                    dataclasses.replace(own.sampling, **settings),
+                    anchors,
+                )
             )
-        for text in values.split(","):
-            try:
-                value = _read(types[key], text)
-            except ValueError as error:
-                kind = types[key].__name__
-                raise ValueError(f"--sweep {item}: {text!r} is not a {kind}") from error
-            if key == "sampler" and value not in SAMPLERS:
-                raise ValueError(f"--sweep {item}: sampler must be one of {', '.join(SAMPLERS)}")
-            label = f"{key.replace('_', ' ')} {text}"
-            if key == "anchors":
-                found.append(dataclasses.replace(own, label=label, anchors=value))
-            else:
-                sampling = dataclasses.replace(own.sampling, **{key: value})
-                found.append(dataclasses.replace(own, label=label, sampling=sampling))
     return found
+
+
+def _values(part: str, item: str) -> list[tuple[str, Any]]:
+    """(setting, value) for each value of SETTING=VALUE,VALUE."""
+    types = typing.get_type_hints(SamplingConfig) | {"anchors": bool}
+    key, equals, values = part.partition("=")
+    if not equals or key not in types:
+        raise ValueError(
+            f"--sweep {item}: expected SETTING=VALUE,VALUE; settings are {', '.join(types)}"
+        )
+    found = []
+    for text in values.split(","):
+        try:
+            value = _read(types[key], text)
+        except ValueError as error:
+            kind = types[key].__name__
+            raise ValueError(f"--sweep {item}: {text!r} is not a {kind}") from error
+        if key == "sampler" and value not in SAMPLERS:
+            raise ValueError(f"--sweep {item}: sampler must be one of {', '.join(SAMPLERS)}")
+        found.append((key, value))
+    return found
+
+
+def _shown(value: Any) -> str:
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else format(value, "g" if isinstance(value, float) else "")
+    )
 
 
 def _read(kind: type, text: str) -> Any:

@@ -29,6 +29,8 @@ _TOLERANCE = 0.05  # of gradients from the plain ones, relative to the largest
 
 def fits(kernel: str, q: jax.Array, k: jax.Array) -> bool:
     """Whether the kernel supports, and is faster for, q (n, s, heads, d) and k (n, t, heads, d)."""
+    if kernel == "splash" and q.dtype == jnp.float32:
+        return False  # its products have no precision argument and would be rounded to bfloat16
     if kernel in ("flash", "splash"):
         return q.shape[1] >= LANES and q.shape[-1] <= _TPU_HEAD and q.shape[-1] % 8 == 0
     if kernel != "cudnn" or q.dtype not in (jnp.bfloat16, jnp.float16):

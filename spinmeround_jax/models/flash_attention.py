@@ -20,13 +20,11 @@ from jax.experimental.pallas import tpu as pltpu
 from spinmeround_jax.models import precision
 from spinmeround_jax.models.tiles import LANES, tile
 
-# Bytes of vector memory for the keys of a block, by the bytes of a number. A kernel has 16 MiB on a v4; queries
-# and intermediate results need the rest, more in float32, whose exact products are sums of several.
-_RESIDENT = {2: 9 * 2**20, 4: 5 * 2**20}
+# Bytes of vector memory that a kernel takes at most: a core of a v4 has no more, and no shape of the model
+# gains by more than the second, a quarter to a half of what later chips have.
+_SMALLEST, _ENOUGH = 16 * 2**20, 32 * 2**20
 _MASKED = -1e30  # logit; not -inf, because -inf - -inf is NaN
 _LOG2E = math.log2(math.e)
-
-_NN, _NT = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
 
 
 def flash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: Any = False) -> jax.Array:
@@ -51,7 +49,7 @@ def _attend(keys: int, interpret: Any, q: jax.Array, k: jax.Array, v: jax.Array)
 def _forward(keys, interpret, q, k, v):
     """The output, and the residuals of the backward pass."""
     (m, d, s), t = q.shape, k.shape[-1]
-    across, along = tile(s), _resident(d, t, q.dtype)
+    across, along = _blocks(s, t, d, q.dtype, backward=False)
     queries = pl.BlockSpec((None, d, across), lambda head, i, j: (head, 0, i))
     others = pl.BlockSpec((None, d, along), lambda head, i, j: (head, 0, j))
     numbers = pl.BlockSpec((None, 1, across), lambda head, i, j: (head, 0, i))
@@ -66,12 +64,13 @@ def _forward(keys, interpret, q, k, v):
             jax.ShapeDtypeStruct((m, 1, s), jnp.float32),
         ],
         scratch_shapes=[
-            pltpu.VMEM((across, LANES), jnp.float32),
-            pltpu.VMEM((across, LANES), jnp.float32),
-            pltpu.VMEM((across, d), jnp.float32),
+            pltpu.VMEM((1, across), jnp.float32),
+            pltpu.VMEM((1, across), jnp.float32),
+            pltpu.VMEM((d, across), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary")
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=_memory(),
         ),
         interpret=interpret,
     )(q, k, v)
@@ -81,7 +80,7 @@ def _forward(keys, interpret, q, k, v):
 def _backward(keys, interpret, residuals, g):
     q, k, v, out, log_sums = residuals
     (m, d, s), t = q.shape, k.shape[-1]
-    across, along = tile(s), _resident(d, t, q.dtype)
+    across, along = _blocks(s, t, d, q.dtype, backward=True)
     queries = pl.BlockSpec((None, d, across), lambda head, j, i: (head, 0, i))
     others = pl.BlockSpec((None, d, along), lambda head, j, i: (head, 0, j))
     numbers = pl.BlockSpec((None, 1, across), lambda head, j, i: (head, 0, i))
@@ -100,7 +99,8 @@ def _backward(keys, interpret, residuals, g):
         ],
         scratch_shapes=[pltpu.VMEM((along, d), jnp.float32)] * 2,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary")
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=_memory(),
         ),
         interpret=interpret,
     )(q, k, v, out, g, log_sums)
@@ -113,11 +113,12 @@ _attend.defvjp(_forward, _backward)
 def _forward_kernel(q_ref, k_ref, v_ref, out_ref, log_sum_ref, largest, total, weighted, *, keys):
     """Some queries of a head and one block of its keys, after the blocks before it.
 
-    largest, total: (queries, LANES), the same in each lane. weighted: (queries, d).
+    Queries are along the lanes, so that the softmax reduces over sublanes and its sums need no padding.
+    largest, total: (1, queries). weighted: (d, queries).
     """
     block, blocks = pl.program_id(2), pl.num_programs(2)
-    d, along = k_ref.shape
-    q = q_ref[...].T
+    along = k_ref.shape[1]
+    q = q_ref[...]
     size = tile(along)
 
     @pl.when(block == 0)
@@ -128,25 +129,24 @@ def _forward_kernel(q_ref, k_ref, v_ref, out_ref, log_sum_ref, largest, total, w
 
     def step(i, _):
         here = pl.ds(i * size, size)
-        logits = _logits(q, k_ref[:, here])
+        logits = _logits(k_ref[:, here].T, q)
         if keys < blocks * along:
-            logits = _mask(logits, 1, keys - block * along - i * size, _MASKED)
+            logits = _mask(logits, keys - block * along - i * size, _MASKED)
         before = largest[...]
-        after = jnp.maximum(before, jnp.max(logits, axis=1)[:, None])
-        p = jnp.exp2(logits - jnp.tile(after, (1, size // LANES)))
+        after = jnp.maximum(before, jnp.max(logits, axis=0, keepdims=True))
+        p = jnp.exp2(logits - after)
         fade = jnp.exp2(before - after)
         largest[...] = after
-        total[...] = total[...] * fade + jnp.sum(p, axis=1)[:, None]
+        total[...] = total[...] * fade + jnp.sum(p, axis=0, keepdims=True)
         values = v_ref[:, here]
-        new = _dot(p.astype(values.dtype), values, _NT)
-        weighted[...] = weighted[...] * _over_channels(fade, d) + new
+        weighted[...] = weighted[...] * fade + _dot(values, p.astype(values.dtype))
 
     jax.lax.fori_loop(0, along // size, step, None, unroll=True)
 
     @pl.when(block == blocks - 1)
     def finish():
-        out_ref[...] = (weighted[...] / _over_channels(total[...], d)).T.astype(out_ref.dtype)
-        log_sum_ref[...] = (largest[...] + jnp.log2(total[...])).T[:1]
+        out_ref[...] = (weighted[...] / total[...]).astype(out_ref.dtype)
+        log_sum_ref[...] = largest[...] + jnp.log2(total[...])
 
 
 def _backward_kernel(
@@ -175,12 +175,12 @@ def _backward_kernel(
         logits = _logits(k.T, q)
         p = jnp.exp2(logits - log_sum)
         if keys < blocks * along:
-            p = _mask(p, 0, keys - block * along - i * size, 0.0)
-        dv[here, :] += _dot(p.astype(g.dtype), g_rows, _NN)
-        dp = _dot(v_ref[:, here].T, g, _NN)
+            p = _mask(p, keys - block * along - i * size, 0.0)
+        dv[here, :] += _dot(p.astype(g.dtype), g_rows)
+        dp = _dot(v_ref[:, here].T, g)
         ds = (p * (dp - own)).astype(q.dtype)
-        dk[here, :] += _dot(ds, q_rows, _NN)
-        return dq + _dot(k, ds, _NN)
+        dk[here, :] += _dot(ds, q_rows)
+        return dq + _dot(k, ds)
 
     dq = jnp.zeros(q.shape, jnp.float32)
     dq = jax.lax.fori_loop(0, along // size, step, dq, unroll=True)
@@ -198,34 +198,50 @@ def _logits(a: jax.Array, b: jax.Array) -> jax.Array:
     Scaled after the product: rounding a scaled query to half precision would more than double the error of
     large logits.
     """
-    return _dot(a, b, _NN) * (b.shape[0] ** -0.5 * _LOG2E)
+    return _dot(a, b) * (b.shape[0] ** -0.5 * _LOG2E)
 
 
-def _dot(a: jax.Array, b: jax.Array, dimensions: Any) -> jax.Array:
-    return jax.lax.dot_general(
-        a, b, dimensions, precision=precision.of(a.dtype), preferred_element_type=jnp.float32
-    )
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.dot(a, b, precision=precision.of(a.dtype), preferred_element_type=jnp.float32)
 
 
-def _mask(x: jax.Array, axis: int, count: jax.Array, value: float) -> jax.Array:
-    return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) < count, x, value)
+def _mask(x: jax.Array, count: jax.Array, value: float) -> jax.Array:
+    """x (keys, queries), with `value` for all but the first `count` keys."""
+    return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, 0) < count, x, value)
 
 
-def _over_channels(x: jax.Array, d: int) -> jax.Array:
-    """(queries, LANES) -> (queries, d)."""
-    return jnp.tile(x, (1, pl.cdiv(d, LANES)))[:, :d]
+def _memory() -> int:
+    """Bytes of vector memory for a kernel, of the chip that is compiled for; those of a v4 if it is unknown."""
+    found = pltpu.get_tpu_info().vmem_capacity_bytes if pltpu.is_tpu_device() else _SMALLEST
+    return min(found, _ENOUGH)
 
 
-def _resident(d: int, tokens: int, dtype: jnp.dtype) -> int:
-    """Tokens of a block of keys: whole tiles, dividing all of them.
+def _blocks(s: int, t: int, d: int, dtype: jnp.dtype, *, backward: bool) -> tuple[int, int]:
+    """Queries and keys of a block: with few keys more queries, and then as many keys as the memory holds.
 
-    Limited by the backward pass, which holds k, v and their gradients of each token, twice because the next
-    block is loaded ahead, and two float32 sums with channels padded to whole lanes.
+    Each step of the grid costs some hundred cycles whatever its size, and other blocks of keys have the
+    queries, or for other queries the keys, loaded again.
     """
-    width = jnp.dtype(dtype).itemsize
-    blocks = 4 * 2 * d * width
-    sums = 2 * pl.cdiv(d, LANES) * LANES * 4
-    size = tile(tokens)
-    tiles = tokens // size
-    most = _RESIDENT[width] // ((blocks + sums) * size)
-    return next((n for n in range(tiles, 0, -1) if tiles % n == 0 and n <= most), 1) * size
+    size = tile(t)
+    across = [n for n in (2048, 1024) if s % n == 0 and n * size <= 512 * 512]
+    along = [n for n in range(t, 0, -size) if t % n == 0]
+    pairs = [(a, b) for a in (*across, tile(s)) for b in along]
+    fitting = (pair for pair in pairs if _bytes(*pair, d, dtype, backward=backward) <= _memory())
+    return next(fitting, pairs[-1])
+
+
+def _bytes(across: int, along: int, d: int, dtype: jnp.dtype, *, backward: bool) -> int:
+    """Vector memory of a kernel with such blocks.
+
+    Blocks count twice, because the next ones are loaded ahead; channels of the backward sums are padded to
+    whole lanes. How many float32 tiles of logits and the like are held at once is the compiler's choice, here
+    bounded by what compiled for a v4 and its messages about what did not: the forward pass starts on later
+    tiles early, and exact float32 products are sums of several.
+    """
+    width, lanes, size = jnp.dtype(dtype).itemsize, pl.cdiv(d, LANES) * LANES, tile(along)
+    if backward:
+        arrays, sums, tiles = 4, 2 * along * lanes, 3 if width == 2 else 9
+    else:
+        arrays, sums = 2, across * d
+        tiles = 1 + along // size // 2 if width == 2 else 2 * (along // size)
+    return 2 * arrays * d * width * (across + along) + 4 * (sums + tiles * across * size)

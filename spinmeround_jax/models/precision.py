@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 
 
-def of(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """The precision of products of `dtype`: full for float32; other dtypes have only one."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+def of(dtype: jnp.dtype) -> jax.lax.Precision:
+    """The precision of products of `dtype`: full for float32; other dtypes have only one.
+
+    Not None, which stands for `jax_default_matmul_precision`: Pallas refuses some of its values.
+    """
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
 def exact_float32(dtype: jnp.dtype) -> contextlib.AbstractContextManager:

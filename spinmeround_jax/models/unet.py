@@ -27,8 +27,9 @@ from spinmeround_jax.models.layers import (
 NORM_EPSILON = 1e-5  # of residual blocks and the output; the transformers' norm has 1e-6
 
 
-def _is_product_with_weights(primitive: jax.extend.core.Primitive, *args: Any, **kw: Any) -> bool:
-    return primitive.name == "conv_general_dilated" or (
+def _is_product_or_kernel(primitive: jax.extend.core.Primitive, *args: Any, **kw: Any) -> bool:
+    """Products with weights, and attention by `flash_attention`: as much to keep as its queries."""
+    return primitive.name in ("conv_general_dilated", "pallas_call") or (
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **kw)
     )
 
@@ -36,7 +37,7 @@ def _is_product_with_weights(primitive: jax.extend.core.Primitive, *args: Any, *
 # What the backward pass recomputes of a residual block and its transformer.
 REMAT: dict[str, Callable[[Callable], Callable]] = {
     "nothing": lambda block: block,
-    "elementwise": functools.partial(jax.checkpoint, policy=_is_product_with_weights),
+    "elementwise": functools.partial(jax.checkpoint, policy=_is_product_or_kernel),
     "blocks": jax.checkpoint,  # stores block inputs only: least memory, a third more arithmetic
 }
 

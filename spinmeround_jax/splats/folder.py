@@ -78,7 +78,8 @@ def write_folder(
     Splats of which no mesh or page can be made are kept: `report` then says why, under "left_out".
     """
     with new_folder(folder) as partial:
-        write_ply(partial / SPLATS, gaussians)
+        finished = views.for_any_size(gaussians, given)
+        write_ply(partial / SPLATS, finished)
         names = [file_name(i, name) for i, name in enumerate(given.names)]
         for kind, pictures in (("views", 2 * drawn.images - 1), ("normals", drawn.normals)):
             (partial / kind).mkdir()
@@ -96,11 +97,11 @@ def write_folder(
         write_turntable(partial / "turntable.webp", 2 * turn.images - 1, turn.normals)
         report["left_out"] = {}
         try:
-            write_viewer(partial / "viewer.html", gaussians, given, folder.name)
+            write_viewer(partial / "viewer.html", finished, given, folder.name)
         except InputError as error:
             report["left_out"]["viewer.html"] = str(error)
         try:
-            write_glb(partial / "splats.glb", gaussians)
+            write_glb(partial / "splats.glb", finished)
         except InputError as error:
             report["left_out"]["splats.glb"] = str(error)
         try:

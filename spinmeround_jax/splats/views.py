@@ -74,6 +74,20 @@ def orbit(scene: Scene, yaw: np.ndarray, pitch: float = 0.0) -> np.ndarray:
     return poses
 
 
+def for_any_size(gaussians: Gaussians, scene: Scene) -> Gaussians:
+    """The Gaussians as viewers should get them, who draw larger images than the views of the fit.
+
+    In those views the rasteriser's low-pass filter hides what is thinner than a pixel, and a fit leaves needles
+    there. The filter of a view at the cameras' median distance becomes part of the Gaussians (as in
+    Mip-Splatting, Yu et al. 2024).
+    """
+    middle, _ = middle_and_radius(scene)
+    distance = np.median(np.linalg.norm(camera_positions(scene.world_to_camera) - middle, axis=-1))
+    blur = LOW_PASS * (distance / scene.focal.mean()) ** 2
+    widened = 0.5 * jnp.log(jnp.exp(2.0 * gaussians.log_scales) + blur)
+    return dataclasses.replace(gaussians, log_scales=widened)
+
+
 def turn(
     gaussians: Gaussians,
     scene: Scene,
@@ -83,8 +97,8 @@ def turn(
 ) -> Iterator[Drawn]:
     """One view of (height, width) pixels at each azimuth as `orbit`, with the scene's vertical field of view.
 
-    In the views of the fit the low-pass filter hides what is thinner than a pixel. Where pixels are smaller,
-    Gaussians are widened by as much (as in Mip-Splatting, Yu et al. 2024), else needles show.
+    Args:
+        gaussians: as `for_any_size` returns them.
     """
     scale = size[0] / scene.size[0]
     enlarged = dataclasses.replace(
@@ -94,12 +108,6 @@ def turn(
         centre=scale * scene.centre,
     )
     poses = orbit(scene, yaw)
-    middle, _ = middle_and_radius(scene)
-    distance = np.linalg.norm(camera_positions(poses) - middle, axis=-1).mean()
-    pixel = distance / scene.focal.mean()
-    blur = LOW_PASS * max(0.0, 1.0 - 1.0 / scale**2) * pixel**2
-    widened = 0.5 * jnp.log(jnp.exp(2.0 * gaussians.log_scales) + blur)
-    gaussians = dataclasses.replace(gaussians, log_scales=widened)
     capacity = 64  # few Gaussians reach a small tile, and time is proportional to the room for them
     for pose in poses:
         drawn = draw_views(gaussians, enlarged, pose[None], draw, capacity)

@@ -94,7 +94,9 @@ def anchors(
         **{name: parameters.merge(graphdefs[name], params[name]) for name in graphdefs},
     )
     (device,) = jax.tree.leaves(params)[0].devices()
-    sampling = dataclasses.replace(config.sampling, steps=SAMPLING_STEPS)
+    sampling = config.sampling
+    if sampling.sampler != "consistency":  # which is as quick, and made for its own steps
+        sampling = dataclasses.replace(sampling, steps=SAMPLING_STEPS)
     # One subject at a time: all together need more memory than a training step.
     networks = Networks(model, sampling, config.ablation, 1, None, [device])
     images, normals = (

@@ -16,7 +16,7 @@ from flax import nnx
 
 from spinmeround_jax import checkpoints, models, schema
 from spinmeround_jax.checkpoints import Path
-from spinmeround_jax.config import Config, OptimizerConfig, from_mapping
+from spinmeround_jax.config import Config, OptimizerConfig, from_mapping, with_added
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import Model, parameters
 
@@ -54,7 +54,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, keep: int, config: Any):
         """`config`: the run's frozen dataclass, with which checkpoints are compared before resuming."""
         self.directory = pathlib.Path(directory).absolute()
-        self._config = dataclasses.asdict(config)
+        self._type, self._config = type(config), dataclasses.asdict(config)
         self.history: list[dict[str, Any]] = []
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -161,7 +161,8 @@ class Checkpoints:
             saved = self._manager.restore(
                 step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
             )["config"]
-            return saved, saved.pop(_HISTORY, [])
+            history = saved.pop(_HISTORY, [])
+            return with_added(self._type, saved), history
 
     def wait(self) -> None:
         """Return when everything saved is on disk.

@@ -24,7 +24,7 @@ from spinmeround_jax.config import AblationConfig, Config
 from spinmeround_jax.data.batch import Batch
 from spinmeround_jax.diffusion import schedules
 from spinmeround_jax.diffusion.denoiser import condition, deny_normals, drop
-from spinmeround_jax.diffusion.loss import diffusion_loss
+from spinmeround_jax.diffusion.loss import consistency_loss, diffusion_loss
 from spinmeround_jax.models import ModelConfig, parameters
 from spinmeround_jax.models.attention import PLAIN, Execution
 from spinmeround_jax.models.attention_kernels import best_for
@@ -71,6 +71,10 @@ def make_step(
         shape = (*batch.observed.shape, *frozen["empty_latent"].shape)
         noise = jax.random.normal(noise_key, shape)
         draw = jax.random.normal(posterior_key, shape) if config.latents.sample else None
+        lower = None
+        if config.consistency_halvings:
+            share = state.step / sum(stage.steps for stage in config.stages)
+            lower = schedules.consistency_pairs(sigma, share, config.consistency_halvings)
 
         split = jax.tree.map(lambda x: x.spec, sharding.state_shardings(mesh, state.params))
         views = P(sharding.EXAMPLES, "views")
@@ -80,10 +84,11 @@ def make_step(
             in_specs=(
                 split, P(), sharding.batch_specs(batch), P(sharding.EXAMPLES), views,
                 None if draw is None else views,
+                None if lower is None else P(sharding.EXAMPLES),
             ),
             out_specs=(P(), P(), split),
             check_vma=False,  # all sums are explicit
-        )(state.params, frozen, batch, sigma, noise, draw)  # fmt: skip
+        )(state.params, frozen, batch, sigma, noise, draw, lower)  # fmt: skip
         state, norm = optim.update(state, loss, gradients, transform, config.optimizer.ema_decay)
         return state, {"loss": loss, **shares, "gradient_norm": norm}
 
@@ -93,7 +98,7 @@ def make_step(
 def _on_one_device(
     config: Config, graphdefs: dict[str, nnx.GraphDef], split: Tree, execution: Execution,
     params: Tree, frozen: Tree, batch: Batch,
-    sigma: jax.Array, noise: jax.Array, draw: jax.Array | None,
+    sigma: jax.Array, noise: jax.Array, draw: jax.Array | None, lower: jax.Array | None,
 ) -> tuple[jax.Array, Metrics, Tree]:  # fmt: skip
     """This device's examples, views and parameters -> global loss and shares, and its gradients."""
     targets = jax.lax.psum(jnp.sum(~batch.observed), sharding.AXES)
@@ -101,7 +106,7 @@ def _on_one_device(
     gathered, scatter = jax.vjp(gather, params)
 
     def gradient(part: tuple) -> tuple[tuple[jax.Array, Metrics], Tree]:
-        batch, sigma, noise, draw = part
+        batch, sigma, noise, draw, lower = part
         clean = latents.of_batch(
             batch, config.model, graphdefs["autoencoder"], frozen["networks"].get("autoencoder"),
             draw,
@@ -110,13 +115,13 @@ def _on_one_device(
         def loss_fn(params: Tree) -> tuple[jax.Array, Metrics]:
             return batch_loss(
                 config.model, config.ablation, graphdefs, {**frozen["networks"], **params},
-                frozen["empty_latent"], clean, batch, sigma, noise, targets, execution,
+                frozen["empty_latent"], clean, batch, sigma, noise, targets, execution, lower,
             )  # fmt: skip
 
         return jax.value_and_grad(loss_fn, has_aux=True)(gathered)
 
     (loss, shares), gradients = _accumulate(
-        gradient, (batch, sigma, noise, draw), config.accumulation
+        gradient, (batch, sigma, noise, draw, lower), config.accumulation
     )
     (gradients,) = scatter(jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, gathered))
     gradients = jax.tree.map(_sum_where_copied, gradients, split)
@@ -168,8 +173,9 @@ def batch_loss(
     noise: jax.Array,
     targets: jax.Array | None = None,
     execution: Execution = PLAIN,
+    lower: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """The diffusion loss of a batch, with dropout of the conditioning and the paper's ablations.
+    """The loss of a batch, with dropout of the conditioning and the paper's ablations.
 
     Args:
         params: of "unet" and "identity".
@@ -178,6 +184,7 @@ def batch_loss(
         sigma, noise: (b,) and (b, v, h, w, c).
         targets: see `diffusion_loss`.
         execution: of the UNet.
+        lower: (b,) second noise level of `consistency_loss`; None: `diffusion_loss`.
     """
     if ablation.no_normals:
         clean = deny_normals(clean)
@@ -196,6 +203,8 @@ def batch_loss(
     unet = functools.partial(
         parameters.merge(graphdefs["unet"], params["unet"]), execution=execution
     )
+    if lower is not None:
+        return consistency_loss(unet, clean, sigma, lower, noise, conditioning, targets)
     return diffusion_loss(unet, clean, sigma, noise, conditioning, targets)
 
 

@@ -550,7 +550,7 @@ def test_without_landmarks_the_models_find_the_head(tmp_path, scene, points):
 
     models = types.SimpleNamespace(
         finder=types.SimpleNamespace(find=find),
-        recogniser=types.SimpleNamespace(embed=lambda image, five: np.eye(512)[3]),
+        identify=lambda image, face: np.eye(512)[3],
     )
     views, embedding = captures.read_capture(tmp_path / "anna", OPTIONS, models)
     assert embedding[3] == 1.0 and len(views) == 5

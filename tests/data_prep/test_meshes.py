@@ -98,13 +98,11 @@ def models_that_see(points, calls=None):
         landmarks68 = np.column_stack([seen, np.zeros(68)])
         return [Face(np.zeros(4), 0.9, landmarks.five_of(seen), landmarks68)]
 
-    def embed(image, five):
+    def identify(image, face):
         vector = np.resize(image.mean(axis=(0, 1)), 512)
         return (vector / np.linalg.norm(vector)).astype(np.float32)
 
-    return types.SimpleNamespace(
-        finder=types.SimpleNamespace(find=find), recogniser=types.SimpleNamespace(embed=embed)
-    )
+    return types.SimpleNamespace(finder=types.SimpleNamespace(find=find), identify=identify)
 
 
 @pytest.mark.parametrize("suffix", [".obj", ".glb", ".ply"])

@@ -82,13 +82,11 @@ def fake_models(sees=lambda image: True):
     def find(image):
         return [Face(np.zeros(4), 0.9, np.zeros((5, 2)), np.zeros((68, 3)))] * bool(sees(image))
 
-    def embed(image, five):
+    def identify(image, face):
         vector = np.resize(image.mean(axis=(0, 1)), 512)
         return (vector / np.linalg.norm(vector)).astype(np.float32)
 
-    return types.SimpleNamespace(
-        finder=types.SimpleNamespace(find=find), recogniser=types.SimpleNamespace(embed=embed)
-    )
+    return types.SimpleNamespace(finder=types.SimpleNamespace(find=find), identify=identify)
 
 
 # --------------------------------------------------------------------------------------------------

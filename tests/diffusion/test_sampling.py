@@ -49,10 +49,27 @@ def test_order_of_convergence(name, factor):
 def test_samplers_turn_noise_into_the_data():
     x = jax.random.normal(jax.random.key(0), (20_000,))
     sigmas = schedules.karras_sigmas(200)
-    for sampler in samplers.SAMPLERS.values():
+    for name in ("euler", "heun", "dpm_solver", "unipc"):
+        sampler = samplers.SAMPLERS[name]
         result = sampler(gaussian, samplers.initial_noise(x, sigmas), sigmas)
         assert float(np.std(result)) == pytest.approx(float(np.std(x)), rel=0.05)
         assert np.corrcoef(result, x)[0, 1] > 0.9999
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_consistency_sampling_turns_noise_into_the_data(steps):
+    """With the exact function, by which every point of the ODE's path leads to its end."""
+    x = jax.random.normal(jax.random.key(0), (2, 10_000))
+    sigmas = schedules.consistency_sigmas(steps)
+    assert len(sigmas) == steps + 1 and sigmas[0] == 700.0 and (steps == 1 or sigmas[-2] > 0.1)
+    result = samplers.consistency(
+        lambda x, sigma: x / jnp.sqrt(1.0 + sigma**2), samplers.initial_noise(x, sigmas), sigmas
+    )
+    np.testing.assert_allclose(np.std(result, axis=1), 1.0, atol=0.03)
+    alone = samplers.consistency(
+        lambda x, sigma: x / jnp.sqrt(1.0 + sigma**2), samplers.initial_noise(x[1:], sigmas), sigmas
+    )
+    np.testing.assert_allclose(alone[0], result[1], rtol=1e-6)
 
 
 def test_evaluations_of_each_sampler():

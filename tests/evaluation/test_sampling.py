@@ -96,6 +96,12 @@ def test_each_value_of_a_sweep_changes_one_setting():
     assert found[1].sampling == dataclasses.replace(SAMPLING, steps=12) and found[1].anchors
     assert found[3] == Variant("anchors false", SAMPLING, anchors=False)
     assert found[4].sampling.shared_noise is False
-    for bad in ("steps", "colour=1", "guidance_scale=nan", "steps=", "sampler=ddim"):
+    both = variants(own, ["steps=4,8:sampler=euler,unipc"])
+    assert [v.label for v in both[1:]] == [
+        "steps 4, sampler euler", "steps 4, sampler unipc",
+        "steps 8, sampler euler", "steps 8, sampler unipc",
+    ]  # fmt: skip
+    assert both[4].sampling == dataclasses.replace(SAMPLING, steps=8, sampler="unipc")
+    for bad in ("steps", "colour=1", "guidance_scale=nan", "steps=", "sampler=ddim", "steps=4:"):
         with pytest.raises(ValueError, match=f"--sweep {bad}"):
             variants(own, [bad])

@@ -237,7 +237,7 @@ def test_larger_pictures_show_what_was_fitted():
     scene = ellipsoid(ring(8), 24)
     yaw = np.array([0.0, 100.0])
     fitted = views.draw_views(needles, scene, views.orbit(scene, yaw))
-    large = list(views.turn(needles, scene, yaw, (192, 192)))
+    large = list(views.turn(views.for_any_size(needles, scene), scene, yaw, (192, 192)))
     images = np.concatenate([drawn.images for drawn in large])
     assert images.shape == (2, 192, 192, 3)
     small = images.reshape(2, 24, 8, 24, 8, 3).mean(axis=(2, 4))

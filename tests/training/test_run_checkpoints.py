@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from spinmeround_jax import sharding
+from spinmeround_jax.config import added
 from spinmeround_jax.files import InputError
 from spinmeround_jax.models import ModelConfig
 from spinmeround_jax.training.run_checkpoints import Checkpoints, config_changes
@@ -94,6 +95,22 @@ def test_stages_to_come_may_change_and_those_before_may_not():
     assert not config_changes(saved, config((10, 1)), step=10)
     for other in (config((10, 1)), config((11, 1), (19, 3)), config((10, 2), (20, 3))):
         assert config_changes(saved, other, step=15)
+
+
+def test_a_config_older_than_a_field_is_resumed_with_its_default(tmp_path):
+    saved = Checkpoints(tmp_path, keep=1, config=RUN)
+    saved.save(1, state_at(1), Position({}))
+    saved.wait()
+
+    @dataclasses.dataclass(frozen=True)
+    class Younger(Run):
+        method: str = added("as before")
+
+    same = {field.name: getattr(RUN, field.name) for field in dataclasses.fields(RUN)}
+    Checkpoints(tmp_path, keep=1, config=Younger(**same)).restore(abstract_state(), Position({}))
+    with pytest.raises(InputError, match="method: 'as before' -> 'new'"):
+        other = Checkpoints(tmp_path, keep=1, config=Younger(**same, method="new"))
+        other.restore(abstract_state(), Position({}))
 
 
 def test_another_config_or_damage_is_refused(tmp_path):
