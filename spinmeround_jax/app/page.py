@@ -30,12 +30,14 @@ from spinmeround_jax.app.work import (
     Studio,
     Upload,
     follow,
+    has_encoder,
 )
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import preview
 from spinmeround_jax.photo.images import SUFFIXES, encoded, to_uint8
 from spinmeround_jax.photo.pose import Correction
 from spinmeround_jax.requests import Job
+from spinmeround_jax.video import mp4
 
 T = TypeVar("T")
 Updates = Generator[dict[Any, Any], None, T]  # component: its new value
@@ -44,6 +46,14 @@ MAX_UPLOAD = 25 * 2**20  # bytes of one file; photo.images.MAX_PIXELS limits wha
 MAX_QUEUE = 16  # jobs that wait
 KEPT = 2 * 3600  # seconds that files are kept for who closed the page, or left it open
 PORTRAITS = pathlib.Path(__file__).parents[2] / "demo" / "portraits"
+DOWNLOADS = {  # of the folder that `reconstruct` writes
+    "splats.ply": "Splats (PLY)",
+    "splats.glb": "Splats (GLB)",
+    "mesh.glb": "Mesh (GLB)",
+    "mesh_textured.glb": "Mesh with a texture (GLB)",
+    "viewer.html": "Viewer (HTML)",
+    mp4.NAME: "Smooth video (MP4)",
+}
 ERRORS = (InputError, ValueError, OSError, FloatingPointError, ImportError)
 
 CSS = """
@@ -55,6 +65,7 @@ h1{font-size:2rem;letter-spacing:-.02em;margin:.4em 0 0}
 .panels figure{margin:0;max-width:255px}
 .panels img{display:block;width:100%;max-height:300px;object-fit:contain;border-radius:8px;
 background:var(--background-fill-secondary)}
+.panels img[data-photo]{cursor:crosshair}
 .panels figcaption{font-size:.8rem;padding-top:4px}
 .notes{margin:10px 0 0;padding-left:1.2em;font-size:.9rem}
 .job-status progress{width:100%;height:10px;appearance:none;border:0;border-radius:5px;overflow:hidden;
@@ -77,6 +88,12 @@ FIT = (
     "const page=this.contentDocument;"
     "new ResizeObserver(()=>{this.style.height=page.documentElement.scrollHeight+2+'px'})"
     ".observe(page.body)"
+)
+# A click into a crop moves its centre there; the sliders do the same from the keyboard.
+CLICKED = (
+    "element.addEventListener('click',({target,offsetX,offsetY})=>{if(target.dataset.photo)"
+    "trigger('select',{photo:target.dataset.photo,"
+    "x:offsetX/target.clientWidth,y:offsetY/target.clientHeight})})"
 )
 
 
@@ -109,28 +126,32 @@ def frame(document: str, title: str, kind: str = "") -> str:
     return f'<iframe title="{title}" class="{kind}" srcdoc="{html.escape(document)}"{fit}></iframe>'
 
 
-def panels(jobs: list[Job]) -> str:
+def panels(jobs: list[Job], photo_warning: str | None) -> str:
     """What was found in each photo, the crop, the mask and the portrait, and all remarks."""
     figures = []
-    for job in jobs:
+    for number, job in enumerate(jobs, start=1):
         shown = {"portrait, taken as it is": Image.fromarray(to_uint8(job.images[0]))}
         for caption, panel in (preview.panels(job.prepared) if job.prepared else shown).items():
-            figures.append(_figure(panel, caption))
-    notes = [html.escape(text.rpartition("/")[2]) for job in jobs for text in job.notes]
-    remarks = "".join(f"<li>{text}</li>" for text in notes)
+            figures.append(_figure(panel, caption, number if caption == "crop" else None))
+    notes = [text.rpartition("/")[2] for job in jobs for text in job.notes]
+    if photo_warning and any(job.prepared for job in jobs):
+        notes.append(photo_warning)
+    remarks = "".join(f"<li>{html.escape(text)}</li>" for text in notes)
     return (
         f'<div class="panels">{"".join(figures)}</div>'
         f"{f'<ul class=notes>{remarks}</ul>' if remarks else ''}"
     )
 
 
-def _figure(image: Image.Image, caption: str) -> str:
+def _figure(image: Image.Image, caption: str, photo: int | None) -> str:
+    """`photo`: the number of the photo whose crop this is; it can be clicked, see CLICKED."""
     image.thumbnail((420, 420))
     data = base64.b64encode(encoded(image, "JPEG", quality=88)).decode()
     text = html.escape(caption)
+    number, hint = ("", "") if photo is None else (f' data-photo="{photo}"', "; click to centre it")
     return (
-        f'<figure><img alt="{text}" src="data:image/jpeg;base64,{data}">'
-        f"<figcaption>{text}</figcaption></figure>"
+        f'<figure><img alt="{text}"{number} src="data:image/jpeg;base64,{data}">'
+        f"<figcaption>{text}{hint}</figcaption></figure>"
     )
 
 
@@ -193,7 +214,7 @@ def build(studio: Studio) -> gr.Blocks:
                         for name, path in examples().items()
                     }
                     nobody = gr.Button("A new person", size="sm", min_width=0)
-        found = gr.HTML()
+        found = gr.HTML(js_on_load=CLICKED)
         with gr.Accordion("Correct the crop", open=False, visible=False) as correct:
             which = gr.Radio([], label="Photo", visible=False)
             face = gr.Radio([], label="Face, the largest first", visible=False)
@@ -232,13 +253,13 @@ def build(studio: Studio) -> gr.Blocks:
         status = gr.HTML(elem_id="status")
         with gr.Row(visible=False) as after:
             views = gr.DownloadButton("Download views and cameras (zip)", elem_id="zip")
+            video = gr.DownloadButton("Video (MP4)", visible=has_encoder())
             make3d = gr.Button("Make it 3D", variant="primary")
         status3d = gr.HTML(elem_id="status3d")
         viewer = gr.HTML()
         with gr.Row(visible=False) as after3d:
-            ply = gr.DownloadButton("Splats (PLY)")
-            glb = gr.DownloadButton("Mesh (GLB)")
-            alone = gr.DownloadButton("Viewer (HTML)")
+            downloads = {file: gr.DownloadButton(name) for file, name in DOWNLOADS.items()}
+            film = gr.Button("Make a smooth video", visible=has_encoder())
         result = gr.HTML()
 
         settings = [model, angles, seed, steps, guidance, keep, without]
@@ -269,7 +290,7 @@ def build(studio: Studio) -> gr.Blocks:
             seen = jobs[(number or 1) - 1].prepared
             faces = len(seen.faces) if seen else 0
             return {
-                found: panels(jobs),
+                found: panels(jobs, studio.weights[model].photo_warning),
                 correct: gr.update(visible=seen is not None),
                 face: gr.update(choices=list(range(1, faces + 1)), visible=faces > 1),
                 spin: gr.update(interactive=True),
@@ -304,6 +325,16 @@ def build(studio: Studio) -> gr.Blocks:
             new = dataclasses.replace(old, face=face or old.face, correction=by)
             uploads = [*uploads[: which - 1], new, *uploads[which:]]
             return {taken: uploads, **look(uploads, which, *look_at)}
+
+        def clicked(event: gr.EventData, uploads: list[Upload]) -> dict[Any, Any]:
+            """One photo with its crop's centre where it was clicked."""
+            number = int(event.photo)
+            by = uploads[number - 1].correction.centred(float(event.x), float(event.y))
+            right, down = (min(max(-0.5, way), 0.5) for way in (by.right, by.down))
+            by = dataclasses.replace(by, right=right, down=down)
+            new = dataclasses.replace(uploads[number - 1], correction=by)
+            uploads = [*uploads[: number - 1], new, *uploads[number:]]
+            return {taken: uploads, which: number, **shown(new)}
 
         def run(
             work: Callable[[Report], T], status: gr.HTML, button: gr.Button
@@ -344,6 +375,7 @@ def build(studio: Studio) -> gr.Blocks:
                     made: head,
                     result: frame(head.page, "Views, anchors and normals"),
                     views: head.archive,
+                    video: head.folder / mp4.NAME if has_encoder() else None,
                     after: gr.update(visible=True),
                 }
             if not uploads:
@@ -356,16 +388,24 @@ def build(studio: Studio) -> gr.Blocks:
             )
             if solid is None:
                 return
-            page, mesh = solid.folder / "viewer.html", solid.folder / "mesh.glb"
+            page = solid.folder / "viewer.html"
             shown = frame(page.read_text("utf-8"), "3D viewer", "viewer") if page.is_file() else ""
             lost = "; ".join(f"no {what}: {why}" for what, why in solid.left_out.items())
             yield {
                 viewer: shown + note(lost),
                 after3d: gr.update(visible=True),
-                ply: solid.folder / "splats.ply",
-                glb: gr.update(value=mesh, visible=mesh.is_file()),
-                alone: gr.update(value=page, visible=page.is_file()),
+                film: gr.update(visible=has_encoder()),
+                **{button: offer(solid.folder / file) for file, button in downloads.items()},
             }
+
+        def offer(path: pathlib.Path) -> dict[str, Any]:
+            there = path.is_file()
+            return gr.update(value=path if there else None, visible=there)
+
+        def smooth(head: SavedHead) -> Updates[None]:
+            path = yield from run(lambda report: studio.film(head, report), status3d, film)
+            if path is not None:
+                yield {downloads[mp4.NAME]: offer(path), film: gr.update(visible=False)}
 
         def defaults(model: str) -> tuple[float, float]:
             own = studio.weights[model].sampling
@@ -375,7 +415,7 @@ def build(studio: Studio) -> gr.Blocks:
         look_out = [found, correct, face, spin, status]
         look_in = [taken, which, *settings]
         spin_in, spin_out = [taken, made, *settings], [
-            made, result, viewer, status, status3d, after, after3d, spin, stop, views,
+            made, result, viewer, status, status3d, after, after3d, spin, stop, views, video,
         ]  # fmt: skip
         spins = [spin.click(spin_clicked, spin_in, spin_out, **device)]
         files.change(choose, files, handles, **quiet).then(look, look_in, look_out, **looking)
@@ -388,8 +428,13 @@ def build(studio: Studio) -> gr.Blocks:
         nobody_looked = nobody_chosen.then(look, look_in, look_out, **looking)
         spins.append(nobody_looked.then(spin_clicked, spin_in, spin_out, **device))
         solids = make3d.click(
-            splats, made, [viewer, status3d, after3d, make3d, stop, ply, glb, alone], **device
+            splats,
+            made,
+            [viewer, status3d, after3d, make3d, stop, film, *downloads.values()],
+            **device,
         )
+        films = film.click(smooth, made, [status3d, film, stop, downloads[mp4.NAME]], **device)
+        found.select(clicked, taken, handles, **quiet).then(look, look_in, look_out, **looking)
         for handle in (face, *corrections):
             handle.input(
                 corrected, [*handles, *settings], [taken, *look_out],
@@ -408,8 +453,10 @@ def build(studio: Studio) -> gr.Blocks:
             lambda uploads: {
                 status: note("Stopped."), status3d: "", stop: gr.update(visible=False),
                 spin: gr.update(interactive=bool(uploads)), make3d: gr.update(interactive=True),
+                film: gr.update(interactive=True),
             },
-            taken, [status, status3d, stop, spin, make3d], cancels=[*spins, solids], **quiet,
+            taken, [status, status3d, stop, spin, make3d, film], cancels=[*spins, solids, films],
+            **quiet,
         )  # fmt: skip
     return blocks
 

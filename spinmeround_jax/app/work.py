@@ -13,16 +13,20 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
+import jax
 import numpy as np
 
-from spinmeround_jax import cameras, cli, reconstruct, requests, sample
+from spinmeround_jax import cameras, checkpoints, cli, reconstruct, requests, sample
 from spinmeround_jax.config import SamplingConfig
 from spinmeround_jax.diffusion.pipeline import Pipeline
+from spinmeround_jax.files import InputError
 from spinmeround_jax.photo.pose import Correction
 from spinmeround_jax.requests import Job
 from spinmeround_jax.results import head_folder, page
-from spinmeround_jax.splats import scene
+from spinmeround_jax.splats import nvidia, scene
 from spinmeround_jax.splats.fit import FitSettings
+from spinmeround_jax.splats.folder import write_video
+from spinmeround_jax.video import mp4
 from spinmeround_jax.weights import remote
 
 T = TypeVar("T")
@@ -77,12 +81,16 @@ class PageSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SavedHead:
-    """A finished head: its folder, all of it as a .zip file, the page of results, and remarks."""
+    """A finished head: its folder, all of it as a .zip file, and the page of results."""
 
     folder: pathlib.Path
     archive: pathlib.Path
     page: str
-    notes: tuple[str, ...]
+
+    @property
+    def splats(self) -> pathlib.Path:
+        """The folder of its Gaussians, there or not."""
+        return self.folder.parents[1] / "splats" / self.folder.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +99,15 @@ class Splats:
 
     folder: pathlib.Path
     left_out: dict[str, str]
+
+
+def has_encoder() -> bool:
+    """Whether videos can be written."""
+    try:
+        mp4.check()
+    except InputError:
+        return False
+    return True
 
 
 class Weights:
@@ -104,6 +121,7 @@ class Weights:
         self.name = remote.locate(checkpoint).name
         self.pipeline = Pipeline.load(checkpoint, **options)
         self.size = self.pipeline.networks.config.image_size
+        self.photo_warning = sample.photo_warning(checkpoints.describe(checkpoint))
         provenance = self.pipeline.settings["provenance"]
         self._photos = sample.photo_settings(provenance, models=models)
         # Likeness is measured while others prepare their photos, and no model serves two at once.
@@ -219,12 +237,14 @@ class Studio:
             head_folder.write_head(
                 folder, head, settings, truth=job.truth, likeness=likeness, photo=job.preview
             )
+            if has_encoder():
+                mp4.write_views(folder / mp4.NAME, folder, mp4.DEFAULT)
             document = page.head_page(folder)
             archive = shutil.make_archive(str(out / folder.name), "zip", folder.parent, folder.name)
         except BaseException:
             shutil.rmtree(out, ignore_errors=True)
             raise
-        return SavedHead(folder, pathlib.Path(archive), document, job.notes)
+        return SavedHead(folder, pathlib.Path(archive), document)
 
     def _settings(self, name: str, job: Job, pipeline: Pipeline) -> dict[str, object]:
         """For settings.json, without paths of this machine."""
@@ -253,10 +273,32 @@ class Studio:
                 given, head.folder.name, settings, hold_out=0, on_step=on_step
             )
             report("Writing splats and mesh", 1.0)
-            folder = head.folder.parents[1] / "splats" / head.folder.name
+            folder = head.splats
             folder.parent.mkdir(exist_ok=True)
             made.save(folder, overwrite=True)
         return Splats(folder, made.report["left_out"])
+
+    def film(self, head: SavedHead, report: Report) -> pathlib.Path:
+        """A smooth video of the Gaussians that `reconstruct` made, in their folder.
+
+        Raises:
+            InputError: there is no encoder, or the folder cannot be read.
+            Stopped: see `follow`.
+        """
+        mp4.check()
+        path, draw = head.splats / mp4.NAME, nvidia.choose()
+        count = len(mp4.DEFAULT.phases())
+        frames = iter(range(count))
+
+        def drawn(*args: object) -> dict[str, jax.Array]:
+            # A frame is drawn again where tiles were full.
+            done = next(frames, count)
+            report(f"Drawing the video, frame {done} of {count}", done / count)
+            return draw(*args)
+
+        with self._device:
+            write_video(path, head.splats, mp4.DEFAULT, drawn)
+        return path
 
     def remove(self, head: SavedHead | None) -> None:
         """Delete everything that was written for a head."""

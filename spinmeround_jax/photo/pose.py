@@ -47,6 +47,12 @@ class Correction:
     size: float = 1.0
     roll: float = 0.0
 
+    def centred(self, x: float, y: float) -> Correction:
+        """Moved to where (x, y) is in the corrected square, [0, 1] from its upper left."""
+        square = Square(np.zeros(2), 1.0, 0.0).corrected(self)
+        right, down = square.to_photo(np.array([x, y]))
+        return dataclasses.replace(self, right=float(right), down=float(down))
+
 
 @dataclasses.dataclass(frozen=True)
 class Square:

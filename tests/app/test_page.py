@@ -1,6 +1,7 @@
 """The page in headless Chromium, as people use it: photos, wrong files, impatience, telephones, keyboards."""
 
 import dataclasses
+import functools
 import re
 import socket
 import threading
@@ -12,7 +13,9 @@ from PIL import Image
 
 from spinmeround_jax import checkpoints
 from spinmeround_jax.app import work
-from tests.support import browser
+from spinmeround_jax.splats.fit import FitSettings
+from spinmeround_jax.video import mp4
+from tests.support import browser, splat_views
 from tests.support.tiny_model import SAMPLING, random_model
 
 pytest.importorskip("gradio", reason="pip install 'spinmeround_jax[app]'")
@@ -43,12 +46,19 @@ class Gated(work.Studio):
             raise
         return super().spin(name, uploads, chosen, report)
 
+    def reconstruct(self, head, report):
+        """Of other views: the model's are too small."""
+        splat_views.write(head.folder, splat_views.ellipsoid(splat_views.ring(12), 32))
+        return super().reconstruct(head, report)
+
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
     root = tmp_path_factory.mktemp("jobs")
     folder = tmp_path_factory.mktemp("weights") / "tiny"
-    checkpoints.save_model(folder, random_model(), {"sampling": dataclasses.asdict(SAMPLING)})
+    rendered = {"data": {"source": "data_prep.render_heads"}}
+    sampling = {"sampling": dataclasses.asdict(SAMPLING)}
+    checkpoints.save_model(folder, random_model(), sampling | rendered)
     weights = work.Weights(folder, None)
     weights.compile()  # as the command does, before anybody waits for it
     return Gated([weights], root)
@@ -60,6 +70,8 @@ def serve(studio):
     import uvicorn
 
     patch = pytest.MonkeyPatch()
+    patch.setattr(mp4, "DEFAULT", mp4.Turn(height=32, fps=4, seconds=1.0))
+    patch.setattr(work, "FitSettings", functools.partial(FitSettings, steps=20, lpips=0.0))
     patch.setenv("GRADIO_TEMP_DIR", str(studio.root / "uploads"))
     patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     from spinmeround_jax.app import page
@@ -149,6 +161,7 @@ def test_a_photo_is_shown_corrected_spun_and_downloaded(open_page, tmp_path):
     before = int(re.search(r"roll ([+-]\d+)", caption.inner_text())[1])
     for panel in ("crop", "portrait"):
         assert page.get_by_role("img", name=panel, exact=True).is_visible()
+    assert page.get_by_text("expect little of photographs").is_visible()
 
     page.get_by_role("button", name="Correct the crop").click()
     roll = page.get_by_role("slider", name="Rotate")
@@ -165,6 +178,38 @@ def test_a_photo_is_shown_corrected_spun_and_downloaded(open_page, tmp_path):
     download.value.save_as(tmp_path / "views.zip")
     with zipfile.ZipFile(tmp_path / "views.zip") as archive:
         assert "astronaut/transforms.json" in archive.namelist()
+
+
+def test_a_click_into_the_crop_moves_its_centre_there(open_page, tmp_path):
+    page = open_page()
+    upload(page, photo(tmp_path))
+    crop = page.get_by_role("img", name="crop", exact=True)
+    crop.wait_for()
+    before, box = crop.get_attribute("src"), crop.bounding_box()
+    crop.click(position={"x": 0.6 * box["width"], "y": 0.45 * box["height"]})
+    page.get_by_role("button", name="Correct the crop").click()
+    right, down = (page.get_by_role("slider", name=f"Move {way}") for way in ("right", "down"))
+    playwright.expect(right).to_have_value(re.compile("^(9|10|11)$"), timeout=SLOW)
+    playwright.expect(down).to_have_value(re.compile("^-[456]$"), timeout=SLOW)
+    playwright.expect(crop).not_to_have_attribute("src", before, timeout=SLOW)
+
+
+def test_a_head_is_made_3d_and_filmed(open_page):
+    page = open_page()
+    page.get_by_role("button", name="A new person").click()
+    page.get_by_role("button", name="Make it 3D").click()
+    viewer = page.frame_locator("iframe[title='3D viewer']")
+    viewer.locator("canvas").wait_for()
+    for name in ("Splats (PLY)", "Splats (GLB)", "Mesh with a texture (GLB)", "Viewer (HTML)"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name).click()
+        assert download.value.path().stat().st_size > 1000
+    pytest.importorskip("av", reason="pip install 'spinmeround_jax[video]'")
+    page.get_by_role("button", name="Make a smooth video").click()
+    for name in ("Smooth video (MP4)", "Video (MP4)"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name, exact=True).click()
+        assert download.value.suggested_filename == mp4.NAME
 
 
 def test_what_cannot_be_used_is_a_sentence_and_nothing_can_be_spun(open_page, tmp_path, studio):

@@ -1,9 +1,11 @@
 """Jobs of the page without the page: progress, stopping, words, and who may come in."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
+import sys
 import threading
 import zipfile
 
@@ -15,9 +17,17 @@ from spinmeround_jax import checkpoints, files, requests
 from spinmeround_jax.app import __main__ as command
 from spinmeround_jax.app import work
 from spinmeround_jax.app.work import ANGLES, PageSettings, Stopped, Studio, Upload, Weights, follow
+from spinmeround_jax.splats.fit import FitSettings
+from spinmeround_jax.video import mp4
+from tests.support import splat_views
 from tests.support.tiny_model import SAMPLING, random_model
 
 SETTINGS = PageSettings(next(iter(ANGLES)), 3, SAMPLING.steps, 1.0, False, False)
+
+
+@pytest.fixture(autouse=True)
+def small_videos(monkeypatch):
+    monkeypatch.setattr(mp4, "DEFAULT", mp4.Turn(height=32, fps=4, seconds=1.0))
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +106,41 @@ def test_a_new_person_is_a_folder_an_archive_and_a_page(studio):
         assert str(studio.root) not in archive.read(f"{head.folder.name}/settings.json").decode()
     assert f"{head.folder.name}/transforms.json" in names
     assert sum("/views/view_" in name for name in names) == 48
+    assert f"{head.folder.name}/{mp4.NAME}" in names
     assert settings["seed"] == SETTINGS.seed and "<article>" in head.page
     assert all(0.0 <= now.fraction <= 1.0 for now in told)
+    studio.remove(head)
+    assert list(studio.root.iterdir()) == []
+
+
+def test_heads_are_spun_without_an_encoder_of_videos(studio, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    head = studio.spin("tiny", [], SETTINGS, lambda *_: None)
+    assert head.archive.is_file() and not (head.folder / mp4.NAME).exists()
+    studio.remove(head)
+
+
+def test_a_head_is_made_3d_and_filmed(studio, monkeypatch):
+    monkeypatch.setattr(work, "FitSettings", functools.partial(FitSettings, steps=20, lpips=0.0))
+    head = studio.spin("tiny", [], SETTINGS, lambda *_: None)
+    splat_views.write(head.folder, splat_views.ellipsoid(splat_views.ring(12), 32))
+    solid = studio.reconstruct(head, lambda *_: None)
+    assert solid.left_out == {}
+    assert {path.name for path in solid.folder.iterdir()} > {
+        "splats.ply", "splats.glb", "mesh.glb", "mesh_textured.glb", "viewer.html",
+    }  # fmt: skip
+
+    def stop(text, fraction):
+        if fraction > 0.0:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        studio.film(head, stop)
+    assert not list(solid.folder.glob(f"*{mp4.NAME}*"))
+    fractions = []
+    film = studio.film(head, lambda _, done: fractions.append(done))
+    assert film.parent == solid.folder and film.is_file()
+    assert fractions == sorted(fractions) and fractions[0] == 0.0 and max(fractions) <= 1.0
     studio.remove(head)
     assert list(studio.root.iterdir()) == []
 

@@ -7,7 +7,7 @@ from spinmeround_jax import cameras
 from spinmeround_jax.files import InputError
 from spinmeround_jax.photo import align, landmarks, pose
 from spinmeround_jax.photo.landmarks import FaceError
-from spinmeround_jax.photo.pose import Square
+from spinmeround_jax.photo.pose import Correction, Square
 
 
 def mean_head(yaw=0.0, pitch=0.0, framing="canonical"):
@@ -139,6 +139,14 @@ def test_square_there_and_back():
     np.testing.assert_allclose(square.corners, [[14, 16], [14, 24], [6, 24], [6, 16]], atol=1e-9)
     points = np.random.default_rng(0).uniform(-1, 2, (5, 2))
     np.testing.assert_allclose(square.from_photo(square.to_photo(points)), points)
+
+
+def test_a_correction_centred_on_a_point_of_the_crop():
+    square, by = Square(np.array([10.0, 20.0]), 8.0, 30.0), Correction(0.1, -0.2, 1.5, -70.0)
+    clicked = square.corrected(by).to_photo(np.array([0.9, 0.3]))
+    moved = square.corrected(by.centred(0.9, 0.3))
+    np.testing.assert_allclose(moved.centre, clicked)
+    assert (moved.side, moved.roll) == (12.0, -40.0)
 
 
 def test_ffhq_square():
