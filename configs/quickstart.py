@@ -3,7 +3,7 @@
 Data:      python -m data_prep.render_heads --out data/heads128 --subjects 1600 --held-out 40 --size 128 \\
                --train-views 24
 Command:   python -m spinmeround_jax.train --config=configs/quickstart.py
-Hardware:  CPU; an example (8 views, forward and backward) is 24 GFLOP, 48,000 of them seven hours of one core
+Hardware:  CPU; an example (8 views, forward and backward) is 24 GFLOP; two idle cores make 4.2 a second
 Expected:  not yet run to its end. weights/quickstart are of its predecessor: 64 pixels, 480 heads, 4 latent
            channels, normals in the head's frame, 54,000 examples
 """
