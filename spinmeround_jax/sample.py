@@ -343,11 +343,13 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     def is_missing(request: Request) -> bool:
         folder, settings = args.out / request.name, {**deciding, "request": request.description}
         recorded = layout.read_settings(folder) or {}
+        # Heads that were finished before a setting existed have its default.
         for name, default in (("guide", None), ("weights_sha256", settings["weights_sha256"])):
-            if (
-                name not in recorded and settings[name] == default
-            ):  # finished before it was recorded
+            if name not in recorded and settings[name] == default:
                 del settings[name]
+        if isinstance(then := recorded.get("sampling"), dict):
+            defaults, now = dataclasses.asdict(SamplingConfig()), settings["sampling"]
+            settings["sampling"] = {k: v for k, v in now.items() if k in then or v != defaults[k]}
         return args.overwrite or not layout.is_finished(folder, settings)
 
     for request in wanted:

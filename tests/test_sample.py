@@ -123,10 +123,12 @@ def test_heads_of_other_weights_are_not_taken_for_finished(command, checkpoint, 
     assert code == 1 and "guide" in error
     # Heads of before either was recorded stay finished.
     kept = json.loads(written)
-    del kept["weights_sha256"], kept["guide"]
+    del kept["weights_sha256"], kept["guide"], kept["sampling"]["guidance_sigma_max"]
     settings.write_text(json.dumps(kept))
     code, text, _ = command(*chosen, "--checkpoint", model)
     assert code == 0 and "1 skipped" in text
+    code, _, error = command(*chosen, "--checkpoint", model, "--guidance-sigma-max", "5")
+    assert code == 1 and "guidance_sigma_max" in error
 
 
 def test_a_folder_of_portraits(command, tmp_path):
